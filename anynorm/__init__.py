@@ -1,0 +1,15 @@
+"""Normalization layers, written once against the Python array API standard."""
+
+from anynorm._dispatch import fast_paths as fast_paths
+from anynorm._plan import AxisError as AxisError
+from anynorm.batch_norm import batch_norm as batch_norm
+from anynorm.batch_norm import update_running as update_running
+from anynorm.explain import explain as explain
+from anynorm.group_norm import group_norm as group_norm
+from anynorm.group_norm import instance_norm as instance_norm
+from anynorm.layer_norm import layer_norm as layer_norm
+from anynorm.layer_norm import rms_norm as rms_norm
+from anynorm.moments import Moments as Moments
+from anynorm.moments import moments as moments
+
+__version__ = "0.1.0"

@@ -1,0 +1,220 @@
+"""From the type of an array to the package that serves it, and from a checked call to its result.
+
+The one place that decides which implementation runs. Knows no numerics and no axis rule.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from anynorm import _formula
+from anynorm._array import (
+    Library,
+    check_device,
+    check_dtype,
+    check_eps,
+    check_out,
+    namespace,
+    reject_array,
+)
+from anynorm._plan import Plan
+
+# Loaders are plain `import` statements because torch.compile traces those; importlib.import_module breaks its
+# graph, even behind a cache.
+
+
+def _numpy() -> ModuleType:
+    import anynorm_numpy
+
+    return anynorm_numpy
+
+
+def _torch() -> ModuleType:
+    import anynorm_torch
+
+    return anynorm_torch
+
+
+def _jax() -> ModuleType:
+    import anynorm_jax
+
+    return anynorm_jax
+
+
+def _dask() -> ModuleType:
+    import anynorm_dask
+
+    return anynorm_dask
+
+
+_FIRST_PARTY = {"numpy": _numpy, "torch": _torch, "jax": _jax, "dask": _dask}
+
+# One look-up of the exact type is all that dispatch costs a call.
+_libraries: dict[type, Library] = {}
+
+_fast_paths: ContextVar[bool] = ContextVar("anynorm.fast_paths", default=True)
+
+
+def library_of(function: str, argument: str, x: object) -> Library:
+    """Return the library an array belongs to; a TypeError if it is no array."""
+    library = _libraries.get(type(x))
+    return _meet(function, argument, x) if library is None else library
+
+
+def _meet(function: str, argument: str, x: object) -> Library:
+    """Describe the library of a type that was not seen before."""
+    found = namespace(x)
+    if found is None:
+        reject_array(function, argument, x)
+    name, xp = found
+    package = _FIRST_PARTY[name]() if name in _FIRST_PARTY else _third_party(type(x))
+    library = _libraries[type(x)] = Library(name, xp, package)
+    return library
+
+
+def _third_party(cls: type) -> ModuleType | None:
+    """Load the package that an installed distribution registers for this array type."""
+    array_type = f"{cls.__module__}.{cls.__qualname__}"
+    for entry_point in entry_points(group="anynorm.backends", name=array_type):
+        try:
+            package = entry_point.load()
+        except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
+            msg = f"anynorm: the backend {entry_point.value!r} for {array_type} failed to import and is not used: {error!r}"
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+        else:
+            assert isinstance(package, ModuleType)
+            return package
+    return None
+
+
+class Call(NamedTuple):
+    """A call that was checked and planned. Nothing is computed yet."""
+
+    plan: Plan
+    library: Library
+    x: Any
+    weight: Any
+    bias: Any
+    eps: float
+    stats: tuple[Any, Any] | None
+    out: Any
+
+
+def prepare(
+    function: str,
+    x: Any,
+    build: Callable[..., Plan],
+    key: tuple[Any, ...],
+    *,
+    weight: Any = None,
+    bias: Any = None,
+    eps: object = 0.0,
+    stats: tuple[Any, Any] | None = None,
+    out: Any = None,
+) -> Call:
+    """Check the arrays of a call and plan it; `build` gets x's shape, `key`, and the shapes of weight and bias."""
+    library = library_of(function, "x", x)
+    compute = check_dtype(function, "x", x, library)
+    shape = library.shape(x)
+    if not shape:
+        msg = f"{function}: x is 0-dimensional, so there is nothing to normalize over. Give it at least one axis."
+        raise ValueError(msg)
+    mean, var = (None, None) if stats is None else stats
+    for argument, value in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var), ("out", out)):
+        if value is not None:
+            check_companion(function, argument, value, x, library)
+    eps = check_eps(function, eps, compute)
+    shapes = [None if its is None else library.shape(its) for its in (weight, bias)]
+    plan = build(library.compiling(), function, shape, *key, *shapes)
+    if out is not None:
+        check_out(function, out, x, (weight, bias, mean, var), library)
+    return Call(plan, library, x, weight, bias, eps, stats, out)
+
+
+def check_companion(function: str, argument: str, value: Any, x: Any, library: Library, beside: str = "x") -> None:
+    """Raise unless an argument is an array of x's library, on x's device, of an accepted dtype."""
+    own = library_of(function, argument, value)
+    if own.name != library.name:
+        msg = (
+            f"{function}: {beside} is an array of {library.name} but {argument} is one of {own.name}. "
+            f"Nothing is converted silently: convert {argument} to {library.name} first."
+        )
+        raise TypeError(msg)
+    check_dtype(function, argument, value, own)
+    check_device(function, argument, value, x, library, beside)
+
+
+class Route(NamedTuple):
+    """Which implementation serves a call, and the one reason a faster one does not."""
+
+    path: str
+    reason: str | None
+
+    def __str__(self) -> str:
+        return self.path if self.reason is None else f"{self.path} ({self.reason})"
+
+
+def route(call: Call) -> Route:
+    """Decide which implementation serves a call. Nothing is computed."""
+    package = call.library.package
+    if not hasattr(package, "forward"):
+        return Route("formula", f"no backend computes on {call.library.name} arrays")
+    if call.library.compiling():
+        return Route("formula", f"{call.library.name} is compiling the call itself")
+    if not _fast_paths.get():
+        return Route("formula", "fast paths are turned off")
+    reason = package.declines(call.plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out)
+    return Route("formula", reason) if reason is not None else Route(package.__name__, None)
+
+
+def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
+    """Compute y, and what was learned of the statistics if `save` asks for it."""
+    plan, library, x, weight, bias, eps, stats, out = call
+    if route(call).path == "formula":
+        return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save, library=library)
+    result: tuple[Any, _formula.Saved | None] = library.package.forward(
+        plan, x, weight, bias, eps, stats=stats, out=out, save=save
+    )
+    return result
+
+
+def measure(call: Call) -> _formula.Saved:
+    """Compute the statistics of x alone."""
+    package = call.library.package
+    if hasattr(package, "moments") and route(call).path != "formula":
+        saved: _formula.Saved = package.moments(call.plan, call.x)
+        return saved
+    return _formula.moments(call.plan, call.x, library=call.library)
+
+
+@contextmanager
+def fast_paths(enabled: bool) -> Iterator[None]:
+    """Turn the backends' fast paths on or off within a `with` block, for this thread or task alone.
+
+    Off, every array is served by the formula: to compare the two, or to report a difference.
+
+    Parameters
+    ----------
+    enabled : bool
+        Whether fast paths may be taken.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import anynorm as an
+    >>> with an.fast_paths(False):
+    ...     print(an.explain(an.rms_norm, np.ones((2, 3))))
+    formula (fast paths are turned off)
+
+    """
+    token = _fast_paths.set(enabled)
+    try:
+        yield
+    finally:
+        _fast_paths.reset(token)

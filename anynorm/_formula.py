@@ -1,0 +1,205 @@
+"""The implementation: every norm, on every array library, in standard array API calls on a plan.
+
+With S(a) = sum(a)/n over the elements that share a statistic, all in the compute dtype:
+
+    z = x·s             s a power of two: 1, unless z² would overflow or vanish
+    d = z − S(z)        S(z) is the mean as first rounded
+    e = d − S(d)        and this takes its rounding error out: constants become exactly 0
+    v = S(e²) + eps·s²
+    r = 1/√v
+    y = e·r·weight + bias
+
+RMS norm: e = z. Given statistics: e = x − mean, v = var + eps.
+
+Whatever a backend does on raw memory, it does this. Nothing here branches on a value, so that compilers and
+schedulers can trace it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from anynorm._array import FLOAT32, FLOAT64, Format, Library, Shape
+from anynorm._plan import Plan
+
+
+class Saved(NamedTuple):
+    """What a forward pass learned of each set, in the compute dtype, shaped like `plan.statistic`."""
+
+    mean: Any
+    correction: Any  # mean + correction carries twice the precision of either
+    rstd: Any  # 1/√(var + eps)
+    m2: Any  # Σ(x − mean − correction)²; None where the statistics were given
+
+
+class Rescue(NamedTuple):
+    """Sets whose largest magnitude lies beyond `bound` are computed as x·scale, provided eps < `eps_below`."""
+
+    beyond: Callable[[Any, float], Any]
+    bound: float
+    scale: float  # a power of two, so that the product is exact
+    eps_below: float
+
+
+def _above(peak: Any, bound: float) -> Any:
+    return peak > bound
+
+
+def _below(peak: Any, bound: float) -> Any:
+    return peak < bound
+
+
+# So chosen that a sum of 2²⁴ squares stays finite, and that no square which counts beside eps is flushed to 0 where
+# the library has no subnormals (XLA on CPU). Later entries win. Scaling by 2^64 below 2^-32 was tried and is not
+# enough on XLA; the last float32 entry is for sets that are subnormal throughout, of which a float32 2^72 is too
+# small to lift the squares and 2^144 is no float32.
+_RESCUES = {
+    FLOAT32: (
+        Rescue(_above, 2.0**48, 2.0**-80, math.inf),
+        Rescue(_below, 2.0**-24, 2.0**72, 2.0**-80),
+        Rescue(_below, 2.0**-76, 2.0**124, FLOAT32.smallest),
+    ),
+    FLOAT64: (
+        Rescue(_above, 2.0**384, 2.0**-640, math.inf),
+        Rescue(_below, 2.0**-192, 2.0**576, 2.0**-640),
+    ),
+}
+
+# A given mean beyond this may overflow x − mean; half an ulp of the largest number is still larger than the bound.
+_LARGE_MEAN = {FLOAT32: 2.0**100, FLOAT64: 2.0**960}
+
+
+def forward(
+    plan: Plan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    *,
+    stats: tuple[Any, Any] | None = None,
+    out: Any = None,
+    save: bool = False,
+    library: Library,
+) -> tuple[Any, Saved | None]:
+    """Return y, and what was learned of the statistics if `save` asks for it."""
+    if 0 in plan.shape:
+        saved = _saved_of_nothing(plan, x, library) if save else None
+        return (library.xp.empty_like(x) if out is None else out), saved
+    z = _as_computed(x, plan.shape, x, library)
+    if stats is None:
+        e, r, saved = _measure(plan, z, eps, save, library)
+    else:
+        mean, var = [_as_computed(library.constant(its), plan.statistic, x, library) for its in stats]
+        e, r, saved = _centre_on(z, mean, var, eps, library)
+    y = e * r
+    if weight is not None:
+        y = y * _as_computed(weight, plan.weight, x, library)
+    if bias is not None:
+        y = y + _as_computed(bias, plan.bias, x, library)
+    y = library.reshape(library.astype(y, x.dtype), library.shape(x))
+    if out is None:
+        return y, saved
+    out[...] = y
+    return out, saved
+
+
+def moments(plan: Plan, x: Any, *, library: Library) -> Saved | None:
+    """Return the statistics of each set."""
+    if 0 in plan.shape:
+        return _saved_of_nothing(plan, x, library)
+    return _measure(plan, _as_computed(x, plan.shape, x, library), 0.0, True, library)[2]
+
+
+def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tuple[Any, Any, Saved | None]:
+    """Return e, the factor that normalizes it, and the statistics of z."""
+    xp = library.xp
+    peak = library.peak(z, plan.reduced)
+    compute = _format(z, library)
+    by_scale = _selector(peak, [rescue for rescue in _RESCUES[compute] if eps < rescue.eps_below], xp)
+    scale = by_scale(lambda s: s)
+    z = z * scale
+    if plan.centres:
+        mean = _mean(library.sum(z, plan.reduced), plan.n, xp)
+        d = z - mean
+        correction = _mean(library.sum(d, plan.reduced), plan.n, xp)
+        e = d - correction
+    else:
+        mean = correction = xp.zeros_like(peak)
+        e = z
+    squares = library.sum(e * e, plan.reduced)
+    v = _mean(squares, plan.n, xp) + by_scale(lambda s: eps * s * s)
+    r = _rsqrt(v, by_scale(lambda s: min(_rsqrt_eps(eps) / s, compute.largest)), xp)
+    if not save:
+        return e, r, None
+    unscale = by_scale(lambda s: 1 / s)
+    return e, r, Saved(mean * unscale, correction * unscale, r * scale, squares * unscale * unscale)
+
+
+def _centre_on(z: Any, mean: Any, var: Any, eps: float, library: Library) -> tuple[Any, Any, Saved]:
+    """Return e, the factor that normalizes it, and the given statistics in the form of measured ones."""
+    xp = library.xp
+    large = xp.abs(mean) > _LARGE_MEAN[_format(z, library)]
+    scale = xp.where(large, xp.full_like(mean, 0.25), xp.full_like(mean, 1.0))
+    r = _rsqrt(var + eps, xp.full_like(var, _rsqrt_eps(eps)), xp)
+    return z * scale - mean * scale, r / scale, Saved(mean, xp.zeros_like(mean), r, None)
+
+
+def _selector(peak: Any, rescues: list[Rescue], xp: Any) -> Callable[[Callable[[float], float]], Any]:
+    """Return a function that lays out, for each set, a quantity that depends on the set's scale.
+
+    The quantities are constants under `where`: the scale has no gradient.
+    """
+    masks = [(rescue.beyond(peak, rescue.bound), rescue.scale) for rescue in rescues]
+
+    def by_scale(quantity: Callable[[float], float]) -> Any:
+        chosen = xp.full_like(peak, quantity(1.0))
+        for mask, scale in masks:
+            chosen = xp.where(mask, xp.full_like(peak, quantity(scale)), chosen)
+        return chosen
+
+    return by_scale
+
+
+def _mean(total: Any, n: int | None, xp: Any) -> Any:
+    """Return total/n, correctly rounded.
+
+    XLA replaces division by a constant by multiplication with its reciprocal, under jit even if the constant is an
+    array; then constant sets of 100003 elements come out as 1e-15 of their value instead of 0. Hence a divisor that
+    is no constant.
+    """
+    return total / xp.where(xp.isnan(total), total, xp.full_like(total, n))
+
+
+def _rsqrt(v: Any, where_zero: Any, xp: Any) -> Any:
+    """Return 1/√v, and `where_zero` where v is 0 (`v > 0` as the test would hide a NaN).
+
+    The inner `where` keeps automatic differentiation from multiplying 0 by the infinite slope at 0.
+    """
+    zero = v == 0
+    return xp.where(zero, where_zero, 1 / xp.sqrt(xp.where(zero, xp.full_like(v, 1.0), v)))
+
+
+def _rsqrt_eps(eps: float) -> float:
+    return 1 / math.sqrt(eps) if eps else 0.0
+
+
+def _as_computed(a: Any, shape: Shape | None, x: Any, library: Library) -> Any:
+    """Return an operand in x's compute dtype, in the plan's shape."""
+    return library.reshape(library.astype(a, library.compute_dtype(x.dtype)), shape)
+
+
+def _format(z: Any, library: Library) -> Format:
+    found = library.format(z.dtype)
+    assert found is not None  # z is in the compute dtype
+    return found
+
+
+def _saved_of_nothing(plan: Plan, x: Any, library: Library) -> Saved | None:
+    """Return the statistics of empty sets, the identity of merging: zeros on x's device."""
+    if plan.given:
+        return None
+    z = _as_computed(x, plan.shape, x, library)
+    zero = library.xp.sum(z, axis=plan.reduced, keepdims=True) if plan.reduced else z
+    return Saved(zero, zero, zero, zero)

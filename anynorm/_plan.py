@@ -1,0 +1,226 @@
+"""Which elements share a statistic, and where weight and bias lie: decided from shapes and axes alone.
+
+No array, no stride, no dtype enters here. A plan is built once per (function, shapes, axes), cached, and run by
+the formula and by every backend.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from anynorm._array import Shape
+
+Axes = int | tuple[int, ...] | None
+
+
+class AxisError(ValueError, IndexError):
+    """An axis that the array does not have. Both a ValueError and an IndexError, as NumPy's is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One normalization, decided.
+
+    `shape` is x's own shape, but for group norm, whose channel axis is split into (groups, channels per group).
+    `reduced` are the axes of `shape` whose elements share a statistic; all others are kept.
+    `weight` and `bias` are shapes that broadcast against `shape`, or None where there is no such parameter.
+    """
+
+    function: str
+    shape: Shape
+    reduced: tuple[int, ...]
+    n: int | None  # elements per statistic; None only where statistics are given
+    centres: bool = True  # False: the mean is taken as 0 (RMS norm)
+    given: bool = False  # the caller brings mean and var
+    weight: Shape | None = None
+    bias: Shape | None = None
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The axes of `shape` along which the statistics vary."""
+        return tuple([axis for axis in range(len(self.shape)) if axis not in self.reduced])
+
+    @property
+    def statistic(self) -> Shape:
+        """The shape of a statistic that broadcasts against `shape`."""
+        return tuple([1 if axis in self.reduced else length for axis, length in enumerate(self.shape)])
+
+
+def cached(build: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Cache a plan builder. Its first argument says whether a compiler is tracing, which caches confuse."""
+    remembered = lru_cache(maxsize=4096)(build)
+
+    def builder(compiling: bool, *key: Any) -> Plan:
+        return build(*key) if compiling else remembered(*key)
+
+    return builder
+
+
+def axes_argument(function: str, name: str, value: object) -> Axes:
+    """Return an axis argument as int, tuple of ints or None; anything else is a TypeError.
+
+    Done before the cache is asked, because 1, 1.0 and True are one key to a dict.
+    """
+    if type(value) is int or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple([axis if type(axis) is int else index_argument(function, name, axis) for axis in value])
+    return index_argument(function, name, value)
+
+
+def index_argument(function: str, name: str, value: object) -> int:
+    """Return an integer argument as an int; anything else, a bool too, is a TypeError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        several = "an integer" if name in ("channel_axis", "num_groups") else "an integer or a tuple of integers"
+        msg = f"{function}: {name} must be {several}, got {value!r} of type {type(value).__name__}."
+        raise TypeError(msg) from None
+
+
+@cached
+def over_axes(function: str, shape: Shape, axis: Axes, centres: bool, weight: Shape | None, bias: Shape | None) -> Plan:
+    """Plan a norm that reduces `axis`: layer norm, RMS norm, and the moments."""
+    everything = tuple(range(len(shape)))
+    reduced = everything if axis is None else _axes(function, "axis", axis, len(shape))
+    if not reduced:
+        msg = f"{function}: axis=() reduces nothing. Name at least one axis, or pass None for all of them."
+        raise ValueError(msg)
+    n = _count(function, shape, reduced)
+    lies = {name: _along(function, name, given, shape, reduced) for name, given in (("weight", weight), ("bias", bias))}
+    return Plan(function, shape, reduced, n, centres=centres, **lies)
+
+
+@cached
+def by_channel(
+    function: str,
+    shape: Shape,
+    channel_axis: int,
+    batch_axis: Axes,
+    num_groups: int | None,
+    given: bool,
+    weight: Shape | None,
+    bias: Shape | None,
+) -> Plan:
+    """Plan a norm whose weight lies along `channel_axis`: batch, instance and group norm.
+
+    `batch_axis` is kept beside the channels (batch norm keeps none); `num_groups` splits the channels.
+    """
+    (channel,) = _axes(function, "channel_axis", channel_axis, len(shape))
+    batch = () if batch_axis is None else _axes(function, "batch_axis", batch_axis, len(shape))
+    if channel in batch:
+        msg = (
+            f"{function}: batch_axis={batch_axis} contains channel_axis={channel_axis}; for x of shape {_show(shape)} "
+            f"both are axis {channel}. Name the axes of the batch alone, or pass batch_axis=None for unbatched input."
+        )
+        raise ValueError(msg)
+    lies = {
+        name: _along(function, name, its, shape, (channel,), f"channel_axis={channel_axis}")
+        for name, its in (("weight", weight), ("bias", bias))
+    }
+    kept = {channel, *batch}
+    if num_groups is not None:
+        size = _group_size(function, shape, channel, num_groups)
+        lies = {name: _split(its, channel, num_groups, size) for name, its in lies.items()}
+        shape = (*shape[:channel], num_groups, size, *shape[channel + 1 :])
+        kept = {axis + (axis > channel) for axis in kept}
+    reduced = tuple([axis for axis in range(len(shape)) if axis not in kept])
+    n = None if given else _count(function, shape, reduced)
+    if function == "batch_norm" and n == 1:
+        msg = (
+            f"batch_norm: x of shape {_show(shape)} has one value per channel along channel_axis={channel_axis}, so its "
+            "variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= "
+            "(running statistics), or use layer_norm or group_norm."
+        )
+        raise ValueError(msg)
+    return Plan(function, shape, reduced, n, given=given, **lies)
+
+
+def _axes(function: str, name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Return axes as ascending, non-negative ints."""
+    axes = []
+    for axis in (value,) if isinstance(value, int) else value:
+        if not -ndim <= axis < ndim:
+            msg = f"{function}: {name}={axis} is out of range for x with {ndim} axes. Choose one from {-ndim} to {ndim - 1}."
+            raise AxisError(msg)
+        axes.append(axis % ndim)
+    if len(set(axes)) < len(axes):
+        msg = f"{function}: {name}={value} names an axis twice (x has {ndim} axes). Name each axis once."
+        raise ValueError(msg)
+    return tuple(sorted(axes))
+
+
+def _count(function: str, shape: Shape, axes: tuple[int, ...]) -> int:
+    """Return how many elements share a statistic."""
+    lengths = [shape[axis] for axis in axes]
+    for axis, length in zip(axes, lengths, strict=True):
+        if length is None:
+            msg = (
+                f"{function}: the length of x along axis {axis}, which is reduced, is not known: x has shape {_show(shape)}. "
+                "Call x.compute_chunk_sizes() first."
+            )
+            raise ValueError(msg)
+    return math.prod(lengths)  # type: ignore[arg-type]
+
+
+def _group_size(function: str, shape: Shape, channel: int, num_groups: int) -> int:
+    channels = shape[channel]
+    if num_groups < 1:
+        msg = f"{function}: num_groups must be at least 1, got {num_groups}. Choose a divisor of the {channels} channels of x."
+        raise ValueError(msg)
+    if channels is None:
+        msg = (
+            f"{function}: the number of channels of x, its length along axis {channel}, is not known: x has shape "
+            f"{_show(shape)}. Call x.compute_chunk_sizes() first."
+        )
+        raise ValueError(msg)
+    if channels % num_groups:
+        msg = (
+            f"{function}: x has {channels} channels along axis {channel}, which num_groups={num_groups} does not divide. "
+            f"Choose a divisor of {channels}, or give x a number of channels that {num_groups} divides."
+        )
+        raise ValueError(msg)
+    return channels // num_groups
+
+
+def _along(
+    function: str, name: str, given: Shape | None, shape: Shape, axes: tuple[int, ...], rule: str | None = None
+) -> Shape | None:
+    """Return a parameter's shape as it broadcasts against x, or None where there is no parameter."""
+    if given is None:
+        return None
+    if len(given) == len(shape):
+        fits = all([own == 1 or own == length for own, length in zip(given, shape, strict=True)])
+        laid = given
+    else:
+        lengths = tuple([shape[axis] for axis in axes])
+        fits = given == lengths
+        laid = tuple([length if axis in axes else 1 for axis, length in enumerate(shape)])
+    if not fits:
+        where = rule or f"the reduced axes {axes}"
+        needed = _show(tuple([shape[axis] for axis in axes]))
+        msg = (
+            f"{function}: {name} has shape {_show(given)}, which does not fit x of shape {_show(shape)}. It must have shape "
+            f"{needed}, along {where}, or as many axes as x and broadcast to x's shape."
+        )
+        raise ValueError(msg)
+    return laid
+
+
+def _split(laid: Shape | None, channel: int, groups: int, size: int) -> Shape | None:
+    """Return a parameter's shape after the channel axis is split into (groups, size)."""
+    if laid is None:
+        return None
+    pair = (1, 1) if laid[channel] == 1 else (groups, size)
+    return (*laid[:channel], *pair, *laid[channel + 1 :])
+
+
+def _show(shape: Shape) -> str:
+    return str(shape).replace("None", "?")

@@ -1,0 +1,274 @@
+"""Batch norm, and the update of running statistics that goes with it. Nothing here keeps state."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, Literal, overload
+
+from anynorm._array import A, Array, Library, real_number
+from anynorm._dispatch import Call, check_companion, library_of, prepare, run
+from anynorm._plan import by_channel, index_argument
+from anynorm.moments import Moments, run_with_moments
+
+
+@overload
+def batch_norm(
+    x: A,
+    /,
+    *,
+    weight: Array | None = ...,
+    bias: Array | None = ...,
+    channel_axis: int = ...,
+    mean: Array | None = ...,
+    var: Array | None = ...,
+    eps: float = ...,
+    out: A | None = ...,
+    return_moments: Literal[False] = ...,
+) -> A: ...
+
+
+@overload
+def batch_norm(
+    x: A,
+    /,
+    *,
+    weight: Array | None = ...,
+    bias: Array | None = ...,
+    channel_axis: int = ...,
+    mean: None = ...,
+    var: None = ...,
+    eps: float = ...,
+    out: A | None = ...,
+    return_moments: Literal[True],
+) -> tuple[A, Moments]: ...
+
+
+def batch_norm(
+    x: A,
+    /,
+    *,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    channel_axis: int = 1,
+    mean: Array | None = None,
+    var: Array | None = None,
+    eps: float = 1e-5,
+    out: A | None = None,
+    return_moments: bool = False,
+) -> Any:
+    """Normalize each channel over all other axes, or by a given mean and var, then scale and shift by channel.
+
+    y = (x − mean) / √(var + eps) · weight + bias, with the batch's own mean and var (divided by n) per channel, or
+    those given.
+
+    Statistics and arithmetic are in result_type(x, float32), y in x's dtype; y keeps x's order of axes in memory. All
+    arrays but x are keyword-only because torch's positional order starts with the running mean. No running statistic is
+    updated here; a training step is
+
+        y, batch = batch_norm(x, weight=weight, bias=bias, return_moments=True)
+        running_mean, running_var = update_running(running_mean, running_var, batch)
+
+    Never feed the batch's own moments back as mean and var to train: the gradient would be wrong.
+
+    Parameters
+    ----------
+    x : array
+        Of any shape with a channel axis; float16, bfloat16, float32 or float64.
+    weight, bias : array or None
+        Of shape (C,), or with as many axes as x and broadcast to x's shape. Where both apply, the second does. Any of
+        the four dtypes.
+    channel_axis : int
+        The axis along which the channels, and so weight and bias, lie; -1 for channels last. All others are reduced.
+    mean, var : array or None
+        Statistics to use instead of the batch's own (inference), both or neither: one per channel, of shape (C,) or with
+        as many axes as x and length 1 along all but the channels'. Constants to differentiation.
+    eps : float
+        Added to the variance, in x's units squared. 0, or at least the smallest normal number of the compute dtype.
+    out : array or None
+        Where to put y: x itself, or an array with x's shape, dtype and device that overlaps no argument.
+    return_moments : bool
+        Return (y, Moments) from the same pass; the moments, per channel, are constants to differentiation.
+
+    Returns
+    -------
+    array, or (array, Moments)
+        y, or `out`. A channel of equal values gives exactly bias.
+
+    Raises
+    ------
+    TypeError
+        An argument is not an array, not of x's library, or not of a real floating dtype; channel_axis is not an integer
+        or eps not a number; out on a library whose arrays cannot be written to (JAX, Dask).
+    AxisError
+        channel_axis is out of range. It is a ValueError and an IndexError.
+    ValueError
+        There is one value per channel and no mean and var; only one of mean and var is given, or both and
+        return_moments; an argument does not fit; x is 0-d; eps is negative, NaN or too small; devices differ; out is
+        read-only or overlaps an argument.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+    Shift", arXiv:1502.03167, 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import anynorm as an
+    >>> x = np.asarray([[1.0, 10.0], [3.0, 30.0]])  # two samples, two channels
+    >>> an.batch_norm(x, eps=0).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    >>> an.batch_norm(x, mean=np.asarray([1.0, 10.0]), var=np.asarray([4.0, 100.0]), eps=0).tolist()
+    [[0.0, 0.0], [1.0, 2.0]]
+
+    """
+    call = batch_norm_call(
+        x,
+        weight=weight,
+        bias=bias,
+        channel_axis=channel_axis,
+        mean=mean,
+        var=var,
+        eps=eps,
+        out=out,
+        return_moments=return_moments,
+    )
+    return run_with_moments(call) if return_moments else run(call)[0]
+
+
+def batch_norm_call(
+    x: Array,
+    /,
+    *,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    channel_axis: int = 1,
+    mean: Array | None = None,
+    var: Array | None = None,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    return_moments: bool = False,
+) -> Call:
+    """Check and plan `batch_norm`."""
+    if (mean is None) != (var is None):
+        missing, present = ("mean", "var") if mean is None else ("var", "mean")
+        msg = f"batch_norm: {present} is given without {missing}. Give both, or neither to use the batch's own."
+        raise ValueError(msg)
+    stats = None if mean is None else (mean, var)
+    if stats is not None and return_moments:
+        msg = (
+            "batch_norm: return_moments=True measures the batch, but mean and var are given, so nothing is measured. "
+            "Leave them out, or call moments on x."
+        )
+        raise ValueError(msg)
+    key = (index_argument("batch_norm", "channel_axis", channel_axis), None, None, stats is not None)
+    call = prepare("batch_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, stats=stats, out=out)
+    for name, its in (("mean", mean), ("var", var)):
+        if its is not None:
+            _check_statistic(name, its, call)
+    return call
+
+
+def _check_statistic(name: str, statistic: Array, call: Call) -> None:
+    """Raise a ValueError unless there is one value per channel."""
+    needed = call.plan.statistic
+    channels = call.plan.shape[call.plan.kept[0]]
+    shape = call.library.shape(statistic)
+    if shape not in (needed, (channels,)):
+        msg = (
+            f"batch_norm: {name} has shape {shape}, which does not fit x of shape {call.plan.shape}. It must have shape "
+            f"({channels},), one value per channel, or {needed}."
+        )
+        raise ValueError(msg)
+
+
+def update_running(
+    running_mean: A, running_var: A, batch: Moments, /, *, momentum: float | Array = 0.1, correction: int = 1
+) -> tuple[A, A]:
+    """Return running statistics moved towards those of a batch.
+
+    running_mean ← (1 − momentum) · running_mean + momentum · batch.mean
+    running_var  ← (1 − momentum) · running_var  + momentum · batch.m2 / (n − correction)
+
+    Pure: the arguments are left as they are. A batch of n ≤ correction elements, which has no variance, changes nothing.
+
+    Parameters
+    ----------
+    running_mean, running_var : array
+        Of the shape of `batch.mean`; float16, bfloat16, float32 or float64.
+    batch : Moments
+        From `batch_norm(..., return_moments=True)` or `moments`.
+    momentum : float or 0-d array
+        The weight of the new value, in [0, 1] (torch's convention). What Keras and Flax call momentum or decay is the
+        weight of the old one: their 0.99 is 0.01 here.
+    correction : int
+        1 for the unbiased variance that torch tracks, 0 for the biased one that Keras, Flax and ONNX track.
+
+    Returns
+    -------
+    (array, array)
+        The new running mean and variance, each in the dtype of the old one.
+
+    Raises
+    ------
+    TypeError
+        An array is none, of another library or not of a real floating dtype; batch is not a Moments; momentum is not a
+        number or correction not an integer.
+    ValueError
+        Shapes or devices differ; momentum lies outside [0, 1]; correction is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import anynorm as an
+    >>> batch = an.moments(np.asarray([[1.0], [3.0]]), axis=0)
+    >>> mean, var = an.update_running(np.zeros(1), np.ones(1), batch, momentum=0.5)
+    >>> mean.tolist(), var.tolist()
+    ([1.0], [1.5])
+
+    """
+    library = _check_running(running_mean, running_var, batch, momentum, correction)
+    xp = library.xp
+    compute = xp.result_type(*[library.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
+    share = momentum if isinstance(momentum, Real) else library.astype(momentum, compute)
+    # Also where n is an int: one expression for eager and traced, and never the caller's own array back.
+    measured = xp.full_like(batch.mean, batch.n) > correction if isinstance(batch.n, int) else batch.n > correction
+
+    def moved(running: Any, new: Any) -> Any:
+        old = library.astype(running, compute)
+        updated = (1 - share) * old + share * library.astype(new, compute)
+        return library.astype(xp.where(measured, updated, old), running.dtype)
+
+    return moved(running_mean, batch.mean), moved(running_var, batch.var(correction))
+
+
+def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any, correction: Any) -> Library:
+    """Raise unless the arguments of update_running fit together; return their library."""
+    function = "update_running"
+    if not isinstance(batch, Moments):
+        msg = (
+            f"{function}: batch must be a Moments, got {type(batch).__name__}. Pass what moments(...) or "
+            "batch_norm(..., return_moments=True) returned."
+        )
+        raise TypeError(msg)
+    library = library_of(function, "batch.mean", batch.mean)
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        check_companion(function, name, running, batch.mean, library, "batch.mean")
+        if library.shape(running) != library.shape(batch.mean):
+            msg = (
+                f"{function}: {name} has shape {library.shape(running)}, but batch.mean has {library.shape(batch.mean)}. "
+                "Both must have one value per channel."
+            )
+            raise ValueError(msg)
+    if index_argument(function, "correction", correction) < 0:
+        msg = f"{function}: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
+        raise ValueError(msg)
+    if getattr(momentum, "shape", None) == ():
+        check_companion(function, "momentum", momentum, batch.mean, library, "batch.mean")
+    elif not 0 <= real_number(function, "momentum", momentum) <= 1:
+        msg = (
+            f"{function}: momentum must lie in [0, 1], got {momentum}. It is the weight of the new value; where another "
+            "library's momentum m is the weight of the old one, pass 1 - m."
+        )
+        raise ValueError(msg)
+    return library

@@ -1,0 +1,156 @@
+"""Count, mean and spread of sets of numbers: measured accurately, merged exactly.
+
+Holds the statistics as values: how they are measured, added and read. Which statistics a norm uses, and how they are
+carried from step to step, belongs to the norms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from anynorm._array import Array
+from anynorm._dispatch import Call, library_of, measure, prepare, run
+from anynorm._plan import Axes, axes_argument, over_axes
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations of each set of numbers.
+
+    A NamedTuple, hence a pytree. `+` merges the statistics of disjoint sets; the moments of nothing, with n = 0, are
+    its identity.
+
+    Attributes
+    ----------
+    n : int or array
+        Elements per set: an int, or an array where it was traced or merged with such.
+    mean : array
+        Mean of each set, in the compute dtype; 0 where n is 0.
+    m2 : array
+        Σ(x − mean)² of each set, in the compute dtype.
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import anynorm as an
+    >>> x = np.asarray([1.0, 2.0, 3.0, 6.0])
+    >>> whole = an.moments(x[:1]) + an.moments(x[1:])
+    >>> whole.n, float(whole.mean), float(whole.m2)
+    (4, 3.0, 14.0)
+
+    """
+
+    n: Any
+    mean: Any
+    m2: Any
+
+    def __add__(self, other: object) -> Moments:  # type: ignore[override]  # a tuple's + concatenates
+        """Return the moments of both sets together."""
+        if not isinstance(other, Moments):
+            return NotImplemented
+        xp = library_of("Moments.__add__", "mean", self.mean).xp
+        if isinstance(self.n, int) and isinstance(other.n, int):
+            if not other.n:
+                return self
+            if not self.n:
+                return other
+            n, m = self.n, other.n
+            total = divisor = n + m
+            delta = other.mean - self.mean
+        else:
+            n, m = [_as_array(its, self.mean, xp) for its in (self.n, other.n)]
+            total = n + m
+            divisor = xp.where(total > 0, total, xp.ones_like(total))
+            delta = other.mean - self.mean
+        mean = self.mean + delta * (m / divisor)
+        if not isinstance(total, int):
+            # A set of nothing lies at no distance: its 0 must not meet a squared distance that overflows.
+            delta = xp.where((n > 0) & (m > 0), delta, xp.zeros_like(delta))
+        return Moments(total, mean, self.m2 + other.m2 + delta * delta * (n * (m / divisor)))
+
+    def var(self, correction: float = 0) -> Any:
+        """Return the variance m2 / max(n − correction, 0), NaN where that divisor is 0.
+
+        Parameters
+        ----------
+        correction : int or float
+            Degrees of freedom taken off: 0 for the variance of the set itself, 1 for Bessel's correction.
+
+        """
+        xp = library_of("Moments.var", "m2", self.m2).xp
+        divisor = _as_array(self.n - correction, self.m2, xp)
+        return self.m2 / xp.where(divisor > 0, divisor, xp.full_like(divisor, float("nan")))
+
+
+def moments(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Moments:
+    """Return count, mean and sum of squared deviations of x over `axis`.
+
+    mean = Σx/n and m2 = Σ(x − mean)², each accurate to the compute dtype's rounding whatever the mean, the scale, the
+    axis or the library.
+
+    Parameters
+    ----------
+    x : array
+        Of any shape but 0-d; float16, bfloat16, float32 or float64.
+    axis : int, tuple of int or None
+        The axes that are reduced; None for all.
+    keepdims : bool
+        Keep the reduced axes with length 1.
+
+    Returns
+    -------
+    Moments
+        `n` is an int; `mean` and `m2` have the dtype result_type(x, float32). Over an empty axis all three are 0.
+
+    Raises
+    ------
+    TypeError
+        x is not an array or not of a real floating dtype; axis is not an integer.
+    AxisError
+        An axis is out of range. It is a ValueError and an IndexError.
+    ValueError
+        axis is empty or names an axis twice; x is 0-d.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import anynorm as an
+    >>> batch = an.moments(np.asarray([[1.0, 2.0], [3.0, 6.0]]), axis=0)
+    >>> batch.mean.tolist(), batch.var(correction=1).tolist()
+    ([2.0, 4.0], [2.0, 8.0])
+
+    """
+    call = moments_call(x, axis=axis)
+    saved = measure(call)
+    mean, m2 = saved.mean + saved.correction, saved.m2
+    return Moments(call.plan.n, mean, m2) if keepdims else _squeezed(call, mean, m2)
+
+
+def moments_call(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Call:  # noqa: ARG001  the same either way
+    """Check and plan `moments`."""
+    return prepare("moments", x, over_axes, (axes_argument("moments", "axis", axis), True))
+
+
+def run_with_moments(call: Call) -> tuple[Any, Moments]:
+    """Compute y and, from the same pass, the moments of each set, which are constants to differentiation."""
+    y, saved = run(call, save=True)
+    assert saved is not None  # only calls without given statistics come here
+    constant = call.library.constant
+    return y, _squeezed(call, constant(saved.mean + saved.correction), constant(saved.m2))
+
+
+def _squeezed(call: Call, mean: Any, m2: Any) -> Moments:
+    """Return the moments without the reduced axes."""
+    plan, xp = call.plan, call.library.xp
+    if plan.reduced:
+        mean, m2 = [xp.squeeze(its, axis=plan.reduced) for its in (mean, m2)]
+    return Moments(plan.n, mean, m2)
+
+
+def _as_array(n: Any, like: Any, xp: Any) -> Any:
+    """Return a count as an array in the compute dtype."""
+    return xp.full_like(like, n) if isinstance(n, int | float) else xp.astype(n, like.dtype)

@@ -1,0 +1,61 @@
+"""An accurate sum and a reshape, chunk by chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import dask.array as da
+
+from anynorm._array import Shape, tree_sum
+
+
+def sum(x: Any, axes: tuple[int, ...]) -> Any:
+    """Sum over `axes`, kept as length 1, by a halving tree within chunks and over the chunks' sums."""
+    return da.reduction(
+        x, chunk=_sum_of_block, aggregate=_sum_of_block, axis=axes, keepdims=True, dtype=x.dtype, concatenate=True
+    )
+
+
+def _sum_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -> Any:  # noqa: ARG001  they are always kept
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    return tree_sum(block, axes, array_api_compat.array_namespace(block))
+
+
+def peak(x: Any, axes: tuple[int, ...]) -> Any:
+    """Return the largest magnitude over `axes`, kept as length 1; chunks may be empty, which Dask's max refuses."""
+    return da.reduction(
+        abs(x), chunk=_largest_of_block, aggregate=_largest_of_block, axis=axes, keepdims=True, dtype=x.dtype
+    )
+
+
+def _largest_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -> Any:
+    return block.max(axis=axis, keepdims=keepdims, initial=0)
+
+
+def reshape(x: Any, shape: Shape) -> Any:
+    """Reshape; where a length is unknown, split one axis in two or join two.
+
+    Dask's own reshape refuses every unknown length, also along an axis it would leave alone.
+    """
+    if None not in shape:
+        return da.reshape(x, shape)
+    axis = next(i for i, new in enumerate(shape) if new is not None and new != x.shape[i])
+    if len(shape) > x.ndim:
+        x = x.rechunk({axis: -1})
+        first, second = shape[axis : axis + 2]
+        chunks = (*x.chunks[:axis], (first,), (second,), *x.chunks[axis + 1 :])
+        return x.map_blocks(_split, axis, first, dtype=x.dtype, chunks=chunks, new_axis=axis + 1)
+    x = x.rechunk({axis: -1, axis + 1: -1})
+    chunks = (*x.chunks[:axis], (shape[axis],), *x.chunks[axis + 2 :])
+    return x.map_blocks(_join, axis, dtype=x.dtype, chunks=chunks, drop_axis=axis + 1)
+
+
+def _split(block: Any, axis: int, first: int) -> Any:
+    shape = block.shape
+    return block.reshape((*shape[:axis], first, shape[axis] // first, *shape[axis + 1 :]))
+
+
+def _join(block: Any, axis: int) -> Any:
+    shape = block.shape
+    return block.reshape((*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :]))

@@ -1,0 +1,1 @@
+"""NumPy arrays, in NumPy alone: sets of numbers copied block by block into float64, where sums are accurate."""

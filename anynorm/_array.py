@@ -6,6 +6,7 @@ import: a library is met as the type of an argument and described by a `Library`
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
@@ -46,7 +47,7 @@ FLOAT64 = Format("float64", 2.0**-1022, (2.0 - 2.0**-52) * 2.0**1023)
 _COMPUTE = {"float16": FLOAT32, "bfloat16": FLOAT32, "float32": FLOAT32, "float64": FLOAT64}
 
 
-def tree_sum(x: Any, axes: tuple[int, ...], xp: Any) -> Any:
+def tree_sum(x: Any, axes: tuple[int, ...]) -> Any:
     """Sum over `axes`, kept as length 1, by a fixed halving tree.
 
     NumPy's own sum is naive along any axis but the last: a float32 batch of images comes out 0.3 % wrong.
@@ -115,7 +116,7 @@ class Library:
         if not axes:
             return x  # torch reads an empty tuple as "all axes"
         own: Callable[..., Any] | None = getattr(self.package, "sum", None)
-        return tree_sum(x, axes, self.xp) if own is None else own(x, axes)
+        return tree_sum(x, axes) if own is None else own(x, axes)
 
     def peak(self, x: Any, axes: tuple[int, ...]) -> Any:
         """Return the largest magnitude over `axes`, kept as length 1: the package's word, else the namespace's."""
@@ -144,6 +145,12 @@ class Library:
 
 def namespace(x: object) -> tuple[str, Any] | None:
     """Return the library's name and its standard namespace; None if `x` is not an array."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        # Not by array_namespace, whose caches torch.compile warns of where it meets anynorm for the first time.
+        from array_api_compat import torch as xp
+
+        return "torch", xp
     try:
         xp = array_api_compat.array_namespace(x)
     except TypeError:
@@ -166,12 +173,17 @@ def reject_array(function: str, argument: str, value: object) -> NoReturn:
         "MaskedArray": "Its mask would be ignored: fill it first, e.g. x.filled(0).",
         "matrix": "Convert it first, e.g. numpy.asarray(x).",
     }.get(type(value).__name__, "Convert it first, e.g. numpy.asarray(x) or torch.as_tensor(x).")
-    msg = f"{function}: {argument} must be an array of a library that follows the array API standard, got {kind}. {advice}"
-    raise TypeError(msg)
+    msg = f"{function}: {argument} must be an array of a library that follows the array API standard, got {kind}. "
+    raise TypeError(msg + advice)
 
 
-def check_dtype(function: str, argument: str, x: Any, library: Library) -> Format:
-    """Return the compute format of x; a TypeError unless x has one of the four real floating dtypes."""
+def check_array(function: str, argument: str, x: Any, library: Library) -> Format:
+    """Return the compute format of x; a TypeError unless x is dense, of one of the four real floating dtypes."""
+    own: Callable[[Any], str | None] | None = getattr(library.package, "refuses", None)
+    refusal = None if own is None else own(x)
+    if refusal is not None:
+        msg = f"{function}: {argument} {refusal}"
+        raise TypeError(msg)
     compute = library.format(x.dtype)
     if compute is None:
         msg = (
@@ -186,7 +198,7 @@ def check_device(function: str, argument: str, value: Any, x: Any, library: Libr
     """Raise a ValueError unless value and x are on one device."""
     if library.name in ("numpy", "jax", "dask"):
         return  # NumPy has one device; JAX and Dask place arrays themselves
-    here, there = array_api_compat.device(value), array_api_compat.device(x)
+    here, there = value.device, x.device
     if here != there:
         msg = (
             f"{function}: {beside} is on device {there} but {argument} is on device {here}. "
@@ -211,13 +223,13 @@ def check_eps(function: str, eps: object, compute: Format) -> float:
     if value == 0.0 or compute.smallest <= value <= compute.largest:
         return value
     msg = (
-        f"{function}: eps must be 0 or lie between {compute.smallest:.4g} and {compute.largest:.4g}, the normal numbers "
-        f"of {compute.name}, in which this x is computed; got {value!r}. Choose a value such as 1e-5."
+        f"{function}: eps must be 0 or lie between {compute.smallest:.4g} and {compute.largest:.4g}, the normal "
+        f"numbers of {compute.name}, in which this x is computed; got {value!r}. Choose a value such as 1e-5."
     )
     raise ValueError(msg)
 
 
-def check_out(function: str, out: Any, x: Any, others: tuple[Any, ...], library: Library) -> None:
+def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: Library) -> None:
     """Raise unless `out` can take the result: x itself, or an array like x that overlaps nothing."""
     if library.name in ("jax", "dask"):
         msg = f"{function}: {library.name} arrays cannot be written to, so out must be None. Use the returned array."
@@ -226,7 +238,8 @@ def check_out(function: str, out: Any, x: Any, others: tuple[Any, ...], library:
         msg = f"{function}: out must have x's dtype {x.dtype}, got {out.dtype}. Allocate it with xp.empty_like(x)."
         raise TypeError(msg)
     if tuple(out.shape) != tuple(x.shape):
-        msg = f"{function}: out must have x's shape {tuple(x.shape)}, got {tuple(out.shape)}. Allocate it with xp.empty_like(x)."
+        shapes = f"must have x's shape {tuple(x.shape)}, got {tuple(out.shape)}"
+        msg = f"{function}: out {shapes}. Allocate it with xp.empty_like(x)."
         raise ValueError(msg)
     if not array_api_compat.is_writeable_array(out):
         msg = f"{function}: out is read-only. Pass a writable array, e.g. xp.empty_like(x)."

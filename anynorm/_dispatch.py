@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from anynorm import _formula
 from anynorm._array import (
     Library,
+    check_array,
     check_device,
-    check_dtype,
     check_eps,
     check_out,
     namespace,
@@ -85,7 +85,8 @@ def _third_party(cls: type) -> ModuleType | None:
         try:
             package = entry_point.load()
         except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
-            msg = f"anynorm: the backend {entry_point.value!r} for {array_type} failed to import and is not used: {error!r}"
+            backend = f"the backend {entry_point.value!r} for {array_type}"
+            msg = f"anynorm: {backend} failed to import and is not used: {error!r}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
         else:
             assert isinstance(package, ModuleType)
@@ -120,20 +121,22 @@ def prepare(
 ) -> Call:
     """Check the arrays of a call and plan it; `build` gets x's shape, `key`, and the shapes of weight and bias."""
     library = library_of(function, "x", x)
-    compute = check_dtype(function, "x", x, library)
+    compute = check_array(function, "x", x, library)
     shape = library.shape(x)
     if not shape:
         msg = f"{function}: x is 0-dimensional, so there is nothing to normalize over. Give it at least one axis."
         raise ValueError(msg)
     mean, var = (None, None) if stats is None else stats
-    for argument, value in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var), ("out", out)):
+    others = {"weight": weight, "bias": bias, "mean": mean, "var": var}
+    for argument, value in others.items():
         if value is not None:
             check_companion(function, argument, value, x, library)
     eps = check_eps(function, eps, compute)
     shapes = [None if its is None else library.shape(its) for its in (weight, bias)]
     plan = build(library.compiling(), function, shape, *key, *shapes)
     if out is not None:
-        check_out(function, out, x, (weight, bias, mean, var), library)
+        check_companion(function, "out", out, x, library)
+        check_out(function, out, x, {name: its for name, its in others.items() if its is not None}, library)
     return Call(plan, library, x, weight, bias, eps, stats, out)
 
 
@@ -146,7 +149,7 @@ def check_companion(function: str, argument: str, value: Any, x: Any, library: L
             f"Nothing is converted silently: convert {argument} to {library.name} first."
         )
         raise TypeError(msg)
-    check_dtype(function, argument, value, own)
+    check_array(function, argument, value, own)
     check_device(function, argument, value, x, library, beside)
 
 
@@ -163,7 +166,7 @@ class Route(NamedTuple):
 def route(call: Call) -> Route:
     """Decide which implementation serves a call. Nothing is computed."""
     package = call.library.package
-    if not hasattr(package, "forward"):
+    if not hasattr(package, "declines"):
         return Route("formula", f"no backend computes on {call.library.name} arrays")
     if call.library.compiling():
         return Route("formula", f"{call.library.name} is compiling the call itself")
@@ -187,10 +190,10 @@ def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
 def measure(call: Call) -> _formula.Saved:
     """Compute the statistics of x alone."""
     package = call.library.package
-    if hasattr(package, "moments") and route(call).path != "formula":
-        saved: _formula.Saved = package.moments(call.plan, call.x)
-        return saved
-    return _formula.moments(call.plan, call.x, library=call.library)
+    if route(call).path == "formula" or not hasattr(package, "moments"):
+        return _formula.moments(call.plan, call.x, library=call.library)
+    saved: _formula.Saved = package.moments(call.plan, call.x)
+    return saved
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def _below(peak: Any, bound: float) -> Any:
 # the library has no subnormals (XLA on CPU). Later entries win. Scaling by 2^64 below 2^-32 was tried and is not
 # enough on XLA; the last float32 entry is for sets that are subnormal throughout, of which a float32 2^72 is too
 # small to lift the squares and 2^144 is no float32.
-_RESCUES = {
+RESCUES = {
     FLOAT32: (
         Rescue(_above, 2.0**48, 2.0**-80, math.inf),
         Rescue(_below, 2.0**-24, 2.0**72, 2.0**-80),
@@ -68,7 +68,7 @@ _RESCUES = {
 }
 
 # A given mean beyond this may overflow x − mean; half an ulp of the largest number is still larger than the bound.
-_LARGE_MEAN = {FLOAT32: 2.0**100, FLOAT64: 2.0**960}
+LARGE_MEAN = {FLOAT32: 2.0**100, FLOAT64: 2.0**960}
 
 
 def forward(
@@ -85,8 +85,8 @@ def forward(
 ) -> tuple[Any, Saved | None]:
     """Return y, and what was learned of the statistics if `save` asks for it."""
     if 0 in plan.shape:
-        saved = _saved_of_nothing(plan, x, library) if save else None
-        return (library.xp.empty_like(x) if out is None else out), saved
+        nothing = _saved_of_nothing(plan, x, library) if save and not plan.given else None
+        return (library.xp.empty_like(x) if out is None else out), nothing
     z = _as_computed(x, plan.shape, x, library)
     if stats is None:
         e, r, saved = _measure(plan, z, eps, save, library)
@@ -105,11 +105,13 @@ def forward(
     return out, saved
 
 
-def moments(plan: Plan, x: Any, *, library: Library) -> Saved | None:
+def moments(plan: Plan, x: Any, *, library: Library) -> Saved:
     """Return the statistics of each set."""
     if 0 in plan.shape:
         return _saved_of_nothing(plan, x, library)
-    return _measure(plan, _as_computed(x, plan.shape, x, library), 0.0, True, library)[2]
+    saved = _measure(plan, _as_computed(x, plan.shape, x, library), 0.0, True, library)[2]
+    assert saved is not None
+    return saved
 
 
 def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tuple[Any, Any, Saved | None]:
@@ -117,7 +119,7 @@ def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tu
     xp = library.xp
     peak = library.peak(z, plan.reduced)
     compute = _format(z, library)
-    by_scale = _selector(peak, [rescue for rescue in _RESCUES[compute] if eps < rescue.eps_below], xp)
+    by_scale = _selector(peak, [rescue for rescue in RESCUES[compute] if eps < rescue.eps_below], xp)
     scale = by_scale(lambda s: s)
     z = z * scale
     if plan.centres:
@@ -130,7 +132,7 @@ def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tu
         e = z
     squares = library.sum(e * e, plan.reduced)
     v = _mean(squares, plan.n, xp) + by_scale(lambda s: eps * s * s)
-    r = _rsqrt(v, by_scale(lambda s: min(_rsqrt_eps(eps) / s, compute.largest)), xp)
+    r = _rsqrt(v, by_scale(lambda s: min(rsqrt_eps(eps) / s, compute.largest)), xp)
     if not save:
         return e, r, None
     unscale = by_scale(lambda s: 1 / s)
@@ -140,9 +142,9 @@ def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tu
 def _centre_on(z: Any, mean: Any, var: Any, eps: float, library: Library) -> tuple[Any, Any, Saved]:
     """Return e, the factor that normalizes it, and the given statistics in the form of measured ones."""
     xp = library.xp
-    large = xp.abs(mean) > _LARGE_MEAN[_format(z, library)]
+    large = xp.abs(mean) > LARGE_MEAN[_format(z, library)]
     scale = xp.where(large, xp.full_like(mean, 0.25), xp.full_like(mean, 1.0))
-    r = _rsqrt(var + eps, xp.full_like(var, _rsqrt_eps(eps)), xp)
+    r = _rsqrt(var + eps, xp.full_like(var, rsqrt_eps(eps)), xp)
     return z * scale - mean * scale, r / scale, Saved(mean, xp.zeros_like(mean), r, None)
 
 
@@ -162,7 +164,7 @@ def _selector(peak: Any, rescues: list[Rescue], xp: Any) -> Callable[[Callable[[
     return by_scale
 
 
-def _mean(total: Any, n: int | None, xp: Any) -> Any:
+def _mean(total: Any, n: int, xp: Any) -> Any:
     """Return total/n, correctly rounded.
 
     XLA replaces division by a constant by multiplication with its reciprocal, under jit even if the constant is an
@@ -181,12 +183,13 @@ def _rsqrt(v: Any, where_zero: Any, xp: Any) -> Any:
     return xp.where(zero, where_zero, 1 / xp.sqrt(xp.where(zero, xp.full_like(v, 1.0), v)))
 
 
-def _rsqrt_eps(eps: float) -> float:
+def rsqrt_eps(eps: float) -> float:
     return 1 / math.sqrt(eps) if eps else 0.0
 
 
 def _as_computed(a: Any, shape: Shape | None, x: Any, library: Library) -> Any:
-    """Return an operand in x's compute dtype, in the plan's shape."""
+    """Return an operand in x's compute dtype, in the plan's shape for it."""
+    assert shape is not None  # a plan has a shape for each array it was made with
     return library.reshape(library.astype(a, library.compute_dtype(x.dtype)), shape)
 
 
@@ -196,10 +199,8 @@ def _format(z: Any, library: Library) -> Format:
     return found
 
 
-def _saved_of_nothing(plan: Plan, x: Any, library: Library) -> Saved | None:
+def _saved_of_nothing(plan: Plan, x: Any, library: Library) -> Saved:
     """Return the statistics of empty sets, the identity of merging: zeros on x's device."""
-    if plan.given:
-        return None
     z = _as_computed(x, plan.shape, x, library)
     zero = library.xp.sum(z, axis=plan.reduced, keepdims=True) if plan.reduced else z
     return Saved(zero, zero, zero, zero)

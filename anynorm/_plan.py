@@ -27,28 +27,27 @@ class Plan:
     """One normalization, decided.
 
     `shape` is x's own shape, but for group norm, whose channel axis is split into (groups, channels per group).
-    `reduced` are the axes of `shape` whose elements share a statistic; all others are kept.
-    `weight` and `bias` are shapes that broadcast against `shape`, or None where there is no such parameter.
+    `reduced` are the axes of `shape` whose elements share a statistic, `kept` all others. `statistic` is the shape of a
+    mean that broadcasts against `shape`; `weight` and `bias` are such shapes too, or None where there is no parameter.
     """
 
     function: str
     shape: Shape
     reduced: tuple[int, ...]
-    n: int | None  # elements per statistic; None only where statistics are given
+    n: int  # elements per statistic; 0 where statistics are given
     centres: bool = True  # False: the mean is taken as 0 (RMS norm)
     given: bool = False  # the caller brings mean and var
     weight: Shape | None = None
     bias: Shape | None = None
+    kept: tuple[int, ...] = ()
+    statistic: Shape = ()
 
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The axes of `shape` along which the statistics vary."""
-        return tuple([axis for axis in range(len(self.shape)) if axis not in self.reduced])
 
-    @property
-    def statistic(self) -> Shape:
-        """The shape of a statistic that broadcasts against `shape`."""
-        return tuple([1 if axis in self.reduced else length for axis, length in enumerate(self.shape)])
+def _plan(function: str, shape: Shape, reduced: tuple[int, ...], n: int, **rest: Any) -> Plan:
+    """Return a plan with what follows from `shape` and `reduced`."""
+    kept = tuple([axis for axis in range(len(shape)) if axis not in reduced])
+    statistic = tuple([1 if axis in reduced else length for axis, length in enumerate(shape)])
+    return Plan(function, shape, reduced, n, kept=kept, statistic=statistic, **rest)
 
 
 def cached(build: Callable[..., Plan]) -> Callable[..., Plan]:
@@ -95,7 +94,7 @@ def over_axes(function: str, shape: Shape, axis: Axes, centres: bool, weight: Sh
         raise ValueError(msg)
     n = _count(function, shape, reduced)
     lies = {name: _along(function, name, given, shape, reduced) for name, given in (("weight", weight), ("bias", bias))}
-    return Plan(function, shape, reduced, n, centres=centres, **lies)
+    return _plan(function, shape, reduced, n, centres=centres, **lies)
 
 
 @cached
@@ -126,21 +125,22 @@ def by_channel(
         for name, its in (("weight", weight), ("bias", bias))
     }
     kept = {channel, *batch}
+    n = 0 if given else _count(function, shape, tuple([axis for axis in range(len(shape)) if axis not in kept]))
     if num_groups is not None:
         size = _group_size(function, shape, channel, num_groups)
         lies = {name: _split(its, channel, num_groups, size) for name, its in lies.items()}
         shape = (*shape[:channel], num_groups, size, *shape[channel + 1 :])
         kept = {axis + (axis > channel) for axis in kept}
+        n *= size
     reduced = tuple([axis for axis in range(len(shape)) if axis not in kept])
-    n = None if given else _count(function, shape, reduced)
     if function == "batch_norm" and n == 1:
         msg = (
-            f"batch_norm: x of shape {_show(shape)} has one value per channel along channel_axis={channel_axis}, so its "
-            "variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= "
+            f"batch_norm: x of shape {_show(shape)} has one value per channel along channel_axis={channel_axis}, so "
+            "its variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= "
             "(running statistics), or use layer_norm or group_norm."
         )
         raise ValueError(msg)
-    return Plan(function, shape, reduced, n, given=given, **lies)
+    return _plan(function, shape, reduced, n, given=given, **lies)
 
 
 def _axes(function: str, name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -148,7 +148,8 @@ def _axes(function: str, name: str, value: int | tuple[int, ...], ndim: int) -> 
     axes = []
     for axis in (value,) if isinstance(value, int) else value:
         if not -ndim <= axis < ndim:
-            msg = f"{function}: {name}={axis} is out of range for x with {ndim} axes. Choose one from {-ndim} to {ndim - 1}."
+            limits = f"Choose one from {-ndim} to {ndim - 1}."
+            msg = f"{function}: {name}={axis} is out of range for x with {ndim} axes. {limits}"
             raise AxisError(msg)
         axes.append(axis % ndim)
     if len(set(axes)) < len(axes):
@@ -163,8 +164,8 @@ def _count(function: str, shape: Shape, axes: tuple[int, ...]) -> int:
     for axis, length in zip(axes, lengths, strict=True):
         if length is None:
             msg = (
-                f"{function}: the length of x along axis {axis}, which is reduced, is not known: x has shape {_show(shape)}. "
-                "Call x.compute_chunk_sizes() first."
+                f"{function}: the length of x along axis {axis}, which is reduced, is not known: x has shape "
+                f"{_show(shape)}. Call x.compute_chunk_sizes() first."
             )
             raise ValueError(msg)
     return math.prod(lengths)  # type: ignore[arg-type]
@@ -173,7 +174,9 @@ def _count(function: str, shape: Shape, axes: tuple[int, ...]) -> int:
 def _group_size(function: str, shape: Shape, channel: int, num_groups: int) -> int:
     channels = shape[channel]
     if num_groups < 1:
-        msg = f"{function}: num_groups must be at least 1, got {num_groups}. Choose a divisor of the {channels} channels of x."
+        msg = (
+            f"{function}: num_groups must be at least 1, got {num_groups}. Choose a divisor of the number of channels."
+        )
         raise ValueError(msg)
     if channels is None:
         msg = (
@@ -183,8 +186,8 @@ def _group_size(function: str, shape: Shape, channel: int, num_groups: int) -> i
         raise ValueError(msg)
     if channels % num_groups:
         msg = (
-            f"{function}: x has {channels} channels along axis {channel}, which num_groups={num_groups} does not divide. "
-            f"Choose a divisor of {channels}, or give x a number of channels that {num_groups} divides."
+            f"{function}: x has {channels} channels along axis {channel}, which num_groups={num_groups} does not "
+            f"divide. Choose a divisor of {channels}, or give x a number of channels that {num_groups} divides."
         )
         raise ValueError(msg)
     return channels // num_groups
@@ -197,7 +200,7 @@ def _along(
     if given is None:
         return None
     if len(given) == len(shape):
-        fits = all([own == 1 or own == length for own, length in zip(given, shape, strict=True)])
+        fits = [own == 1 or own == length for own, length in zip(given, shape, strict=True)].count(False) == 0
         laid = given
     else:
         lengths = tuple([shape[axis] for axis in axes])
@@ -207,8 +210,8 @@ def _along(
         where = rule or f"the reduced axes {axes}"
         needed = _show(tuple([shape[axis] for axis in axes]))
         msg = (
-            f"{function}: {name} has shape {_show(given)}, which does not fit x of shape {_show(shape)}. It must have shape "
-            f"{needed}, along {where}, or as many axes as x and broadcast to x's shape."
+            f"{function}: {name} has shape {_show(given)}, which does not fit x of shape {_show(shape)}. It must have "
+            f"shape {needed}, along {where}, or as many axes as x and broadcast to x's shape."
         )
         raise ValueError(msg)
     return laid

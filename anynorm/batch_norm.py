@@ -78,10 +78,10 @@ def batch_norm(
         Of shape (C,), or with as many axes as x and broadcast to x's shape. Where both apply, the second does. Any of
         the four dtypes.
     channel_axis : int
-        The axis along which the channels, and so weight and bias, lie; -1 for channels last. All others are reduced.
+        The axis along which the channels, and so weight and bias, lie; -1 for channels last. Others are reduced.
     mean, var : array or None
-        Statistics to use instead of the batch's own (inference), both or neither: one per channel, of shape (C,) or with
-        as many axes as x and length 1 along all but the channels'. Constants to differentiation.
+        Statistics to use instead of the batch's own (inference), both or neither: one per channel, of shape (C,) or
+        with as many axes as x and length 1 along all but the channels'. Constants to differentiation.
     eps : float
         Added to the variance, in x's units squared. 0, or at least the smallest normal number of the compute dtype.
     out : array or None
@@ -176,8 +176,8 @@ def _check_statistic(name: str, statistic: Array, call: Call) -> None:
     shape = call.library.shape(statistic)
     if shape not in (needed, (channels,)):
         msg = (
-            f"batch_norm: {name} has shape {shape}, which does not fit x of shape {call.plan.shape}. It must have shape "
-            f"({channels},), one value per channel, or {needed}."
+            f"batch_norm: {name} has shape {shape}, which does not fit x of shape {call.plan.shape}. It must have "
+            f"shape ({channels},), one value per channel, or {needed}."
         )
         raise ValueError(msg)
 
@@ -190,7 +190,7 @@ def update_running(
     running_mean ← (1 − momentum) · running_mean + momentum · batch.mean
     running_var  ← (1 − momentum) · running_var  + momentum · batch.m2 / (n − correction)
 
-    Pure: the arguments are left as they are. A batch of n ≤ correction elements, which has no variance, changes nothing.
+    Pure: the arguments are left as they are. A batch of n ≤ correction elements has no variance and changes nothing.
 
     Parameters
     ----------
@@ -256,8 +256,8 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
         check_companion(function, name, running, batch.mean, library, "batch.mean")
         if library.shape(running) != library.shape(batch.mean):
             msg = (
-                f"{function}: {name} has shape {library.shape(running)}, but batch.mean has {library.shape(batch.mean)}. "
-                "Both must have one value per channel."
+                f"{function}: {name} has shape {library.shape(running)}, but batch.mean has shape "
+                f"{library.shape(batch.mean)}. Both must have one value per channel."
             )
             raise ValueError(msg)
     if index_argument(function, "correction", correction) < 0:
@@ -267,8 +267,8 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
         check_companion(function, "momentum", momentum, batch.mean, library, "batch.mean")
     elif not 0 <= real_number(function, "momentum", momentum) <= 1:
         msg = (
-            f"{function}: momentum must lie in [0, 1], got {momentum}. It is the weight of the new value; where another "
-            "library's momentum m is the weight of the old one, pass 1 - m."
+            f"{function}: momentum must lie in [0, 1], got {momentum}. It is the weight of the new value; where "
+            "another library's momentum m is the weight of the old one, pass 1 - m."
         )
         raise ValueError(msg)
     return library

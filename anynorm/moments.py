@@ -48,7 +48,7 @@ class Moments(NamedTuple):
     mean: Any
     m2: Any
 
-    def __add__(self, other: object) -> Moments:  # type: ignore[override]  # a tuple's + concatenates
+    def __add__(self, other: object) -> Moments:  # a tuple's + concatenates
         """Return the moments of both sets together."""
         if not isinstance(other, Moments):
             return NotImplemented

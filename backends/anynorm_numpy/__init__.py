@@ -1,1 +1,6 @@
-"""NumPy arrays, in NumPy alone: sets of numbers copied block by block into float64, where sums are accurate."""
+"""NumPy arrays in NumPy alone: block by block in cache, with accurate sums in an order fixed by their length."""
+
+from anynorm_numpy._normalize import declines as declines
+from anynorm_numpy._normalize import forward as forward
+from anynorm_numpy._normalize import moments as moments
+from anynorm_numpy._normalize import refuses_out as refuses_out

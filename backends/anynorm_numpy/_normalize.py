@@ -1,0 +1,213 @@
+"""The formula on blocks of sets: in the compute dtype, and once more, with room to spare, for sets that need it.
+
+A set is shifted by p, the mean of its first chunk, before it is measured: then mean = p + c and var = Σ(x − p)²/n − c²
+with c = Σ(x − p)/n. Where c is not small beside the spread, p was a bad guess and p + c replaces it. So what is
+subtracted is exact or small, equal values give exactly 0, and the two passes over the data are those of statistics and
+result. Sets whose variance leaves the range in which squares are safe are computed again: float32 in float64, float64
+scaled by a power of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from anynorm import _memory
+from anynorm._array import FLOAT32, FLOAT64, Format
+from anynorm._formula import LARGE_MEAN, RESCUES, Saved, rsqrt_eps
+from anynorm._plan import Plan
+from anynorm_numpy._affine import Affine
+from anynorm_numpy._block import Block, buffers, partition
+from anynorm_numpy._sets import Sets
+
+# Variances within which no sum of squares overflows and none that counts underflows; and the eps that hides the latter.
+_SAFE = {FLOAT32: (2.0**-100, 2.0**100, 2.0**-80), FLOAT64: (2.0**-900, 2.0**900, 2.0**-800)}
+
+
+def declines(
+    plan: Plan,  # noqa: ARG001
+    x: Any,
+    weight: Any,  # noqa: ARG001
+    bias: Any,  # noqa: ARG001
+    *,
+    stats: tuple[Any, Any] | None,  # noqa: ARG001
+    out: Any,  # noqa: ARG001
+) -> str | None:
+    """Return why the formula should serve this call, or None."""
+    if type(x) not in (np.ndarray, np.memmap):
+        return f"{type(x).__name__} is a subclass of ndarray, whose own arithmetic the formula respects"
+    return None
+
+
+def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
+    """Return why `out` may not be written, or None."""
+    return _memory.refuses_out(_where(out), _where(x), {name: _where(its) for name, its in others.items()})
+
+
+def _where(a: Any) -> _memory.Memory:
+    return _memory.Memory(a.__array_interface__["data"][0], a.shape, a.strides, a.itemsize)
+
+
+def forward(
+    plan: Plan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    *,
+    stats: tuple[Any, Any] | None,
+    out: Any,
+    save: bool,
+) -> tuple[Any, Saved | None]:
+    """Return y, and what was learned of the statistics if `save` asks for it."""
+    y = np.empty_like(x, subok=False) if out is None else out
+    if 0 in plan.shape:
+        return y, _saved([], plan, x) if save else None
+    compute = _compute(x)
+    target = Sets.of(y, plan)
+    affine = Affine(plan, *[None if its is None else its.astype(compute.name, copy=False) for its in (weight, bias)])
+    given = None if stats is None else [its.astype(compute.name).astype(np.float64).reshape(1, -1) for its in stats]
+    learned = []
+    with np.errstate(all="ignore"):
+        for lanes in _lanes(plan, x, eps, given):
+            _write(lanes, affine, target)
+            if save and given is None:
+                learned.append(lanes)
+        return y, _saved(learned, plan, x) if save and given is None else None
+
+
+def moments(plan: Plan, x: Any) -> Saved:
+    """Return the statistics of each set."""
+    with np.errstate(all="ignore"):
+        return _saved([] if 0 in plan.shape else list(_lanes(plan, x, 0.0, None)), plan, x)
+
+
+def _write(lanes: list[_Lane], affine: Affine, target: Sets) -> None:
+    """Put the results of a block into the target, those of each set from the lane that serves it."""
+    first, sets = lanes[0], lanes[0].block.sets
+    # Span by span through all lanes: the target may be the source.
+    for pieces in zip(*[lane.block.read() for lane in lanes], strict=True):
+        span, e = pieces[0]
+        direct = target.direct(sets, span, e.dtype) if len(lanes) == 1 else None
+        y = first.block.scratch(span) if direct is None else direct
+        affine.apply(e, first.factor, first.rest, sets, span, out=y)
+        for lane, (_, its) in zip(lanes[1:], pieces[1:], strict=True):
+            better = lane.block.scratch(span)
+            affine.apply(its, lane.factor, lane.rest, sets, span, out=better)
+            np.copyto(y, better, where=lane.serves, casting="unsafe")
+        if direct is None:
+            target.write(sets, span, y)
+
+
+def _compute(x: Any) -> Format:
+    return FLOAT64 if x.dtype == np.float64 else FLOAT32
+
+
+class _Lane(NamedTuple):
+    """A block of sets, in one dtype and scale, less a pivot, with what was found of them in float64."""
+
+    block: Block
+    serves: Any  # True for the sets this lane is right for
+    pivot: Any
+    rest: Any  # pivot + rest is the mean
+    var: Any  # of the scaled elements, without eps
+    factor: Any  # 1/√(var + eps), scaled likewise
+    scale: float | Any
+
+    def statistics(self, n: int) -> Any:
+        """Return mean, correction, rstd and m2, unscaled."""
+        mean = self.pivot + self.rest
+        part = mean - self.pivot
+        error = (self.pivot - (mean - part)) + (self.rest - part)
+        columns = (
+            mean / self.scale,
+            error / self.scale,
+            self.factor * self.scale,
+            self.var * n / self.scale / self.scale,
+        )
+        return np.stack(np.broadcast_arrays(*columns))
+
+
+def _lanes(plan: Plan, x: Any, eps: float, given: list[Any] | None) -> Iterator[list[_Lane]]:
+    """Yield block after block of x, centred and measured: in the compute dtype, and again if some sets need it."""
+    compute, source = _compute(x), Sets.of(x, plan)
+    parts = partition(source)
+    room = buffers(parts, compute.name)
+    wide_room = None
+    for sets, spans in parts:
+        its = None if given is None else [values[:, sets.start : sets.stop] for values in given]
+        lane = _lane(plan, Block(source, sets, spans, room), eps, its, 1.0)
+        unsafe = ~_safe(lane, eps, compute, its)
+        if not unsafe.any():
+            yield [lane]
+            continue
+        wide_room = wide_room or buffers(parts, np.float64)
+        scale = 1.0 if compute is FLOAT32 else _rescue(Block(source, sets, spans, wide_room).peak(), eps, its)
+        wide = _lane(plan, Block(source, sets, spans, wide_room, scale), eps, its, scale)
+        yield [lane, wide._replace(serves=unsafe)]
+
+
+def _lane(plan: Plan, block: Block, eps: float, given: list[Any] | None, scale: Any) -> _Lane:
+    """Shift a block by a given mean or by its own, and find what normalizes it."""
+    zero = np.zeros((1, len(block.sets)))
+    if given is not None:
+        mean, var = given
+        block.subtract(mean * scale)
+        # Scaled by a quarter at most, the given variance needs no rescue of its own.
+        return _Lane(block, True, mean, zero, var, _rsqrt(var + eps, rsqrt_eps(eps)) / scale, scale)
+    pivot, rest, var = _centre(plan.n, block) if plan.centres else (zero, zero, block.sums()[1] / plan.n)
+    factor = _rsqrt(var + eps * scale * scale, np.minimum(rsqrt_eps(eps) / scale, FLOAT64.largest))
+    return _Lane(block, True, pivot, rest, var, factor, scale)
+
+
+def _centre(n: int, block: Block) -> tuple[Any, Any, Any]:
+    """Shift the elements close to their mean; return the shift, what is left of the mean, and the variance."""
+    pivot = block.subtract(block.first_mean())
+    rest, squares = [its / n for its in block.sums()]
+    rough = squares < 5 * rest * rest  # the mean is more than half a standard deviation from the pivot
+    if rough.any():
+        block.restart()
+        pivot = block.subtract(np.where(rough, pivot + rest, pivot))
+        rest, squares = [its / n for its in block.sums()]
+    return pivot.astype(np.float64), rest, np.maximum(squares - rest * rest, 0)
+
+
+def _safe(lane: _Lane, eps: float, compute: Format, given: list[Any] | None) -> Any:
+    """Return which sets the compute dtype is safe for."""
+    if given is not None:
+        return np.abs(given[0]) <= LARGE_MEAN[compute]
+    low, high, hidden = _SAFE[compute]
+    return (lane.var <= high) & ((lane.var >= low) | (eps >= hidden))
+
+
+def _rescue(peak: Any, eps: float, given: list[Any] | None) -> Any:
+    """Return the power of two that brings float64 sets of this largest magnitude into range."""
+    if given is not None:
+        return np.where(np.abs(given[0]) > LARGE_MEAN[FLOAT64], 0.25, 1.0)
+    scale = np.ones_like(peak)
+    for rescue in RESCUES[FLOAT64]:
+        if eps < rescue.eps_below:
+            scale[rescue.beyond(peak, rescue.bound)] = rescue.scale
+    return scale
+
+
+def _rsqrt(v: Any, where_zero: Any) -> Any:
+    """Return 1/√v, and `where_zero` where v is 0."""
+    return np.where(v == 0, where_zero, 1 / np.sqrt(v))
+
+
+def _saved(learned: list[list[_Lane]], plan: Plan, x: Any) -> Saved:
+    """Return the statistics of all blocks in the compute dtype, the mean as two numbers of it."""
+    compute, shape = _compute(x).name, cast(tuple[int, ...], plan.statistic)
+    if not learned:
+        zero = np.zeros(shape, compute)
+        return Saved(zero, zero, zero, zero)
+    columns = []
+    for lanes in learned:
+        found = [lane.statistics(plan.n) for lane in lanes]
+        columns.append(found[0] if len(found) == 1 else np.where(lanes[1].serves, found[1], found[0]))
+    mean, correction, rstd, m2 = np.concatenate(columns, axis=2)
+    high = mean.astype(compute)
+    return Saved(*[its.astype(compute).reshape(shape) for its in (high, (mean - high) + correction, rstd, m2)])

@@ -1,0 +1,96 @@
+"""Whether an engine may read a tensor's memory, and write to another's. Asks torch; touches no element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad as _forward_ad
+from torch.overrides import _get_current_function_mode as _function_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from anynorm import _memory
+from anynorm._plan import Plan
+
+# Not annotated by torch.
+forward_ad: Any = _forward_ad
+function_mode: Any = _function_mode
+
+
+def refuses(x: Any) -> str | None:
+    """Return why no norm can take this tensor, or None."""
+    if x.layout is not torch.strided:
+        return f"has layout {x.layout}, whose missing zeros a norm would fill. Convert it first with .to_dense()."
+    if x.is_nested:
+        return "is a nested tensor, whose rows differ in length. Convert it first, e.g. with .to_padded_tensor(0.0)."
+    return None
+
+
+def unreadable(x: Any) -> str | None:
+    """Return why the raw memory of this tensor is not its value, or not to be touched; None if it may be read.
+
+    That its type is Tensor says little: vmap's and grad's wrappers, forward-mode duals and lazily negated views are of
+    that type too, and their memory holds another shape, no tangent, and the other sign.
+    """
+    if torch.compiler.is_compiling():
+        return "torch is compiling the call itself"
+    if type(x) not in (torch.Tensor, torch.nn.Parameter):
+        return f"{type(x).__name__} is a subclass of Tensor, whose own arithmetic the formula respects"
+    if x.layout is not torch.strided or x.is_nested or x.is_quantized:
+        return "the tensor is sparse, nested or quantized"
+    if x.device.type not in ("cpu", "cuda"):
+        return f"no engine reads the memory of device {x.device}"
+    if x.is_neg() or x.is_conj():
+        return "the tensor is a view that negates or conjugates lazily"
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return "torch.func is transforming the call"
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        return "the tensor carries a forward-mode tangent"
+    return _observer()
+
+
+def _observer() -> str | None:
+    """Return the mode that wants to see every operation, if there is one."""
+    if _get_current_dispatch_mode() is not None:
+        return "a dispatch mode is watching torch's operations"
+    # set_default_device installs a mode as well, but one that only places new tensors.
+    mode = function_mode()
+    if mode is not None and type(mode).__module__ != "torch.utils._device":
+        return "a function mode is watching torch's operations"
+    return None
+
+
+def declines(
+    plan: Plan,  # noqa: ARG001
+    x: Any,
+    weight: Any,
+    bias: Any,
+    *,
+    stats: tuple[Any, Any] | None,
+    out: Any,
+) -> str | None:
+    """Return why no engine may serve the call. There is none yet for torch's memory, so there always is a reason."""
+    for operand in (x, weight, bias, *(stats or ()), out):
+        reason = None if operand is None else unreadable(operand)
+        if reason is not None:
+            return reason
+    if stats is not None and torch.is_grad_enabled() and any(its.requires_grad for its in stats):
+        return "a gradient is wanted for mean or var"
+    return f"no engine for {x.device.type} tensors is installed"
+
+
+def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
+    """Return why `out` may not be written, or None."""
+    named = {"out": out, "x": x, **others}
+    if torch.is_grad_enabled():
+        for name, its in named.items():
+            if its.requires_grad:
+                return f"out= cannot be used where a gradient is wanted, and {name} requires one. Leave out as None."
+    if any(unreadable(its) is not None for its in named.values()):
+        return None  # no addresses to compare
+    return _memory.refuses_out(_where(out), _where(x), {name: _where(its) for name, its in others.items()})
+
+
+def _where(x: Any) -> _memory.Memory:
+    size = x.element_size()
+    return _memory.Memory(x.data_ptr(), tuple(x.shape), tuple([step * size for step in x.stride()]), size)

@@ -165,21 +165,29 @@ class Route(NamedTuple):
 
 def route(call: Call) -> Route:
     """Decide which implementation serves a call. Nothing is computed."""
-    package = call.library.package
-    if not hasattr(package, "declines"):
-        return Route("formula", f"no backend computes on {call.library.name} arrays")
-    if call.library.compiling():
-        return Route("formula", f"{call.library.name} is compiling the call itself")
+    reason = why_formula(call)
+    return Route(call.library.package.__name__ if reason is None else "formula", reason)
+
+
+def why_formula(call: Call) -> str | None:
+    """Return the reason why the formula serves a call, or None where a backend does."""
+    library = call.library
+    if not hasattr(library.package, "declines"):
+        return f"no backend computes on {library.name} arrays"
+    if library.compiling():
+        return f"{library.name} is compiling the call itself"
     if not _fast_paths.get():
-        return Route("formula", "fast paths are turned off")
-    reason = package.declines(call.plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out)
-    return Route("formula", reason) if reason is not None else Route(package.__name__, None)
+        return "fast paths are turned off"
+    reason: str | None = library.package.declines(
+        call.plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out
+    )
+    return reason
 
 
 def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
     """Compute y, and what was learned of the statistics if `save` asks for it."""
     plan, library, x, weight, bias, eps, stats, out = call
-    if route(call).path == "formula":
+    if why_formula(call) is not None:
         return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save, library=library)
     result: tuple[Any, _formula.Saved | None] = library.package.forward(
         plan, x, weight, bias, eps, stats=stats, out=out, save=save
@@ -190,7 +198,7 @@ def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
 def measure(call: Call) -> _formula.Saved:
     """Compute the statistics of x alone."""
     package = call.library.package
-    if route(call).path == "formula" or not hasattr(package, "moments"):
+    if why_formula(call) is not None or not hasattr(package, "moments"):
         return _formula.moments(call.plan, call.x, library=call.library)
     saved: _formula.Saved = package.moments(call.plan, call.x)
     return saved

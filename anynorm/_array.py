@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NoReturn, Protocol, TypeVar
 
-import array_api_compat
-
 
 class Array(Protocol):
     """What the annotations ask of an array: a shape and a dtype. The rest is the array API standard's."""
@@ -151,6 +149,8 @@ def namespace(x: object) -> tuple[str, Any] | None:
         from array_api_compat import torch as xp
 
         return "torch", xp
+    import array_api_compat  # here, because it takes most of the time of `import anynorm`
+
     try:
         xp = array_api_compat.array_namespace(x)
     except TypeError:
@@ -241,7 +241,9 @@ def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: 
         shapes = f"must have x's shape {tuple(x.shape)}, got {tuple(out.shape)}"
         msg = f"{function}: out {shapes}. Allocate it with xp.empty_like(x)."
         raise ValueError(msg)
-    if not array_api_compat.is_writeable_array(out):
+    from array_api_compat import is_writeable_array
+
+    if not is_writeable_array(out):
         msg = f"{function}: out is read-only. Pass a writable array, e.g. xp.empty_like(x)."
         raise ValueError(msg)
     own: Callable[..., str | None] | None = getattr(library.package, "refuses_out", None)

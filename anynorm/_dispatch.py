@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -80,6 +79,8 @@ def _meet(function: str, argument: str, x: object) -> Library:
 
 def _third_party(cls: type) -> ModuleType | None:
     """Load the package that an installed distribution registers for this array type."""
+    from importlib.metadata import entry_points  # here, because it doubles the time of `import anynorm`
+
     array_type = f"{cls.__module__}.{cls.__qualname__}"
     for entry_point in entry_points(group="anynorm.backends", name=array_type):
         try:

@@ -27,15 +27,16 @@ class Affine:
         self._spread = None if folds_scale else scale, None if folds_shift else shift
 
     def apply(self, e: Any, factor: Any, rest: Any, sets: range, span: range, out: Any) -> None:
-        """Put (e − rest)·factor·weight + bias into `out`; factor and rest are one number per set."""
+        """Put (e − rest)·factor·weight + bias into `out`; factor and rest, None for 0, are one number per set."""
         scale, shift = self._folded
         if scale is not None:
             factor = factor * scale.column(sets)
-        offset = -rest * factor
+        offset = None if rest is None else -rest * factor
         if shift is not None:
-            offset = offset + shift.column(sets)
+            offset = shift.column(sets) if offset is None else offset + shift.column(sets)
         np.multiply(e, factor.astype(out.dtype), out=out)
-        out += offset.astype(out.dtype)
+        if offset is not None:
+            out += offset.astype(out.dtype)
         scale, shift = self._spread
         if scale is not None:
             view, values = scale.against(out, sets, span)

@@ -29,18 +29,19 @@ MOST_TOGETHER = 128
 class Block:
     """The elements of some sets in one dtype, scaled, less the offsets subtracted so far."""
 
-    def __init__(self, source: Sets, sets: range, spans: list[range], buffers: Any, scale: Any = None) -> None:
+    def __init__(self, source: Sets, sets: range, spans: list[range], buffers: tuple[Any, Any]) -> None:
         self.sets = sets
         self._source = source
         self._spans = spans
         self._buffers = buffers
-        self._scale = scale
+        self._scale: Any = None
         self._offsets: list[Any] = []
         self._held: Any = None
         self.restart()
 
-    def restart(self) -> None:
-        """Forget the offsets."""
+    def restart(self, scale: Any = None) -> None:
+        """Read the elements anew, multiplied by `scale` where it is given; without it, by the last one."""
+        self._scale = self._scale if scale is None else scale
         self._offsets = []
         if len(self._spans) == 1:
             self._held = self._load(self._spans[0])
@@ -75,6 +76,13 @@ class Block:
             plain += _chunk_sums(e)
             squared += _chunk_sums(np.multiply(e, e, out=self.scratch(span)))
         return _total(plain), _total(squared)
+
+    def sum_of_squares(self) -> Any:
+        """Return the sum of the squares of each set, in float64."""
+        squared = []
+        for span, e in self.read():
+            squared += _chunk_sums(np.multiply(e, e, out=self.scratch(span)))
+        return _total(squared)
 
     def peak(self) -> Any:
         """Return the largest magnitude in each set as the source has it."""

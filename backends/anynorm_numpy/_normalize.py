@@ -22,8 +22,8 @@ from anynorm_numpy._affine import Affine
 from anynorm_numpy._block import Block, buffers, partition
 from anynorm_numpy._sets import Sets
 
-# Variances within which no sum of squares overflows and none that counts underflows; and the eps that hides the latter.
-_SAFE = {FLOAT32: (2.0**-100, 2.0**100, 2.0**-80), FLOAT64: (2.0**-900, 2.0**900, 2.0**-800)}
+# Where var + eps lies within these, no sum of squares overflowed and none that counts underflowed.
+_SAFE = {FLOAT32: (2.0**-100, 2.0**100), FLOAT64: (2.0**-900, 2.0**900)}
 
 
 def declines(
@@ -88,46 +88,42 @@ def _write(lanes: list[_Lane], affine: Affine, target: Sets) -> None:
     """Put the results of a block into the target, those of each set from the lane that serves it."""
     first, sets = lanes[0], lanes[0].block.sets
     # Span by span through all lanes: the target may be the source.
-    for pieces in zip(*[lane.block.read() for lane in lanes], strict=True):
-        span, e = pieces[0]
-        direct = target.direct(sets, span, e.dtype) if len(lanes) == 1 else None
+    for (span, e), *again in zip(*[lane.block.read() for lane in lanes], strict=True):
+        direct = None if again else target.direct(sets, span, e.dtype)
         y = first.block.scratch(span) if direct is None else direct
         affine.apply(e, first.factor, first.rest, sets, span, out=y)
-        for lane, (_, its) in zip(lanes[1:], pieces[1:], strict=True):
+        for lane, (_, its) in zip(lanes[1:], again, strict=True):
             better = lane.block.scratch(span)
             affine.apply(its, lane.factor, lane.rest, sets, span, out=better)
-            np.copyto(y, better, where=lane.serves, casting="unsafe")
+            np.copyto(y, better, where=~first.serves, casting="unsafe")
         if direct is None:
             target.write(sets, span, y)
 
 
 def _compute(x: Any) -> Format:
-    return FLOAT64 if x.dtype == np.float64 else FLOAT32
+    # Of the accepted dtypes only float64 has eight bytes; a comparison would miss the big-endian one.
+    return FLOAT64 if x.dtype.itemsize == 8 else FLOAT32
 
 
 class _Lane(NamedTuple):
-    """A block of sets, in one dtype and scale, less a pivot, with what was found of them in float64."""
+    """A block of sets, in one dtype and scale, with what was found of them in float64."""
 
-    block: Block
-    serves: Any  # True for the sets this lane is right for
-    pivot: Any
-    rest: Any  # pivot + rest is the mean
-    var: Any  # of the scaled elements, without eps
-    factor: Any  # 1/√(var + eps), scaled likewise
-    scale: float | Any
+    block: Block  # its elements are (x − pivot)·scale
+    serves: Any  # which sets this lane is right for
+    factor: Any  # 1/√(var + eps) of the scaled elements
+    var: Any  # of the scaled elements; None where it was given
+    pivot: Any = None  # None for 0, as is rest
+    rest: Any = None  # pivot + rest is the mean
+    scale: Any = 1.0
 
     def statistics(self, n: int) -> Any:
         """Return mean, correction, rstd and m2, unscaled."""
-        mean = self.pivot + self.rest
-        part = mean - self.pivot
-        error = (self.pivot - (mean - part)) + (self.rest - part)
-        columns = (
-            mean / self.scale,
-            error / self.scale,
-            self.factor * self.scale,
-            self.var * n / self.scale / self.scale,
-        )
-        return np.stack(np.broadcast_arrays(*columns))
+        pivot, rest = [np.zeros_like(self.var) if its is None else its for its in (self.pivot, self.rest)]
+        mean = pivot + rest
+        part = mean - pivot
+        error = (pivot - (mean - part)) + (rest - part)
+        m2 = self.var * n / self.scale / self.scale
+        return np.stack(np.broadcast_arrays(mean / self.scale, error / self.scale, self.factor * self.scale, m2))
 
 
 def _lanes(plan: Plan, x: Any, eps: float, given: list[Any] | None) -> Iterator[list[_Lane]]:
@@ -137,33 +133,46 @@ def _lanes(plan: Plan, x: Any, eps: float, given: list[Any] | None) -> Iterator[
     room = buffers(parts, compute.name)
     wide_room = None
     for sets, spans in parts:
-        its = None if given is None else [values[:, sets.start : sets.stop] for values in given]
-        lane = _lane(plan, Block(source, sets, spans, room), eps, its, 1.0)
-        unsafe = ~_safe(lane, eps, compute, its)
-        if not unsafe.any():
+        block = Block(source, sets, spans, room)
+        stats = None if given is None else [its[:, sets.start : sets.stop] for its in given]
+        lane = _measured(plan, block, eps, compute) if stats is None else _given(block, eps, compute, *stats)
+        if lane.serves.all():
             yield [lane]
             continue
         wide_room = wide_room or buffers(parts, np.float64)
-        scale = 1.0 if compute is FLOAT32 else _rescue(Block(source, sets, spans, wide_room).peak(), eps, its)
-        wide = _lane(plan, Block(source, sets, spans, wide_room, scale), eps, its, scale)
-        yield [lane, wide._replace(serves=unsafe)]
+        wide = Block(source, sets, spans, wide_room)
+        yield [lane, _measured_again(plan, wide, eps, compute) if stats is None else _given_again(wide, eps, *stats)]
 
 
-def _lane(plan: Plan, block: Block, eps: float, given: list[Any] | None, scale: Any) -> _Lane:
-    """Shift a block by a given mean or by its own, and find what normalizes it."""
-    zero = np.zeros((1, len(block.sets)))
-    if given is not None:
-        mean, var = given
-        block.subtract(mean * scale)
-        # Scaled by a quarter at most, the given variance needs no rescue of its own.
-        return _Lane(block, True, mean, zero, var, _rsqrt(var + eps, rsqrt_eps(eps)) / scale, scale)
-    pivot, rest, var = _centre(plan.n, block) if plan.centres else (zero, zero, block.sums()[1] / plan.n)
-    factor = _rsqrt(var + eps * scale * scale, np.minimum(rsqrt_eps(eps) / scale, FLOAT64.largest))
-    return _Lane(block, True, pivot, rest, var, factor, scale)
+def _measured(plan: Plan, block: Block, eps: float, compute: Format) -> _Lane:
+    """Measure a block in the compute dtype."""
+    pivot, rest, var = _centre(plan, block)
+    total = var + eps
+    low, high = _SAFE[compute]
+    return _Lane(block, (total >= low) & (total <= high), 1 / np.sqrt(total), var, pivot, rest)
 
 
-def _centre(n: int, block: Block) -> tuple[Any, Any, Any]:
+def _measured_again(plan: Plan, block: Block, eps: float, compute: Format) -> _Lane:
+    """Measure a block in float64, which holds the squares of every float32; those of float64 once it is scaled."""
+    scale: Any = 1.0
+    if compute is FLOAT64:
+        peak = block.peak()
+        scale = np.ones_like(peak)
+        for rescue in RESCUES[FLOAT64]:
+            if eps < rescue.eps_below:
+                scale[rescue.beyond(peak, rescue.bound)] = rescue.scale
+        block.restart(scale)
+    pivot, rest, var = _centre(plan, block)
+    total = var + eps * scale * scale
+    where_zero = np.minimum(rsqrt_eps(eps) / scale, FLOAT64.largest)
+    return _Lane(block, True, _rsqrt(total, where_zero), var, pivot, rest, scale)
+
+
+def _centre(plan: Plan, block: Block) -> tuple[Any, Any, Any]:
     """Shift the elements close to their mean; return the shift, what is left of the mean, and the variance."""
+    n = plan.n
+    if not plan.centres:
+        return None, None, block.sum_of_squares() / n
     pivot = block.subtract(block.first_mean())
     rest, squares = [its / n for its in block.sums()]
     rough = squares < 5 * rest * rest  # the mean is more than half a standard deviation from the pivot
@@ -174,23 +183,17 @@ def _centre(n: int, block: Block) -> tuple[Any, Any, Any]:
     return pivot.astype(np.float64), rest, np.maximum(squares - rest * rest, 0)
 
 
-def _safe(lane: _Lane, eps: float, compute: Format, given: list[Any] | None) -> Any:
-    """Return which sets the compute dtype is safe for."""
-    if given is not None:
-        return np.abs(given[0]) <= LARGE_MEAN[compute]
-    low, high, hidden = _SAFE[compute]
-    return (lane.var <= high) & ((lane.var >= low) | (eps >= hidden))
+def _given(block: Block, eps: float, compute: Format, mean: Any, var: Any) -> _Lane:
+    """Shift a block by given means; those so large that x − mean may overflow are for the next lane."""
+    block.subtract(mean)
+    return _Lane(block, np.abs(mean) <= LARGE_MEAN[compute], _rsqrt(var + eps, rsqrt_eps(eps)), None)
 
 
-def _rescue(peak: Any, eps: float, given: list[Any] | None) -> Any:
-    """Return the power of two that brings float64 sets of this largest magnitude into range."""
-    if given is not None:
-        return np.where(np.abs(given[0]) > LARGE_MEAN[FLOAT64], 0.25, 1.0)
-    scale = np.ones_like(peak)
-    for rescue in RESCUES[FLOAT64]:
-        if eps < rescue.eps_below:
-            scale[rescue.beyond(peak, rescue.bound)] = rescue.scale
-    return scale
+def _given_again(block: Block, eps: float, mean: Any, var: Any) -> _Lane:
+    """Shift a block by given means in float64, all scaled by a quarter."""
+    block.restart(np.float64(0.25))
+    block.subtract(mean / 4)
+    return _Lane(block, True, 4 * _rsqrt(var + eps, rsqrt_eps(eps)), None)
 
 
 def _rsqrt(v: Any, where_zero: Any) -> Any:
@@ -207,7 +210,7 @@ def _saved(learned: list[list[_Lane]], plan: Plan, x: Any) -> Saved:
     columns = []
     for lanes in learned:
         found = [lane.statistics(plan.n) for lane in lanes]
-        columns.append(found[0] if len(found) == 1 else np.where(lanes[1].serves, found[1], found[0]))
+        columns.append(found[0] if len(found) == 1 else np.where(lanes[0].serves, found[0], found[1]))
     mean, correction, rstd, m2 = np.concatenate(columns, axis=2)
     high = mean.astype(compute)
     return Saved(*[its.astype(compute).reshape(shape) for its in (high, (mean - high) + correction, rstd, m2)])

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 
 class Array(Protocol):
@@ -29,8 +28,7 @@ A = TypeVar("A", bound=Array)
 Shape = tuple[int | None, ...]
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """The IEEE 754 facts of a compute dtype that the formula's constants rest on."""
 
     name: str
@@ -66,21 +64,19 @@ def tree_sum(x: Any, axes: tuple[int, ...]) -> Any:
     return x
 
 
-@dataclass(frozen=True, eq=False)
 class Library:
-    """An array library as one type of its arrays shows it, with what its backend package knows better."""
+    """An array library, met by the type of one of its arrays, with what its backend package knows better.
 
-    name: str
-    xp: Any
-    package: Any = None  # the backend package, or None
-    _formats: dict[Any, Format | None] = field(default_factory=dict)
+    Nothing changes after it is made, but for dtypes met later.
+    """
 
-    def __post_init__(self) -> None:
-        # Filled ahead for dtypes the namespace names, so that torch.compile only ever reads it.
-        for name, compute in _COMPUTE.items():
-            dtype = getattr(self.xp, name, None)
-            if dtype is not None:
-                self._formats[dtype] = compute
+    def __init__(self, name: str, xp: Any, package: Any = None) -> None:
+        self.name = name
+        self.xp = xp
+        self.package = package  # the backend package, or None
+        # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
+        named = [(getattr(xp, name, None), compute) for name, compute in _COMPUTE.items()]
+        self._formats: dict[Any, Format | None] = {dtype: compute for dtype, compute in named if dtype is not None}
 
     def format(self, dtype: Any) -> Format | None:
         """Return the compute format of `dtype`, or None where it is not one of the accepted four."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from anynorm._array import Shape
 
@@ -22,8 +21,7 @@ class AxisError(ValueError, IndexError):
     """An axis that the array does not have. Both a ValueError and an IndexError, as NumPy's is."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """One normalization, decided.
 
     `shape` is x's own shape, but for group norm, whose channel axis is split into (groups, channels per group).

@@ -184,6 +184,7 @@ def _rsqrt(v: Any, where_zero: Any, xp: Any) -> Any:
 
 
 def rsqrt_eps(eps: float) -> float:
+    """Return 1/√eps, what a set of equal values is multiplied by, and 0 for eps = 0: its centred elements are 0."""
     return 1 / math.sqrt(eps) if eps else 0.0
 
 

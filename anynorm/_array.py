@@ -6,6 +6,7 @@ import: a library is met as the type of an argument and described by a `Library`
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from numbers import Real
@@ -208,8 +209,12 @@ def real_number(function: str, argument: str, value: object) -> float:
     if type(value) is float:
         return value
     if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    msg = f"{function}: {argument} must be a real number, got {value!r} of type {type(value).__name__}."
+        try:
+            return float(value)
+        except OverflowError:  # an integer beyond every float is beyond every bound
+            return math.inf if value > 0 else -math.inf
+    got = f"got {value!r} of type {type(value).__name__}"
+    msg = f"{function}: {argument} must be a real number, {got}. Pass a Python float, e.g. float({argument})."
     raise TypeError(msg)
 
 
@@ -225,11 +230,15 @@ def check_eps(function: str, eps: object, compute: Format) -> float:
     raise ValueError(msg)
 
 
-def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: Library) -> None:
-    """Raise unless `out` can take the result: x itself, or an array like x that overlaps nothing."""
+def check_writes(function: str, library: Library) -> None:
+    """Raise a TypeError where no array of the library can be written to."""
     if library.name in ("jax", "dask"):
         msg = f"{function}: {library.name} arrays cannot be written to, so out must be None. Use the returned array."
         raise TypeError(msg)
+
+
+def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: Library) -> None:
+    """Raise unless `out` can take the result: x itself, or an array like x that overlaps nothing."""
     if out.dtype != x.dtype:
         msg = f"{function}: out must have x's dtype {x.dtype}, got {out.dtype}. Allocate it with xp.empty_like(x)."
         raise TypeError(msg)

@@ -19,6 +19,7 @@ from anynorm._array import (
     check_device,
     check_eps,
     check_out,
+    check_writes,
     namespace,
     reject_array,
 )
@@ -85,12 +86,14 @@ def _third_party(cls: type) -> ModuleType | None:
     for entry_point in entry_points(group="anynorm.backends", name=array_type):
         try:
             package = entry_point.load()
+            if not isinstance(package, ModuleType):
+                msg = f"{entry_point.value} is no module"
+                raise TypeError(msg)
         except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
             backend = f"the backend {entry_point.value!r} for {array_type}"
             msg = f"anynorm: {backend} failed to import and is not used: {error!r}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
         else:
-            assert isinstance(package, ModuleType)
             return package
     return None
 
@@ -136,13 +139,20 @@ def prepare(
     shapes = [None if its is None else library.shape(its) for its in (weight, bias)]
     plan = build(library.compiling(), function, shape, *key, *shapes)
     if out is not None:
-        check_companion(function, "out", out, x, library)
+        check_writes(function, library)
+        check_beside(function, "out", out, x, library)
         check_out(function, out, x, {name: its for name, its in others.items() if its is not None}, library)
     return Call(plan, library, x, weight, bias, eps, stats, out)
 
 
 def check_companion(function: str, argument: str, value: Any, x: Any, library: Library, beside: str = "x") -> None:
     """Raise unless an argument is an array of x's library, on x's device, of an accepted dtype."""
+    check_beside(function, argument, value, x, library, beside)
+    check_array(function, argument, value, library)
+
+
+def check_beside(function: str, argument: str, value: Any, x: Any, library: Library, beside: str = "x") -> None:
+    """Raise unless an argument is an array of x's library, on x's device."""
     own = library_of(function, argument, value)
     if own.name != library.name:
         msg = (
@@ -150,7 +160,6 @@ def check_companion(function: str, argument: str, value: Any, x: Any, library: L
             f"Nothing is converted silently: convert {argument} to {library.name} first."
         )
         raise TypeError(msg)
-    check_array(function, argument, value, own)
     check_device(function, argument, value, x, library, beside)
 
 
@@ -172,17 +181,22 @@ def route(call: Call) -> Route:
 
 def why_formula(call: Call) -> str | None:
     """Return the reason why the formula serves a call, or None where a backend does."""
-    library = call.library
-    if not hasattr(library.package, "declines"):
-        return f"no backend computes on {library.name} arrays"
+    library, package = call.library, call.library.package
+    if package is None:
+        return f"no backend serves {library.name} arrays"
     if library.compiling():
         return f"{library.name} is compiling the call itself"
     if not _fast_paths.get():
         return "fast paths are turned off"
-    reason: str | None = library.package.declines(
-        call.plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out
-    )
-    return reason
+    if 0 in call.plan.shape:
+        return "x is empty"
+    declines: Callable[..., str | None] | None = getattr(package, "declines", None)
+    if declines is not None:
+        reason = declines(call.plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out)
+        if reason is not None:
+            return reason
+    needed = "moments" if call.plan.function == "moments" else "forward"
+    return None if hasattr(package, needed) else f"{package.__name__} offers no {needed}"
 
 
 def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
@@ -198,10 +212,9 @@ def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
 
 def measure(call: Call) -> _formula.Saved:
     """Compute the statistics of x alone."""
-    package = call.library.package
-    if why_formula(call) is not None or not hasattr(package, "moments"):
+    if why_formula(call) is not None:
         return _formula.moments(call.plan, call.x, library=call.library)
-    saved: _formula.Saved = package.moments(call.plan, call.x)
+    saved: _formula.Saved = call.library.package.moments(call.plan, call.x)
     return saved
 
 

@@ -77,8 +77,10 @@ def index_argument(function: str, name: str, value: object) -> int:
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        several = "an integer" if name in ("channel_axis", "num_groups") else "an integer or a tuple of integers"
-        msg = f"{function}: {name} must be {several}, got {value!r} of type {type(value).__name__}."
+        several = name in ("axis", "batch_axis")
+        needed = "an integer, a tuple of integers or None" if several else "an integer"
+        advice = f"Pass e.g. {name}=1, {name}=(0, 2) or {name}=None." if several else f"Pass e.g. {name}=1."
+        msg = f"{function}: {name} must be {needed}, got {value!r} of type {type(value).__name__}. {advice}"
         raise TypeError(msg) from None
 
 

@@ -257,7 +257,7 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
         if library.shape(running) != library.shape(batch.mean):
             msg = (
                 f"{function}: {name} has shape {library.shape(running)}, but batch.mean has shape "
-                f"{library.shape(batch.mean)}. Both must have one value per channel."
+                f"{library.shape(batch.mean)}. Pass both with one value per channel."
             )
             raise ValueError(msg)
     if index_argument(function, "correction", correction) < 0:

@@ -56,7 +56,7 @@ def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -
     anynorm_numpy
 
     """
-    if function not in CALLS:
+    if not callable(function) or function not in CALLS:
         names = ", ".join([known.__name__ for known in CALLS])
         msg = f"explain: function must be one of anynorm's {names}; got {function!r}."
         raise TypeError(msg)

@@ -63,8 +63,6 @@ def forward(
 ) -> tuple[Any, Saved | None]:
     """Return y, and what was learned of the statistics if `save` asks for it."""
     y = np.empty_like(x, subok=False) if out is None else out
-    if 0 in plan.shape:
-        return y, _saved([], plan, x) if save else None
     compute = _compute(x)
     target = Sets.of(y, plan)
     affine = Affine(plan, *[None if its is None else its.astype(compute.name, copy=False) for its in (weight, bias)])
@@ -81,7 +79,7 @@ def forward(
 def moments(plan: Plan, x: Any) -> Saved:
     """Return the statistics of each set."""
     with np.errstate(all="ignore"):
-        return _saved([] if 0 in plan.shape else list(_lanes(plan, x, 0.0, None)), plan, x)
+        return _saved(list(_lanes(plan, x, 0.0, None)), plan, x)
 
 
 def _write(lanes: list[_Lane], affine: Affine, target: Sets) -> None:
@@ -204,9 +202,6 @@ def _rsqrt(v: Any, where_zero: Any) -> Any:
 def _saved(learned: list[list[_Lane]], plan: Plan, x: Any) -> Saved:
     """Return the statistics of all blocks in the compute dtype, the mean as two numbers of it."""
     compute, shape = _compute(x).name, cast(tuple[int, ...], plan.statistic)
-    if not learned:
-        zero = np.zeros(shape, compute)
-        return Saved(zero, zero, zero, zero)
     columns = []
     for lanes in learned:
         found = [lane.statistics(plan.n) for lane in lanes]

@@ -8,8 +8,31 @@ import torch
 
 
 def sum(x: Any, axes: tuple[int, ...]) -> Any:
-    """Sum over `axes`, kept as length 1. torch sums in cascades, in every direction."""
-    return torch.sum(x, dim=axes, keepdim=True)
+    """Sum over `axes`, kept as length 1: one axis after the other.
+
+    torch sums in cascades along one axis, whichever it is, to about 1 eps. Over several at once it falls back to long
+    plain sums: (65536, 32, 2) float32 over axes 0 and 2 comes out 92 eps off, and 7000 eps if the elements are equal.
+    """
+    for axis in reversed(axes):
+        x = _sum_in_blocks(x, axis) if compiling() else torch.sum(x, dim=axis, keepdim=True)
+    return x
+
+
+def _sum_in_blocks(x: Any, axis: int) -> Any:
+    """Sum over one axis in blocks of 32 elements, and these again.
+
+    For inductor, whose own sums along a leading axis are plain: the RMS norm of (262144, 4) float32 around 300 over
+    axis 0 is 660 times further off than the contract allows.
+    """
+    while x.shape[axis] > 64:
+        length = x.shape[axis]
+        whole = length // 32 * 32
+        blocks = x.narrow(axis, 0, whole).unflatten(axis, (whole // 32, 32)).sum(dim=axis + 1)
+        if whole < length:
+            rest = x.narrow(axis, whole, length - whole).sum(dim=axis, keepdim=True)
+            blocks = torch.cat([blocks, rest], dim=axis)
+        x = blocks
+    return torch.sum(x, dim=axis, keepdim=True)
 
 
 def constant(x: Any) -> Any:

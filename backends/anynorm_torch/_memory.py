@@ -19,10 +19,12 @@ function_mode: Any = _function_mode
 
 def refuses(x: Any) -> str | None:
     """Return why no norm can take this tensor, or None."""
-    if x.layout is not torch.strided:
-        return f"has layout {x.layout}, whose missing zeros a norm would fill. Convert it first with .to_dense()."
     if x.is_nested:
         return "is a nested tensor, whose rows differ in length. Convert it first, e.g. with .to_padded_tensor(0.0)."
+    if x.is_quantized:
+        return "is quantized. Convert it first with .dequantize()."
+    if x.layout is not torch.strided:
+        return f"has layout {x.layout}, whose missing zeros a norm would fill. Convert it first with .to_dense()."
     return None
 
 
@@ -40,6 +42,10 @@ def unreadable(x: Any) -> str | None:
         return "the tensor is sparse, nested or quantized"
     if x.device.type not in ("cpu", "cuda"):
         return f"no engine reads the memory of device {x.device}"
+    if torch.jit.is_tracing():
+        return "torch.jit is tracing the call"
+    if x._is_zerotensor():
+        return "the tensor is a symbolic zero, which has no memory"
     if x.is_neg() or x.is_conj():
         return "the tensor is a view that negates or conjugates lazily"
     if torch._C._functorch.is_functorch_wrapped_tensor(x):

@@ -1,0 +1,186 @@
+"""`python -m anynorm check`: every installed library and norm against the exact result, on inputs that break norms.
+
+Holds the measuring, the verdict and how it reads; what is tried is in `cases`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import anynorm
+from anynorm._cli import libraries, show
+from anynorm._cli.cases import DTYPES, INPUTS, Case, cases, judged_dtypes
+from anynorm._cli.libraries import ArrayLibrary, Installed
+
+
+@dataclass
+class Finding:
+    """One norm on one library in one dtype, over all inputs."""
+
+    library: str
+    norm: str
+    dtype: str
+    paths: list[str] = field(default_factory=list)  # that its inputs took
+    reasons: list[str] = field(default_factory=list)  # why not faster ones
+    error: float | None = None  # the largest, in units of the contract's bound; None where nothing could be measured
+    input: str | None = None  # that gave the largest error, or the first that failed
+    problem: str | None = None  # what was raised
+
+    @property
+    def fine(self) -> bool:
+        """Whether the contract is kept."""
+        return self.problem is None and self.error is not None and self.error <= 1
+
+
+@dataclass
+class Report:
+    """What --json prints, field by field, with null for NaN and infinity; `ok` decides the exit code."""
+
+    ok: bool
+    versions: dict[str, str]  # Python, anynorm, array-api-compat, and each library
+    absent: dict[str, str]  # libraries that are not installed or have no device, and why
+    broken: dict[str, str]  # libraries whose import fails, and how
+    notes: list[str]
+    inputs: list[str]
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Measure, print; return the exit code."""
+    with show.progress() as progress:
+        found = libraries.find(arguments.library, progress.step)
+        report = _describe(found)
+        progress.step("compute the exact results")
+        by_norm = cases()
+        progress.total(len(found.libraries) * len({name for name, _ in by_norm}))
+        for library in found.libraries:
+            report.findings += _check_library(library, by_norm, progress.step)
+    report.ok = not found.broken and all(finding.fine for finding in report.findings)
+    if arguments.json:
+        show.as_json(asdict(report))
+    else:
+        _print(report)
+    return 0 if report.ok else 1
+
+
+def _describe(found: Installed) -> Report:
+    versions = {
+        "python": platform.python_version(),
+        "anynorm": anynorm.__version__,
+        "array-api-compat": importlib.metadata.version("array-api-compat"),
+    }
+    notes = []
+    if "bfloat16" not in judged_dtypes():
+        notes.append("bfloat16 is not checked: ml_dtypes is not installed")
+    if "float64" not in judged_dtypes():
+        notes.append("float64 is not checked: this platform has no wider type to compute the exact result in")
+    return Report(
+        ok=False,
+        versions=versions | {library.name: library.version for library in found.libraries},
+        absent=found.absent,
+        broken=found.broken,
+        notes=notes,
+        inputs=[its.name for its in INPUTS],
+    )
+
+
+def _check_library(
+    library: ArrayLibrary, by_norm: dict[tuple[str, str], list[Case]], step: Callable[[str], None]
+) -> list[Finding]:
+    findings = []
+    for norm in dict.fromkeys([name for name, _ in by_norm]):
+        step(f"{norm} on {library.name}")
+        findings += [
+            _check_norm(library, norm, dtype, its)
+            for (name, dtype), its in by_norm.items()
+            if name == norm and dtype in library.dtypes
+        ]
+    return findings
+
+
+def _check_norm(library: ArrayLibrary, norm: str, dtype: str, cases: list[Case]) -> Finding:
+    """Measure one norm in one dtype; the first input that raises ends it."""
+    finding = Finding(library.name, norm, dtype)
+    for case in cases:
+        try:
+            with library.setting():
+                units = _units(library, case, finding)
+        except Exception as error:  # whatever a library raises is a finding, and the others are still checked
+            finding.input, finding.problem = case.input, f"{type(error).__name__}: {error}"
+            break
+        if finding.error is None or units > finding.error:
+            finding.error, finding.input = units, case.input
+    return finding
+
+
+def _units(library: ArrayLibrary, case: Case, finding: Finding) -> float:
+    """Return the error of one call in units of the bound, and note its path."""
+    x, weight, bias = [library.of_numpy(a) for a in (case.x, case.weight, case.bias)]
+    path, reason = case.norm.explain(x, weight, bias)
+    if path not in finding.paths:
+        finding.paths.append(path)
+    if reason is not None and reason not in finding.reasons:
+        finding.reasons.append(reason)
+    y = library.to_numpy(library.finish(case.norm(x, weight, bias)))
+    if y.dtype != case.x.dtype:
+        msg = f"the result has dtype {y.dtype}, x has {case.x.dtype}"
+        raise TypeError(msg)
+    return case.reference.units(y)
+
+
+def _print(report: Report) -> None:
+    checked = dict.fromkeys([finding.library for finding in report.findings])
+    versions = [f"{name} {version}" for name, version in report.versions.items() if name not in checked]
+    show.line(", ".join(versions))
+    show.line(f"inputs: {', '.join(report.inputs)}")
+    for note in report.notes:
+        show.line(f"note: {note}")
+    dtypes = [dtype for dtype in DTYPES if any(finding.dtype == dtype for finding in report.findings)]
+    show.table(
+        "Largest error against the exact result, in units of the contract's bound (1 is allowed)",
+        ("library", "norm", *dtypes),
+        [_row(findings, dtypes) for findings in _by_library_and_norm(report.findings)],
+    )
+    show.table(
+        "Libraries",
+        ("library", "version", "path"),
+        [(library, report.versions[library], _paths(report, library)) for library in checked],
+    )
+    show.line("")
+    for name, why in (report.absent | report.broken).items():
+        show.line(f"not checked: {name}: {why}{show.OFF if name in report.broken else ''}")
+    off = [finding for finding in report.findings if not finding.fine]
+    for finding in off:
+        what = finding.problem or f"{show.units(finding.error)[: -len(show.OFF)]} units"
+        show.line(
+            f"off: {finding.norm} on {finding.library}, {finding.dtype}, input {finding.input!r}: {what}{show.OFF}"
+        )
+    show.line(f"{len(report.findings) - len(off)} of {len(report.findings)} are within the contract")
+
+
+def _by_library_and_norm(findings: list[Finding]) -> list[list[Finding]]:
+    rows: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        rows.setdefault((finding.library, finding.norm), []).append(finding)
+    return list(rows.values())
+
+
+def _row(findings: list[Finding], dtypes: list[str]) -> tuple[str, ...]:
+    by_dtype = {finding.dtype: finding for finding in findings}
+    return findings[0].library, findings[0].norm, *[_cell(by_dtype.get(dtype)) for dtype in dtypes]
+
+
+def _paths(report: Report, library: str) -> str:
+    findings = [finding for finding in report.findings if finding.library == library and finding.paths]
+    taken = [(f"{finding.norm} {finding.dtype}", finding.paths, finding.reasons) for finding in findings]
+    return show.paths(taken) if taken else "-"
+
+
+def _cell(finding: Finding | None) -> str:
+    if finding is None:
+        return "-"
+    return f"raised{show.OFF}" if finding.problem else show.units(finding.error)

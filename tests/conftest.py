@@ -1,0 +1,133 @@
+"""What every test shares: the `library` fixture, and the account of what was tested, kept and closed here.
+
+`--feature-table=FILE` writes the table of libraries and features into FILE, `--check-feature-table=FILE` fails the run
+if FILE has another. ANYNORM_REQUIRE, a list of packages with commas between, fails it if one of them was not tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import features
+import hypothesis
+import pytest
+from libraries import LIBRARIES, TITLES, ArrayLibrary
+
+# Deterministic and without a database: a run depends on the code alone.
+hypothesis.settings.register_profile("anynorm", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("anynorm")
+
+
+@pytest.fixture
+def library(request: pytest.FixtureRequest) -> Iterator[ArrayLibrary]:
+    """Return the library that the test is parametrized by, or skip the test with the reason why there is none."""
+    found = LIBRARIES[request.param]
+    missing = found.missing()
+    if missing is not None:
+        request.node.user_properties.append(("missing", (found.family, missing)))
+        pytest.skip(missing)
+    with found.context():
+        yield found
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the two options of the feature table."""
+    group = parser.getgroup("anynorm")
+    group.addoption("--feature-table", type=Path, metavar="FILE", help="write the feature table into FILE")
+    group.addoption("--check-feature-table", type=Path, metavar="FILE", help="fail if FILE has another feature table")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker, and keep the account unless this is a worker, whose tests are reported to its controller."""
+    config.addinivalue_line("markers", "feature(name): a column of the feature table that the test speaks for")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Account(config))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note on each test which library and features it speaks for; user_properties travel from workers to controller."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        name = callspec.params.get("library") if callspec else None
+        if name not in LIBRARIES:
+            continue
+        family = LIBRARIES[name].family
+        item.user_properties.append(("tested", family))
+        for mark in item.iter_markers("feature"):
+            if mark.args[0] not in features.FEATURES:
+                msg = f"{item.nodeid}: {mark.args[0]!r} is no feature. Add it to tests/features.py."
+                raise pytest.UsageError(msg)
+            item.user_properties.append(("feature", (family, mark.args[0])))
+
+
+class Account:
+    """What was tested, what not and why, and what follows from it at the end of the run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.tested: set[str] = set()
+        self.missing: dict[str, str] = {}
+        self.passed: set[tuple[str, str]] = set()
+        self.complaints: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Enter one test."""
+        for key, value in report.user_properties:
+            if key == "missing":
+                self.missing.__setitem__(*value)
+            elif report.when == "call" and report.passed and key == "tested":
+                self.tested.add(str(value))
+            elif report.when == "call" and report.passed and key == "feature":
+                self.passed.add(tuple(value))  # type: ignore[arg-type]  # a list once it came from a worker
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write or compare the feature table, and fail the run for what is wrong."""
+        required = [name.strip() for name in os.environ.get("ANYNORM_REQUIRE", "").split(",") if name.strip()]
+        for family in required:
+            if family not in TITLES:
+                self.complaints.append(f"ANYNORM_REQUIRE names {family}, which is none of {', '.join(TITLES)}.")
+            elif family in self.missing or family not in self.tested:
+                reason = self.missing.get(family, "no test of it ran and passed")
+                self.complaints.append(f"ANYNORM_REQUIRE names {family}, which was not tested: {reason}.")
+        for option, use in (("feature_table", self._write), ("check_feature_table", self._compare)):
+            path = self.config.getoption(option)
+            if path is not None:
+                use(path, bool(session.testsfailed))
+        if self.complaints and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write(self, path: Path, failed: bool) -> None:
+        if failed or not self.tested.issuperset(features.FAMILIES):
+            self.complaints.append(f"{path}: not written, because a test failed or a library of the table is missing.")
+            return
+        text = path.read_text(encoding="utf-8")
+        path.write_text(features.insert(text, features.render(self.passed)), encoding="utf-8")
+
+    def _compare(self, path: Path, failed: bool) -> None:  # noqa: ARG002  a failure makes the run fail anyway
+        if features.extract(path.read_text(encoding="utf-8")) != features.render(self.passed):
+            self.complaints.append(
+                f"{path}: its feature table is not what the tests found:\n{features.render(self.passed)}\n"
+                f"Write it with --feature-table={path}."
+            )
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the complaints, and as the closing line which libraries were tested."""
+        for complaint in self.complaints:
+            terminalreporter.write_line(complaint, red=True)
+        tested = [f"{TITLES[family]} {_version(family)}" for family in TITLES if family in self.tested]
+        missing = [f"{TITLES[family]} ({self.missing[family]})" for family in TITLES if family in self.missing]
+        terminalreporter.write_line(
+            f"libraries tested: {', '.join(tested) or 'none'}; not tested: {', '.join(missing) or 'none'}"
+        )
+
+
+def _version(family: str) -> str:
+    package = next(library.package for library in LIBRARIES.values() if library.family == family)
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:  # CuPy's wheels are named after their CUDA version
+        return ""

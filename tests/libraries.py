@@ -1,0 +1,227 @@
+"""The array libraries under test: what each has, and how NumPy arrays get in and out. No norm and no test in here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+NumPyArray = np.ndarray[Any, Any]
+
+HALVES = ("float16", "bfloat16")
+ALL_DTYPES = (*HALVES, "float32", "float64")
+
+# What the closing line and the feature table call each family of libraries.
+TITLES = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "dask": "Dask",
+    "array_api_strict": "array-api-strict",
+    "cupy": "CuPy",
+    "torch_cuda": "PyTorch on CUDA",
+}
+
+
+@dataclass(frozen=True)
+class ArrayLibrary:
+    """One library, in one of its configurations."""
+
+    name: str  # in test ids
+    family: str  # a key of TITLES
+    package: str  # what has to be installed
+    dtypes: tuple[str, ...]
+    make: Callable[[NumPyArray], Any]
+    to_numpy: Callable[[Any], NumPyArray]
+    layouts: str = "any"  # "numpy": all of inputs.LAYOUTS; "strided": those without NumPy's own; "any": one is as another
+    flushes: bool = False  # subnormal numbers are taken as 0
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    device_missing: Callable[[], str | None] = lambda: None
+
+    def missing(self) -> str | None:
+        """Return why the library cannot be tested here, or None."""
+        if importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        return self.device_missing()
+
+    def make_all(self, arrays: dict[str, NumPyArray]) -> dict[str, Any]:
+        """Return the library's own arrays."""
+        return {name: self.make(array) for name, array in arrays.items()}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return a NumPy dtype by name; NumPy has bfloat16 from ml_dtypes."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _same(array: Any) -> Any:
+    return array
+
+
+def _make_torch(array: NumPyArray, device: str = "cpu") -> Any:
+    import torch
+
+    if not array.flags.writeable:
+        array = array.copy(order="K")  # torch has no read-only tensors and warns
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16).to(device)
+    return torch.from_numpy(array).to(device)
+
+
+def _from_torch(tensor: Any) -> NumPyArray:
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()  # type: ignore[no-any-return]
+    return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))  # type: ignore[no-any-return]
+
+
+def _no_cuda() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def _make_jax(array: NumPyArray) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.asarray(array)
+
+
+def _jax_precision(enabled: bool) -> AbstractContextManager[Any]:
+    import jax
+
+    return jax.enable_x64(enabled)  # type: ignore[no-any-return]
+
+
+def _make_dask(array: NumPyArray) -> Any:
+    import dask.array as da
+
+    # Two chunks of unequal length along every axis: what a reduction may get wrong lies at the seams.
+    return da.from_array(array, chunks=tuple([length // 2 + 1 for length in array.shape]))
+
+
+def _from_dask(array: Any) -> NumPyArray:
+    return array.compute()  # type: ignore[no-any-return]
+
+
+def _make_strict(array: NumPyArray, device: str) -> Any:
+    import array_api_strict
+
+    return array_api_strict.asarray(array, device=array_api_strict.Device(device))
+
+
+def _from_strict(array: Any) -> NumPyArray:
+    import array_api_strict
+
+    return np.asarray(array.to_device(array_api_strict.Device("CPU_DEVICE")))
+
+
+def _make_cupy(array: NumPyArray) -> Any:
+    return importlib.import_module("cupy").asarray(array)
+
+
+def _from_cupy(array: Any) -> NumPyArray:
+    return array.get()  # type: ignore[no-any-return]
+
+
+def _no_cupy_device() -> str | None:
+    try:
+        importlib.import_module("cupy").empty(1)
+    except Exception as error:  # CuPy raises different errors for a missing driver, device or toolkit
+        return f"cupy cannot allocate: {error}"
+    return None
+
+
+def _strict(device: str, *dtypes: str) -> ArrayLibrary:
+    make = partial(_make_strict, device=device)
+    return ArrayLibrary(f"strict_{device}", "array_api_strict", "array_api_strict", dtypes, make, _from_strict)
+
+
+_TABLE = (
+    ArrayLibrary("numpy", "numpy", "numpy", ALL_DTYPES, _same, _same, "numpy"),
+    ArrayLibrary("torch", "torch", "torch", ALL_DTYPES, _make_torch, _from_torch, "strided"),
+    ArrayLibrary(
+        "jax",
+        "jax",
+        "jax",
+        (*HALVES, "float32"),
+        _make_jax,
+        np.asarray,
+        flushes=True,
+        context=partial(_jax_precision, False),
+    ),
+    ArrayLibrary(
+        "jax_x64",
+        "jax",
+        "jax",
+        ("float32", "float64"),
+        _make_jax,
+        np.asarray,
+        flushes=True,
+        context=partial(_jax_precision, True),
+    ),
+    ArrayLibrary("dask", "dask", "dask", ("float16", "float32", "float64"), _make_dask, _from_dask),
+    _strict("CPU_DEVICE", "float32", "float64"),
+    _strict("device1", "float32", "float64"),
+    _strict("device2", "float32", "float64"),
+    _strict("no_float64", "float32"),
+    _strict("no_x64", "float32"),
+    ArrayLibrary(
+        "cupy",
+        "cupy",
+        "cupy",
+        ("float16", "float32", "float64"),
+        _make_cupy,
+        _from_cupy,
+        "strided",
+        flushes=True,
+        device_missing=_no_cupy_device,
+    ),
+    ArrayLibrary(
+        "torch_cuda",
+        "torch_cuda",
+        "torch",
+        ALL_DTYPES,
+        partial(_make_torch, device="cuda"),
+        _from_torch,
+        "strided",
+        device_missing=_no_cuda,
+    ),
+)
+
+LIBRARIES = {library.name: library for library in _TABLE}
+
+# One configuration of each, where the differences between configurations cannot matter.
+ONE_OF_EACH = ("numpy", "torch", "jax", "dask", "strict_CPU_DEVICE", "cupy", "torch_cuda")
+
+DTYPE_FEATURES = {name: [pytest.mark.feature(name)] if name != "float32" else [] for name in ALL_DTYPES}
+
+
+def each_library(names: Sequence[str] = tuple(LIBRARIES)) -> pytest.MarkDecorator:
+    """Parametrize a test by `library`, the fixture of conftest.py that skips what is not there."""
+    return pytest.mark.parametrize("library", names, indirect=True)
+
+
+def each_library_and_dtype(
+    names: Sequence[str] = tuple(LIBRARIES), dtypes: Sequence[str] = ALL_DTYPES
+) -> pytest.MarkDecorator:
+    """Parametrize a test by `library` and by the names of the dtypes that it has."""
+    pairs = [
+        pytest.param(name, dtype, id=f"{name}-{dtype}", marks=DTYPE_FEATURES[dtype])
+        for name in names
+        for dtype in LIBRARIES[name].dtypes
+        if dtype in dtypes
+    ]
+    return pytest.mark.parametrize(("library", "dtype"), pairs, indirect=["library"])

@@ -1,0 +1,239 @@
+"""The inputs on which norms go wrong, through every function on every library: within the contract all the same.
+
+Every hostile input meets every function, library and dtype, except on Dask and array-api-strict: they share one
+implementation, so there a pairwise subset of (input, arrangement, library and dtype) is run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile import ARRANGEMENTS, HOSTILE, Arrangement, powers_of_two
+from inputs import Case, Norm, check, pairwise, verify
+from libraries import (
+    DTYPE_FEATURES,
+    LIBRARIES,
+    ONE_OF_EACH,
+    ArrayLibrary,
+    each_library,
+    each_library_and_dtype,
+    numpy_dtype,
+)
+
+# NumPy warns wherever an infinity or NaN comes out, also where it has to.
+numpy_may_warn = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
+
+BY_NAME = {arrangement.name: arrangement for arrangement in ARRANGEMENTS}
+PAIRS = [(name, dtype) for name, library in LIBRARIES.items() for dtype in library.dtypes]
+SLOW = ("dask", "array_api_strict")
+
+
+def _runs_all(pair: tuple[str, str]) -> bool:
+    return LIBRARIES[pair[0]].family not in SLOW
+
+
+def _has(pair: tuple[str, str], hostile: str, *_: Any) -> bool:
+    return pair[1] in HOSTILE[hostile].dtypes
+
+
+FULL = [(pair, hostile, name) for pair in PAIRS if _runs_all(pair) for hostile in HOSTILE for name in BY_NAME if _has(pair, hostile)]
+SUBSET = pairwise([pair for pair in PAIRS if not _runs_all(pair)], list(HOSTILE), list(BY_NAME), allowed=_has)
+
+
+@pytest.mark.feature("hostile inputs")
+@pytest.mark.parametrize(
+    ("library", "dtype", "hostile", "arrangement"),
+    [
+        pytest.param(*pair, hostile, name, id=f"{'-'.join(pair)}-{hostile}-{name}", marks=DTYPE_FEATURES[pair[1]])
+        for pair, hostile, name in FULL + SUBSET
+    ],
+    indirect=["library"],
+)
+def test_hostile_rows(library: ArrayLibrary, dtype: str, hostile: str, arrangement: str) -> None:
+    """The contract's bound holds whatever the mean, the scale, the axis or eps."""
+    drawn = HOSTILE[hostile]
+    check(BY_NAME[arrangement].case(drawn.rows(dtype), drawn.eps_for(dtype)), library)
+
+
+@each_library_and_dtype()
+@pytest.mark.parametrize("arrangement", list(BY_NAME))
+def test_every_scale(library: ArrayLibrary, dtype: str, arrangement: str) -> None:
+    """At eps=0, sets of every magnitude from the smallest normal number to the largest keep the contract."""
+    check(BY_NAME[arrangement].case(powers_of_two(dtype), 0.0), library)
+
+
+@each_library_and_dtype()
+@pytest.mark.parametrize("eps", ["smallest", 2.0**-101, 2.0**-79, 1e-5, 1e30, 3e38])
+def test_every_eps_beside_every_scale(library: ArrayLibrary, dtype: str, eps: float | str) -> None:
+    """Any legal eps, up to the largest number, keeps the contract on sets of every magnitude."""
+    if eps == "smallest":
+        eps = 2.0**-1022 if dtype == "float64" else 2.0**-126
+    check(BY_NAME["layer"].case(powers_of_two(dtype), float(eps)), library)
+
+
+LENGTHS = (1, 2, 3, 7, 37, 1000, 4096, 100003)
+CENTRED = [name for name in BY_NAME if name != "rms"]
+
+
+def _can_be(_: tuple[str, str], length: int, name: str) -> bool:
+    # Group norm is arranged in two channels per group; batch norm of one value per channel is an error.
+    return not (name == "group" and length % 2) and not (name.startswith("batch") and length == 1)
+
+
+@pytest.mark.feature("hostile inputs")
+@pytest.mark.parametrize(
+    ("library", "dtype", "length", "arrangement"),
+    [
+        pytest.param(*pair, length, name, id=f"{'-'.join(pair)}-{length}-{name}")
+        for pair, length, name in [
+            *[(pair, n, name) for pair in PAIRS if pair[0] in ("numpy", "torch") for n in LENGTHS for name in CENTRED],
+            *pairwise([pair for pair in PAIRS if pair[0] not in ("numpy", "torch")], LENGTHS, CENTRED),
+        ]
+        if _can_be(pair, length, name)
+    ],
+    indirect=["library"],
+)
+def test_constant_sets_give_exactly_bias(library: ArrayLibrary, dtype: str, length: int, arrangement: str) -> None:
+    """A set of equal values gives exactly bias in a centred norm, whatever the value, the length and eps."""
+    largest = float(_largest(dtype))
+    values = np.asarray([1000000.1, 0.1, 12345.678, 1e10, 1e30, largest, -largest, 3 / 8])
+    rows = np.repeat(np.clip(values, -largest, largest)[:, None], length, axis=1).astype(numpy_dtype(dtype))
+    for eps in (1e-5, 0.0):
+        case = BY_NAME[arrangement].case(rows, eps)
+        ones = (1,) * case.arrays["x"].ndim
+        parameters = {"weight": np.full(ones, 2.7, rows.dtype), "bias": np.full(ones, 0.3, rows.dtype)}
+        y = library.to_numpy(Case(case.norm, case.arrays | parameters).run(library))
+        assert (y == parameters["bias"]).all()
+
+
+def _largest(dtype: str) -> Any:
+    import ml_dtypes  # has the limits of all four
+
+    return ml_dtypes.finfo(numpy_dtype(dtype)).max
+
+
+@numpy_may_warn
+@pytest.mark.feature("hostile inputs")
+@each_library_and_dtype()
+@pytest.mark.parametrize("arrangement", list(BY_NAME))
+def test_nan_and_infinity_stay_in_their_set(library: ArrayLibrary, dtype: str, arrangement: str) -> None:
+    """A NaN or infinity makes its own set NaN (in RMS norm an infinity makes its neighbours 0); no other bit changes."""
+    arranged = BY_NAME[arrangement]
+    clean = HOSTILE["mean_1e2"].rows(dtype)
+    expected = arranged.restore(library.to_numpy(arranged.case(clean, 1e-5).run(library)), len(clean))
+    for position, poison in ((0, np.nan), (17, np.inf), (-1, -np.inf)):
+        rows = clean.copy()
+        rows[1, position] = poison
+        y = arranged.restore(library.to_numpy(arranged.case(rows, 1e-5).run(library)), len(rows))
+        others = [0, 2, 3]
+        assert y[others].tobytes() == expected[others].tobytes()
+        if arrangement == "rms" and not np.isnan(poison):
+            assert np.isnan(y[1, position])
+            assert (np.delete(y[1], position) == 0).all()
+        else:
+            assert np.isnan(y[1]).all()
+
+
+EXTREMES = np.asarray([3.38e38, -3.38e38, 1e38, 1.0, 1e-30, -3.38e38])
+
+
+@numpy_may_warn
+@pytest.mark.parametrize("var", [3.38e38, 1e30, 1.0, 1.2e-38, 0.0])
+@pytest.mark.parametrize("eps", [1e-5, 0.0, 3e38])
+@each_library_and_dtype(dtypes=("float32", "bfloat16"))
+def test_given_statistics_of_extreme_values(library: ArrayLibrary, dtype: str, eps: float, var: float) -> None:
+    """With given statistics, y is right wherever it is in range, although |x − mean| or var + eps may overflow."""
+    x = np.tile(EXTREMES, (4, 1)).astype(numpy_dtype(dtype))
+    mean = (np.asarray([[-1.0], [1.0], [0.0]]) * EXTREMES).astype(x.dtype)
+    for its in mean:
+        norm = Norm("given", "batch_norm", {"eps": eps})
+        check(Case(norm, {"x": x, "mean": its, "var": np.full(6, var, dtype=x.dtype)}), library)
+
+
+@numpy_may_warn
+@pytest.mark.parametrize(
+    ("weight", "bias"), [(1e30, 1e30), (1e-30, 1e-37), (3.4e38, 0.0), (1e-42, 1e-42)], ids=["1e30", "1e-30", "largest", "subnormal"]
+)
+@pytest.mark.parametrize("arrangement", list(BY_NAME))
+@each_library(ONE_OF_EACH)
+def test_extreme_parameters(library: ArrayLibrary, arrangement: str, weight: float, bias: float) -> None:
+    """Parameters of any size keep the contract wherever y is in range."""
+    case = BY_NAME[arrangement].case(HOSTILE["mean_1e2"].rows("float32"), 1e-5)
+    ones = (1,) * case.arrays["x"].ndim
+    parameters = {"weight": np.full(ones, weight, "float32"), "bias": np.full(ones, bias, "float32")}
+    check(Case(case.norm, case.arrays | parameters), library)
+
+
+@numpy_may_warn
+@pytest.mark.parametrize(
+    ("x", "mean", "weight", "bias"),
+    [
+        pytest.param(3e38, -3e38, 1e-10, 0.0, id="before_weight"),
+        pytest.param(1.5, 0.0, 3e38, -3e38, id="before_bias"),
+    ],
+)
+@each_library(ONE_OF_EACH)
+def test_overflow_on_the_way(library: ArrayLibrary, x: float, mean: float, weight: float, bias: float) -> None:
+    """A y in range is right although x̂, or x̂·weight, is out of range."""
+    given = {"mean": mean, "var": 1.0, "weight": weight, "bias": bias}
+    arrays = {name: np.full(1, value, "float32") for name, value in given.items()}
+    check(Case(Norm("given", "batch_norm", {"eps": 0.0}), {"x": np.full((4, 1), x, "float32")} | arrays), library)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        Norm("batch", "batch_norm", {"channel_axis": -1}),
+        Norm("layer", "layer_norm", {"axis": (0, 1, 2)}),
+        Norm("group", "group_norm", {"channel_axis": -1, "batch_axis": None}, groups=(1,)),
+    ],
+    ids=lambda norm: norm.name,
+)
+@each_library(ONE_OF_EACH)
+def test_batch_of_images(library: ArrayLibrary, norm: Norm) -> None:
+    """262144 pixels per channel, summed over leading axes, where NumPy's own sum is off by 0.3 %."""
+    images = np.random.default_rng(3).integers(256, size=(16, 128, 128, 3))
+    check(Case(norm, {"x": images.astype("float32")}), library)
+
+
+LONG = [(name, 22) for name in ONE_OF_EACH] + [(name, 24) for name in ("numpy", "torch", "jax")]
+
+
+@pytest.mark.parametrize("norm", [Norm("layer", "layer_norm"), Norm("batch", "batch_norm")], ids=lambda norm: norm.name)
+@pytest.mark.parametrize(("library", "log2_length"), LONG, indirect=["library"], ids=lambda value: str(value))
+def test_long_sets(library: ArrayLibrary, log2_length: int, norm: Norm) -> None:
+    """Sets of 4 and 16 million elements, a mean of 1e5 standard deviations, keep the contract's bound."""
+    # A pattern that repeats has the statistics of one period, which the reference computes at once.
+    period = 4096
+    pattern = (0.05 * np.random.default_rng(5).normal(1e5, 1, size=period)).astype("float32")
+    exact = Case(Norm("", "layer_norm"), {"x": pattern}).reference()
+    x = np.tile(pattern, 2**log2_length // period)
+    laid = x[None] if norm.name == "layer" else x[:, None]
+    y = library.to_numpy(Case(norm, {"x": laid}).run(library)).reshape(-1, period)
+    for extreme in (y.min(axis=0), y.max(axis=0)):
+        verify(extreme, pattern, exact)
+
+
+EMPTY = (
+    (Norm("layer", "layer_norm"), (4, 0)),
+    (Norm("layer-batch", "layer_norm", {}, {"weight": (8,), "bias": (8,)}), (0, 8)),
+    (Norm("rms", "rms_norm", {"axis": (0, 1)}), (0, 3, 2)),
+    (Norm("group", "group_norm", {}, {"weight": (6,)}, (3,)), (2, 6, 0)),
+    (Norm("group-batch", "group_norm", {}, {"weight": (6,)}, (3,)), (0, 6, 5)),
+    (Norm("instance", "instance_norm"), (2, 6, 0)),
+    (Norm("batch", "batch_norm", {}, {"weight": (6,), "bias": (6,)}), (0, 6, 5)),
+    (Norm("batch-given", "batch_norm", {}, {"mean": (6,), "var": (6,)}), (0, 6)),
+    (Norm("batch-channels", "batch_norm"), (4, 0, 5)),
+)
+
+
+@pytest.mark.parametrize(("norm", "shape"), EMPTY, ids=[norm.name for norm, _ in EMPTY])
+@each_library()
+def test_empty_in_empty_out(library: ArrayLibrary, norm: Norm, shape: tuple[int, ...]) -> None:
+    """An x without elements gives a y without elements, of its shape and dtype."""
+    parameters = {name: np.ones(its, "float32") for name, its in norm.parameters.items()}
+    dtype = library.dtypes[0]
+    y = library.to_numpy(Case(norm, {"x": np.zeros(shape, numpy_dtype(dtype))} | parameters).run(library))
+    assert (y.shape, y.dtype.name) == (shape, dtype)

@@ -1,0 +1,76 @@
+"""The matrix: every norm, on every library, in every dtype and every layout that library has, against the reference.
+
+Here is the full product, called eagerly, on ordinary data. The other ways of calling are in test_ways_of_calling.py,
+data that is not ordinary in test_hostile.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+from inputs import NORMS, Norm, check, make_case
+from layouts import LAYOUTS, layouts_of
+from libraries import DTYPE_FEATURES, LIBRARIES, ArrayLibrary
+
+import anynorm as an
+
+# Each function once, with all its parameters, where the choice of axes cannot matter.
+FUNCTIONS_ONCE = ("layer", "rms-leading", "group-last", "instance", "batch-given")
+
+each_norm = pytest.mark.parametrize(
+    "norm", [pytest.param(norm, id=norm.name, marks=pytest.mark.feature(norm.function)) for norm in NORMS]
+)
+
+
+@each_norm
+@pytest.mark.parametrize(
+    ("library", "dtype", "layout"),
+    [
+        pytest.param(name, dtype, layout, id=f"{name}-{dtype}-{layout}", marks=DTYPE_FEATURES[dtype])
+        for name, library in LIBRARIES.items()
+        for dtype in library.dtypes
+        for layout in layouts_of(name)
+    ],
+    indirect=["library"],
+)
+def test_every_norm_on_every_library_dtype_and_layout(
+    norm: Norm, library: ArrayLibrary, dtype: str, layout: str
+) -> None:
+    """y lies within the contract's bound of the exact result, in x's dtype and library, and no argument changes."""
+    case = make_case(norm, dtype)
+    case = case.with_x(LAYOUTS[layout](case.arrays["x"]))
+    before = {name: array.tobytes() for name, array in case.arrays.items()}
+    check(case, library)
+    assert {name: array.tobytes() for name, array in case.arrays.items()} == before
+
+
+# Only these have fast paths to turn off, and so the formula did not run above. JAX is slow without its compiler.
+FORMULA = [
+    pytest.param(name, dtype, norm, id=f"{name}-{dtype}-{norm.name}", marks=pytest.mark.feature(norm.function))
+    for name in ("numpy", "torch", "cupy", "torch_cuda", "jax", "jax_x64")
+    for dtype in LIBRARIES[name].dtypes
+    for norm in NORMS
+    if not name.startswith("jax") or norm.name in FUNCTIONS_ONCE
+]
+
+
+@pytest.mark.parametrize(("library", "dtype", "norm"), FORMULA, indirect=["library"])
+def test_formula_alone(library: ArrayLibrary, dtype: str, norm: Norm) -> None:
+    """With fast paths turned off, the contract holds as well."""
+    with an.fast_paths(False):
+        check(make_case(norm, dtype), library)
+
+
+PARAMETERS = [
+    pytest.param(name, dtype, parameters, id=f"{name}-{dtype}-{parameters}")
+    for name, library in LIBRARIES.items()
+    for dtype in library.dtypes
+    for parameters in library.dtypes
+    if parameters != dtype
+]
+
+
+@pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS if norm.name in FUNCTIONS_ONCE])
+@pytest.mark.parametrize(("library", "dtype", "parameters"), PARAMETERS, indirect=["library"])
+def test_parameters_of_another_dtype(norm: Norm, library: ArrayLibrary, dtype: str, parameters: str) -> None:
+    """Weight, bias, mean and var may have any dtype beside any x; y has x's."""
+    check(make_case(norm, dtype, parameters), library)

@@ -1,0 +1,229 @@
+"""Moments: measured accurately, merged exactly, read as a variance. Running statistics are in test_running.py.
+
+Accuracy is tested on a pairwise subset of (library and dtype, hostile input, axis).
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile import HOSTILE
+from inputs import flushed, pairwise
+from libraries import ALL_DTYPES, LIBRARIES, ArrayLibrary, NumPyArray, each_library, each_library_and_dtype, numpy_dtype
+
+import anynorm as an
+
+PAIRS = [(name, dtype) for name, library in LIBRARIES.items() for dtype in library.dtypes]
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def _compute_dtype(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _exact(rows: NumPyArray) -> tuple[Any, Any]:
+    """Return mean and m2 of each row in longdouble, from deviations that are small and so lose nothing."""
+    a = rows.astype(np.longdouble)
+    shift = a[:, :1]
+    mean = shift[:, 0] + (a - shift).mean(axis=1)
+    d = a - mean[:, None]
+    d -= d.mean(axis=1, keepdims=True)
+    return mean, (d * d).sum(axis=1)
+
+
+def _verify(mean: NumPyArray, m2: NumPyArray, rows: NumPyArray, merges: int = 0) -> None:
+    """Raise unless both are within rounding of the exact moments.
+
+    The mean is rounded once to its own size, and its correction to that of the deviations. m2 is a sum of squares of
+    deviations that are off by an eps or two each: 8 eps leaves as much for the sum itself. Merging parts whose means are
+    each rounded by u moves m2 by no more than Σn(2|δ|u + u²), where Σnδ² is at most m2.
+    """
+    exact_mean, exact_m2 = _exact(rows)
+    name, n = str(mean.dtype), rows.shape[1]
+    smallest, largest = np.finfo(name).smallest_normal, np.longdouble(np.finfo(name).max)
+    rounding = EPS[name] * np.abs(exact_mean)
+    bound = rounding + 4 * EPS[name] * np.sqrt(exact_m2 / n) + smallest
+    assert (np.abs(mean - exact_mean) <= (merges + 1) * bound).all()
+    in_range = exact_m2 < largest
+    bound = (merges + 1) * (8 * EPS[name] * exact_m2 + n * smallest)
+    bound += merges * (2 * rounding * np.sqrt(n * exact_m2) + n * rounding**2)
+    assert (np.abs(m2 - exact_m2) <= bound)[in_range].all()
+    assert not np.isnan(m2).any()
+
+
+# Without those whose sum of squares is beyond or below what a number can hold; only their means are defined.
+MEASURED = ("mean_1e2", "mean_1e4", "mean_1e6", "pixels", "ramp", "one_ulp", "6e4", "limits", "spike", "subnormal", "zeros")
+
+
+AXES = {"last": 1, "leading": 0, "apart": (0, 2)}
+
+
+@pytest.mark.feature("moments")
+@pytest.mark.parametrize(
+    ("library", "dtype", "hostile", "axis"),
+    [
+        pytest.param(*pair, hostile, axis, id=f"{'-'.join(pair)}-{hostile}-{axis}")
+        for pair, hostile, axis in pairwise(PAIRS, MEASURED, list(AXES))
+    ],
+    indirect=["library"],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_moments_are_accurate(library: ArrayLibrary, dtype: str, hostile: str, axis: str) -> None:
+    """Mean and m2 are right to the compute dtype's rounding, whatever the mean, the scale or the axis."""
+    rows = HOSTILE[hostile].rows(dtype)
+    laid = {"last": rows, "leading": rows.T, "apart": rows.reshape(4, 2, -1).transpose(1, 0, 2)}[axis]
+    found = an.moments(library.make(np.ascontiguousarray(laid)), axis=AXES[axis])
+    mean, m2 = library.to_numpy(found.mean), library.to_numpy(found.m2)
+    assert (found.n, mean.shape, m2.shape) == (480, (4,), (4,))
+    assert mean.dtype == m2.dtype == _compute_dtype(dtype)
+    _verify(mean, m2, flushed(rows) if library.flushes else rows)
+
+
+@each_library()
+def test_shapes_of_moments(library: ArrayLibrary) -> None:
+    """None reduces everything; keepdims keeps the axes; the moments of one value are that value and 0."""
+    x = library.make(np.arange(24, dtype="float32").reshape(2, 3, 4))
+    everything = an.moments(x)
+    assert (everything.n, tuple(everything.mean.shape), float(everything.mean)) == (24, (), 11.5)
+    kept = an.moments(x, axis=(0, -1), keepdims=True)
+    assert (kept.n, tuple(kept.mean.shape), tuple(kept.m2.shape)) == (8, (1, 3, 1), (1, 3, 1))
+    single = an.moments(library.make(np.full((1, 3), 0.1, "float32")), axis=0)
+    assert library.to_numpy(single.mean).tolist() == [np.float32(0.1)] * 3
+    assert library.to_numpy(single.m2).tolist() == [0] * 3
+
+
+@each_library_and_dtype()
+def test_norms_return_the_moments_of_their_sets(library: ArrayLibrary, dtype: str) -> None:
+    """batch_norm and instance_norm return, beside the same y, what `moments` measures."""
+    x = np.random.default_rng(2).normal(50, 3, size=(4, 3, 5, 6)).astype(numpy_dtype(dtype))
+    made = library.make(x)
+    for function, rows in ((an.batch_norm, x.transpose(1, 0, 2, 3)), (an.instance_norm, x)):
+        y, found = function(made, return_moments=True)
+        assert library.to_numpy(y).tobytes() == library.to_numpy(function(made)).tobytes()
+        shape = (3,) if function is an.batch_norm else (4, 3)
+        mean, m2 = library.to_numpy(found.mean), library.to_numpy(found.m2)
+        assert mean.shape == m2.shape == shape
+        rows = rows.reshape(mean.size, -1)
+        assert found.n == rows.shape[1]
+        _verify(mean.reshape(-1), m2.reshape(-1), rows)
+
+
+@pytest.mark.feature("moments")
+@pytest.mark.parametrize(
+    ("library", "dtype", "hostile"),
+    [
+        pytest.param(*pair, hostile, id=f"{'-'.join(pair)}-{hostile}")
+        for pair in PAIRS
+        for hostile in (["mean_1e2", "mean_1e4", "pixels", "ramp", "zeros"] if pair[0] in ("numpy", "torch") else ["ramp"])
+    ],
+    indirect=["library"],
+)
+def test_merged_parts_are_the_whole(library: ArrayLibrary, dtype: str, hostile: str) -> None:
+    """Moments of uneven parts, added in order or as a tree, are those of the whole set."""
+    rows = HOSTILE[hostile].rows(dtype)
+    parts = [an.moments(library.make(part), axis=1) for part in np.split(rows, [1, 100, 301], axis=1)]
+    in_order = functools.reduce(operator.add, parts)
+    tree = (parts[0] + parts[1]) + (parts[2] + parts[3])
+    for merged in (in_order, tree):
+        assert merged.n == 480
+        _verify(library.to_numpy(merged.mean), library.to_numpy(merged.m2), rows, merges=3)
+
+
+@pytest.mark.feature("moments")
+@each_library_and_dtype()
+def test_parts_that_lie_far_apart(library: ArrayLibrary, dtype: str) -> None:
+    """The distance between the parts' means counts, and weighs as their numbers do."""
+    random = np.random.default_rng(4)
+    near, far = random.normal(size=(2, 3)), 1000 + random.normal(size=(2, 4000))
+    near, far = (part.astype(numpy_dtype(dtype)) for part in (near, far))
+    merged = an.moments(library.make(near), axis=1) + an.moments(library.make(far), axis=1)
+    _verify(library.to_numpy(merged.mean), library.to_numpy(merged.m2), np.concatenate([near, far], axis=1), merges=1)
+
+
+@pytest.mark.feature("moments")
+@each_library_and_dtype()
+def test_moments_of_nothing_are_the_identity(library: ArrayLibrary, dtype: str) -> None:
+    """Adding the moments of an empty batch, on either side, changes no bit; n, mean and m2 of nothing are 0."""
+    found = an.moments(library.make(HOSTILE["mean_1e6"].rows(dtype)), axis=1)
+    nothing = an.moments(library.make(np.zeros((4, 0), numpy_dtype(dtype))), axis=1)
+    assert nothing.n == 0
+    assert not library.to_numpy(nothing.mean).any()
+    assert not library.to_numpy(nothing.m2).any()
+    for merged in (found + nothing, nothing + found):
+        assert merged.n == found.n
+        assert library.to_numpy(merged.mean).tobytes() == library.to_numpy(found.mean).tobytes()
+        assert library.to_numpy(merged.m2).tobytes() == library.to_numpy(found.m2).tobytes()
+    assert (nothing + nothing).n == 0
+
+
+@each_library()
+def test_counts_may_be_arrays(library: ArrayLibrary) -> None:
+    """Where n is an array, or one of two is, the same numbers come out; an n of 0 still adds nothing."""
+    rows = np.random.default_rng(6).normal(1e3, 1, size=(2, 30)).astype("float32")
+    first, second = (an.moments(library.make(part), axis=1) for part in np.split(rows, [11], axis=1))
+    as_array = an.Moments(library.make(np.asarray([11, 11], "float32")), first.mean, first.m2)
+    for merged in (as_array + second, second + as_array):
+        assert library.to_numpy(merged.n).tolist() == [30, 30]
+        _verify(library.to_numpy(merged.mean), library.to_numpy(merged.m2), rows, merges=1)
+    far = np.full(2, 3e38, "float32")
+    nothing = an.Moments(library.make(np.zeros(2, "float32")), library.make(np.zeros(2, "float32")), first.m2 * 0)
+    lone = an.Moments(1, library.make(far), first.m2 * 0)
+    assert library.to_numpy((nothing + lone).mean).tolist() == far.tolist()
+    assert library.to_numpy((nothing + lone).m2).tolist() == [0, 0]
+    assert not np.isnan(library.to_numpy((nothing + nothing).mean)).any()
+
+
+@each_library(["jax"])
+def test_moments_pass_through_jit(library: ArrayLibrary) -> None:
+    """Moments are a pytree: traced counts and statistics merge inside jax.jit as they do outside."""
+    import jax
+
+    rows = np.random.default_rng(6).normal(1e3, 1, size=(2, 30)).astype("float32")
+    first, second = (an.moments(library.make(part), axis=1) for part in np.split(rows, [11], axis=1))
+    nothing = an.moments(library.make(rows[:, :0]), axis=1)
+    merge = jax.jit(operator.add)
+    merged = merge(merge(first, nothing), merge(nothing, second))
+    assert isinstance(merged, an.Moments)
+    assert library.to_numpy(merged.n).max() == library.to_numpy(merged.n).min() == 30
+    _verify(library.to_numpy(merged.mean), library.to_numpy(merged.m2), rows, merges=1)
+
+
+@pytest.mark.parametrize("correction", [0, 1, 2.5, 5, 7])
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
+@each_library()
+def test_variance(library: ArrayLibrary, correction: float) -> None:
+    """var is m2/(n − correction), and NaN where that is not positive."""
+    rows = np.random.default_rng(8).normal(size=(3, 5)).astype("float32")
+    found = an.moments(library.make(rows), axis=1)
+    var = library.to_numpy(found.var(correction))
+    assert var.dtype == np.float32
+    if correction < 5:
+        np.testing.assert_allclose(var, rows.astype("float64").var(axis=1) * 5 / (5 - correction), rtol=1e-6)
+    else:
+        assert np.isnan(var).all()
+    counted = an.Moments(library.make(np.full(3, 5, "float32")), found.mean, found.m2).var(correction)
+    np.testing.assert_array_equal(library.to_numpy(counted), var)
+
+
+@each_library(["numpy"])
+def test_only_moments_add_to_moments(library: ArrayLibrary) -> None:
+    """Moments do not concatenate as other tuples do."""
+    found = an.moments(library.make(np.ones((2, 3))), axis=1)
+    with pytest.raises(TypeError):
+        found + (1, 2, 3)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@each_library(["torch"])
+def test_returned_moments_are_constants(library: ArrayLibrary, dtype: str) -> None:
+    """Moments returned beside y have no gradient; those of `moments` do, as any function of x."""
+    x = library.make(np.ones((4, 3), numpy_dtype(dtype))).requires_grad_()
+    y, batch = an.batch_norm(x, return_moments=True)
+    assert y.requires_grad
+    assert not batch.mean.requires_grad
+    assert not batch.m2.requires_grad
+    assert an.moments(x, axis=0).mean.requires_grad

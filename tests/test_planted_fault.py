@@ -1,0 +1,144 @@
+"""Faults planted in the library on purpose: the matrix's own check must report every one of them.
+
+Each fault is one line of the formula, or one function, replaced by what other implementations do and get wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile import ARRANGEMENTS, HOSTILE
+from inputs import NORMS, Case, Norm, check, make_case
+from libraries import LIBRARIES
+
+import anynorm as an
+from anynorm import _array, _dispatch, _formula
+
+# fault: the formula's line, what stands there instead, and which inputs are enough to notice.
+FAULTS = {
+    "no_residual_correction": ("e = d - correction", "e = d", "hostile"),
+    "mean_of_squares_minus_square": (
+        "squares = library.sum(e * e, plan.reduced)",
+        "squares = library.sum(z * z, plan.reduced) - plan.n * mean * mean",
+        "ordinary",
+    ),
+    "eps_outside_the_root": (
+        "v = _mean(squares, plan.n, xp) + by_scale(lambda s: eps * s * s)",
+        "v = (xp.sqrt(_mean(squares, plan.n, xp)) + eps) ** 2",
+        "ordinary",
+    ),
+    "no_eps": ("+ by_scale(lambda s: eps * s * s)", "", "ordinary"),
+    "unbiased_variance": ("v = _mean(squares, plan.n, xp)", "v = _mean(squares, plan.n - 1, xp)", "ordinary"),
+    "no_scaling": ("[rescue for rescue in RESCUES[compute] if eps < rescue.eps_below]", "[]", "hostile"),
+    "hidden_nan": ("zero = v == 0", "zero = ~(v > 0)", "poisoned"),
+    "reciprocal_of_n": ("return total / ", "return total * (1 / n) + 0 * ", "hostile"),
+    "computed_in_half": (
+        "library.astype(a, library.compute_dtype(x.dtype))",
+        "library.astype(library.astype(a, x.dtype), library.compute_dtype(x.dtype))",
+        "mixed",
+    ),
+    "rounded_before_weight": ("y = e * r\n", "y = library.astype(library.astype(e * r, x.dtype), z.dtype)\n", "mixed"),
+    "given_statistics_ignored": ("if stats is None:", "if True:", "ordinary"),
+}
+
+
+def _inputs(kind: str) -> list[Case]:
+    """Return the cases on which a fault of this kind must show."""
+    if kind == "ordinary":
+        return [make_case(norm, "float32") for norm in NORMS]
+    if kind == "mixed":
+        return [make_case(norm, "float16", "float32") for norm in NORMS]
+    if kind == "poisoned":
+        rows = HOSTILE["mean_1e2"].rows("float32")
+        rows[1, 3] = np.nan
+        return [arranged.case(rows, 1e-5) for arranged in ARRANGEMENTS]
+    drawn = [its for its in HOSTILE.values() if "float32" in its.dtypes]
+    return [arranged.case(its.rows("float32"), its.eps_for("float32")) for arranged in ARRANGEMENTS for its in drawn]
+
+
+KINDS = ("ordinary", "mixed", "poisoned", "hostile")
+
+
+def _complaints(kind: str) -> int:
+    """Return how many of the cases the matrix's check rejects."""
+    rejected = 0
+    for case in _inputs(kind):
+        try:
+            with an.fast_paths(False):
+                check(case, LIBRARIES["numpy"])
+        except AssertionError:
+            rejected += 1
+    return rejected
+
+
+def _faulty_formula(line: str, instead: str) -> ModuleType:
+    source = inspect.getsource(_formula)
+    assert source.count(line) == 1, f"the formula no longer holds {line!r} once: plant the fault anew"
+    module = ModuleType("anynorm._faulty_formula")
+    sys.modules[module.__name__] = module
+    exec(compile(source.replace(line, instead), module.__name__, "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_complaint_without_a_fault(kind: str) -> None:
+    """Planting nothing, the check rejects nothing: what it reports below is the fault."""
+    assert _complaints(kind) == 0
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_fault_in_the_formula_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one line of the formula replaced, the matrix's check complains."""
+    line, instead, kind = FAULTS[fault]
+    monkeypatch.setattr(_dispatch, "_formula", _faulty_formula(line, instead))
+    assert _complaints(kind) > 0
+
+
+def _naive_sum(x: Any, axes: tuple[int, ...], *_: Any) -> Any:
+    """Sum one element after the other, as NumPy does along every axis but the last."""
+    kept = [1 if axis in axes else length for axis, length in enumerate(x.shape)]
+    in_front = np.moveaxis(x, axes, range(len(axes))).reshape(-1, int(np.prod(kept)))
+    return np.cumsum(in_front, axis=0)[-1].reshape(kept)
+
+
+def test_naive_sum_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of images shows a sum that adds one element after the other."""
+    images = np.random.default_rng(3).integers(256, size=(16, 128, 128, 3)).astype("float32")
+    case = Case(Norm("batch", "batch_norm", {"channel_axis": -1}), {"x": images})
+    monkeypatch.setattr(_array, "tree_sum", _naive_sum)
+    with an.fast_paths(False), pytest.raises(AssertionError, match="units"):
+        check(case, LIBRARIES["numpy"])
+
+
+def test_interleaved_groups_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of channels i, i + G, ... instead of adjacent ones, as in MLX, are noticed."""
+    right = an.group_norm
+
+    def interleaved(x: Any, groups: int, /, weight: Any = None, bias: Any = None, **options: Any) -> Any:
+        axis = options.get("channel_axis", 1)
+        order = np.arange(x.shape[axis]).reshape(-1, groups).T.reshape(-1)
+        y = right(np.take(x, order, axis=axis), groups, **options)
+        y = np.take(y, np.argsort(order), axis=axis)
+        return (y * weight[:, None, None] + bias[:, None, None]).astype(x.dtype)
+
+    case = make_case(next(norm for norm in NORMS if norm.name == "group"), "float32")
+    check(case, LIBRARIES["numpy"])
+    monkeypatch.setattr(an, "group_norm", interleaved)
+    with pytest.raises(AssertionError, match="units"):
+        check(case, LIBRARIES["numpy"])
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "shape", "library"])
+def test_wrong_kind_of_result_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right numbers in the wrong dtype, shape or library are no right result."""
+    right = an.layer_norm
+    change = {"dtype": lambda y: y.astype("float64"), "shape": lambda y: y[None], "library": lambda y: y.tolist()}
+    monkeypatch.setattr(an, "layer_norm", lambda *args, **options: change[wrong](right(*args, **options)))
+    with pytest.raises(AssertionError, match="y"):
+        check(make_case(NORMS[0], "float32"), LIBRARIES["numpy"])

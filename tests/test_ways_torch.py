@@ -1,0 +1,228 @@
+"""torch's own ways of calling: compiled, vectorized, differentiated, under autocast. Eager calls are in test_matrix.py.
+
+The breadth of torch.compile is a pairwise subset of (norm, dtype, layout, backend); its C++ backend, which takes seconds
+per graph, meets three norms and all the hostile rows.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from derivatives import SMALL_NORMS, change, directions, small_case
+from hostile import ARRANGEMENTS, HOSTILE
+from inputs import NORMS, Case, Norm, make_case, pairwise, verify
+from layouts import LAYOUTS, STRIDED
+from libraries import ALL_DTYPES, DTYPE_FEATURES, ArrayLibrary, each_library
+
+import anynorm as an
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+pytestmark = [
+    # Given once per process: test_compile_in_a_fresh_process says that there is none, the others what is computed.
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
+    # torch's own, when it loads inductor and the rules of forward mode.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+]
+
+on_torch = each_library(["torch"])
+each_small_norm = pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in SMALL_NORMS])
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """Forget compiled graphs: torch gives up on a function that it had to compile eight times."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def _check_compiled(case: Case, library: ArrayLibrary, backend: Any, **options: Any) -> None:
+    """Raise unless one graph holds the whole call and its result is within the contract."""
+    compiled = torch.compile(case.function(), fullgraph=True, backend=backend, **options)
+    verify(library.to_numpy(compiled(library.make_all(case.arrays))), case.arrays["x"], case.reference())
+
+
+@pytest.mark.feature("compiled")
+@pytest.mark.parametrize(
+    ("norm", "dtype", "layout", "backend"),
+    [
+        pytest.param(norm, *rest, id="-".join((norm.name, *rest)), marks=DTYPE_FEATURES[rest[0]])
+        for norm, *rest in pairwise(NORMS, ALL_DTYPES, list(STRIDED), ["eager", "aot_eager"])
+    ],
+)
+@on_torch
+def test_compile(library: ArrayLibrary, norm: Norm, dtype: str, layout: str, backend: str) -> None:
+    """torch.compile(fullgraph=True) takes the whole call into one graph, and the contract holds."""
+    case = make_case(norm, dtype)
+    an.layer_norm(torch.ones(2))  # warm: torch arrays have been met before
+    _check_compiled(case.with_x(LAYOUTS[layout](case.arrays["x"])), library, backend)
+
+
+needs_cpp = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+
+
+@needs_cpp
+@pytest.mark.feature("compiled")
+@pytest.mark.parametrize(
+    ("norm", "dtype", "layout"),
+    [("group", "float32", "channels_last"), ("batch", "bfloat16", "contiguous"), ("layer-apart", "float64", "sliced")],
+)
+@on_torch
+def test_compile_to_machine_code(library: ArrayLibrary, norm: str, dtype: str, layout: str) -> None:
+    """Inductor's kernels keep the contract."""
+    (found,) = [its for its in NORMS if its.name == norm]
+    case = make_case(found, dtype)
+    _check_compiled(case.with_x(LAYOUTS[layout](case.arrays["x"])), library, "inductor")
+
+
+@needs_cpp
+@pytest.mark.feature("compiled")
+@pytest.mark.parametrize("arrangement", ["layer", "rms"])
+@on_torch
+def test_compile_hostile_rows_to_machine_code(library: ArrayLibrary, arrangement: str) -> None:
+    """Inductor's kernels, which the C++ compiler may contract and reorder, keep the contract on all hostile rows."""
+    rows = np.concatenate([its.rows("float32") for its in HOSTILE.values() if its.eps == 0 and "float32" in its.dtypes])
+    (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
+    _check_compiled(arranged.case(rows, 0.0), library, "inductor")
+
+
+@pytest.mark.feature("compiled")
+@on_torch
+def test_compile_with_dynamic_shapes(library: ArrayLibrary) -> None:
+    """With dynamic=True one graph serves batches of any length."""
+    graphs = []
+
+    def counting(graph: Any, _: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward  # type: ignore[no-any-return]
+
+    (norm,) = [its for its in NORMS if its.name == "group"]
+    case = make_case(norm, "float32")
+    compiled = torch.compile(case.function(), fullgraph=True, backend=counting, dynamic=True)
+    for length in (3, 5, 9):
+        longer = case.with_x(np.concatenate([case.arrays["x"]] * 3)[:length])
+        y = compiled(library.make_all(longer.arrays))
+        verify(library.to_numpy(y), longer.arrays["x"], longer.reference())
+    assert len(graphs) == 1
+
+
+PROGRAM = """
+import torch
+import anynorm as an
+
+def norms(x):
+    weight = torch.ones(6)
+    y = an.layer_norm(x) + an.rms_norm(x) + an.group_norm(x, 2, weight)
+    return y + an.instance_norm(x, weight=weight) + an.batch_norm(x, weight=weight)
+
+x = torch.arange(4 * 6 * 5.0).reshape(4, 6, 5)
+if {warm}:
+    norms(x)
+compiled = torch.compile(norms, fullgraph=True, backend="aot_eager")(x)
+torch.testing.assert_close(compiled, norms(x))
+"""
+
+
+@pytest.mark.feature("compiled")
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@on_torch
+def test_compile_in_a_fresh_process(library: ArrayLibrary, warm: bool) -> None:  # noqa: ARG001  it selects torch
+    """It works, and without a warning, also where the compiler is the first to meet anynorm with a torch array."""
+    root = Path(an.__file__).parents[1]
+    program = f"import sys; sys.path[:0] = {[str(root), str(root / 'backends')]}\n" + PROGRAM.format(warm=warm)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+
+
+@pytest.mark.feature("vmap")
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS])
+@on_torch
+def test_vmap(library: ArrayLibrary, norm: Norm, dtype: str) -> None:
+    """torch.func.vmap over x and parameters gives what a loop over them gives."""
+    cases = [make_case(norm, dtype, seed=seed) for seed in range(3)]
+    stacked = {name: torch.stack([library.make(its.arrays[name]) for its in cases], dim=1) for name in cases[0].arrays}
+    y = torch.func.vmap(cases[0].function(), in_dims=1, out_dims=1)(stacked)
+    for i, case in enumerate(cases):
+        verify(library.to_numpy(y[:, i]), case.arrays["x"], case.reference())
+
+
+@pytest.mark.feature("autodiff")
+@each_small_norm
+@on_torch
+def test_forward_mode(library: ArrayLibrary, norm: Norm) -> None:
+    """torch.func.jvp gives the derivative along a direction of all arguments."""
+    case = small_case(norm)
+    moved = directions(case)
+    tangents = {name: moved.get(name, np.zeros_like(its)) for name, its in case.arrays.items()}
+    _, change_of_y = torch.func.jvp(case.function(), (library.make_all(case.arrays),), (library.make_all(tangents),))
+    np.testing.assert_allclose(library.to_numpy(change_of_y), change(case, moved), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.feature("autodiff")
+@each_small_norm
+@on_torch
+def test_functional_gradient(library: ArrayLibrary, norm: Norm) -> None:
+    """torch.func.grad gives each argument's gradient; given statistics are constants."""
+    case = small_case(norm)
+    function = case.function()
+    dy = np.random.default_rng(19).normal(size=case.arrays["x"].shape)
+    gradients = torch.func.grad(lambda arrays: (function(arrays) * library.make(dy)).sum())(
+        library.make_all(case.arrays)
+    )
+    for name, direction in directions(case).items():
+        along = (library.to_numpy(gradients[name]) * direction).sum()
+        np.testing.assert_allclose(along, (dy * change(case, {name: direction})).sum(), rtol=1e-6, atol=1e-6)
+    for name in ("mean", "var"):
+        assert name not in gradients or not gradients[name].any()
+
+
+@pytest.mark.feature("autodiff")
+@each_small_norm
+@on_torch
+def test_gradcheck(library: ArrayLibrary, norm: Norm) -> None:
+    """First and second derivatives agree with finite differences, for x, weight and bias."""
+    case = small_case(norm)
+    names = [name for name in case.arrays if name not in ("mean", "var")]
+    constants = {name: library.make(its) for name, its in case.arrays.items() if name not in names}
+    inputs = [library.make(case.arrays[name]).requires_grad_() for name in names]
+
+    def function(*tensors: Any) -> Any:
+        return case.function()(constants | dict(zip(names, tensors, strict=True)))
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.feature("autodiff")
+@pytest.mark.parametrize("arrangement", [its.name for its in ARRANGEMENTS])
+@on_torch
+def test_gradients_of_hostile_rows_are_finite(library: ArrayLibrary, arrangement: str) -> None:
+    """Constant, tiny and huge sets have finite gradients, at eps=0 too."""
+    rows = np.concatenate([np.zeros((2, 480)), np.full((2, 480), 1e10), HOSTILE["1e30"].rows("float32")])
+    (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
+    case = arranged.case(rows.astype("float32"), 0.0)
+    x = library.make(case.arrays["x"]).requires_grad_()
+    y = case.function()({"x": x})
+    y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape))
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS])
+@on_torch
+def test_autocast(library: ArrayLibrary, norm: Norm, dtype: str) -> None:
+    """Under autocast, which computes products of matrices in bfloat16, a norm loses nothing and keeps x's dtype."""
+    case = make_case(norm, dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = case.run(library)
+    verify(library.to_numpy(y), case.arrays["x"], case.reference())

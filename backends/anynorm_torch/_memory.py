@@ -15,6 +15,7 @@ from anynorm._plan import Plan
 # Not annotated by torch.
 forward_ad: Any = _forward_ad
 function_mode: Any = _function_mode
+jit: Any = torch.jit
 
 
 def refuses(x: Any) -> str | None:
@@ -42,7 +43,7 @@ def unreadable(x: Any) -> str | None:
         return "the tensor is sparse, nested or quantized"
     if x.device.type not in ("cpu", "cuda"):
         return f"no engine reads the memory of device {x.device}"
-    if torch.jit.is_tracing():
+    if jit.is_tracing():
         return "torch.jit is tracing the call"
     if x._is_zerotensor():
         return "the tensor is a symbolic zero, which has no memory"

@@ -74,7 +74,18 @@ class Library:
     def __init__(self, name: str, xp: Any, package: Any = None) -> None:
         self.name = name
         self.xp = xp
-        self.package = package  # the backend package, or None
+        self.package = package
+        # What the package offers, looked up once: None where the standard's own way will do.
+        self.forward = _offered(package, "forward")
+        self.moments = _offered(package, "moments")
+        self.declines = _offered(package, "declines")
+        self.refuses = _offered(package, "refuses")
+        self.refuses_out = _offered(package, "refuses_out")
+        self._sum = _offered(package, "sum")
+        self._peak = _offered(package, "peak")
+        self._reshape = _offered(package, "reshape")
+        self._constant = _offered(package, "constant")
+        self._compiling = _offered(package, "compiling")
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
         named = [(getattr(xp, name, None), compute) for name, compute in _COMPUTE.items()]
         self._formats: dict[Any, Format | None] = {dtype: compute for dtype, compute in named if dtype is not None}
@@ -110,32 +121,32 @@ class Library:
         """Return the accurate sum over `axes`, kept as length 1: the package's, else the halving tree."""
         if not axes:
             return x  # torch reads an empty tuple as "all axes"
-        own: Callable[..., Any] | None = getattr(self.package, "sum", None)
-        return tree_sum(x, axes) if own is None else own(x, axes)
+        return tree_sum(x, axes) if self._sum is None else self._sum(x, axes)
 
     def peak(self, x: Any, axes: tuple[int, ...]) -> Any:
-        """Return the largest magnitude over `axes`, kept as length 1: the package's word, else the namespace's."""
-        own: Callable[..., Any] | None = getattr(self.package, "peak", None)
-        if own is not None:
-            return own(x, axes)
+        """Return the largest magnitude over `axes`, kept as length 1."""
+        if self._peak is not None:
+            return self._peak(x, axes)
         return self.xp.max(self.xp.abs(x), axis=axes, keepdims=True) if axes else self.xp.abs(x)
 
     def reshape(self, x: Any, shape: Shape) -> Any:
-        """Reshape, where a length may be unknown (None) if the package knows how."""
+        """Reshape; to lengths that may be unknown (None) if the package knows how."""
         if self.shape(x) == shape:
             return x
-        own: Callable[..., Any] | None = getattr(self.package, "reshape", None)
-        return self.xp.reshape(x, shape) if own is None else own(x, shape)
+        return self.xp.reshape(x, shape) if self._reshape is None else self._reshape(x, shape)
 
     def constant(self, x: Any) -> Any:
         """Return x as a constant to automatic differentiation, where the library has any."""
-        own: Callable[..., Any] | None = getattr(self.package, "constant", None)
-        return x if own is None else own(x)
+        return x if self._constant is None else self._constant(x)
 
     def compiling(self) -> bool:
         """Say whether the library's compiler is tracing this very call (it must then see no caches)."""
-        own: Callable[[], bool] | None = getattr(self.package, "compiling", None)
-        return own is not None and own()
+        return self._compiling is not None and bool(self._compiling())
+
+
+def _offered(package: Any, name: str) -> Callable[..., Any] | None:
+    found: Callable[..., Any] | None = getattr(package, name, None)
+    return found
 
 
 def namespace(x: object) -> tuple[str, Any] | None:
@@ -176,8 +187,7 @@ def reject_array(function: str, argument: str, value: object) -> NoReturn:
 
 def check_array(function: str, argument: str, x: Any, library: Library) -> Format:
     """Return the compute format of x; a TypeError unless x is dense, of one of the four real floating dtypes."""
-    own: Callable[[Any], str | None] | None = getattr(library.package, "refuses", None)
-    refusal = None if own is None else own(x)
+    refusal = None if library.refuses is None else library.refuses(x)
     if refusal is not None:
         msg = f"{function}: {argument} {refusal}"
         raise TypeError(msg)
@@ -212,7 +222,7 @@ def real_number(function: str, argument: str, value: object) -> float:
         try:
             return float(value)
         except OverflowError:  # an integer beyond every float is beyond every bound
-            return math.inf if value > 0 else -math.inf
+            return math.inf if int(value) > 0 else -math.inf
     got = f"got {value!r} of type {type(value).__name__}"
     msg = f"{function}: {argument} must be a real number, {got}. Pass a Python float, e.g. float({argument})."
     raise TypeError(msg)
@@ -251,8 +261,7 @@ def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: 
     if not is_writeable_array(out):
         msg = f"{function}: out is read-only. Pass a writable array, e.g. xp.empty_like(x)."
         raise ValueError(msg)
-    own: Callable[..., str | None] | None = getattr(library.package, "refuses_out", None)
-    refusal = None if own is None else own(out, x, others)
+    refusal = None if library.refuses_out is None else library.refuses_out(out, x, others)
     if refusal is not None:
         msg = f"{function}: {refusal}"
         raise ValueError(msg)

@@ -181,30 +181,30 @@ def route(call: Call) -> Route:
 
 def why_formula(call: Call) -> str | None:
     """Return the reason why the formula serves a call, or None where a backend does."""
-    library, package = call.library, call.library.package
-    if package is None:
+    library = call.library
+    if library.package is None:
         return f"no backend serves {library.name} arrays"
     if library.compiling():
         return f"{library.name} is compiling the call itself"
     if not _fast_paths.get():
         return "fast paths are turned off"
-    if 0 in call.plan.shape:
+    plan = call.plan
+    if 0 in plan.shape:
         return "x is empty"
-    declines: Callable[..., str | None] | None = getattr(package, "declines", None)
-    if declines is not None:
-        reason = declines(call.plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out)
+    if library.declines is not None:
+        reason: str | None = library.declines(plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out)
         if reason is not None:
             return reason
-    needed = "moments" if call.plan.function == "moments" else "forward"
-    return None if hasattr(package, needed) else f"{package.__name__} offers no {needed}"
+    needed = library.moments if plan.function == "moments" else library.forward
+    return f"{library.package.__name__} offers no {plan.function}" if needed is None else None
 
 
 def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
     """Compute y, and what was learned of the statistics if `save` asks for it."""
     plan, library, x, weight, bias, eps, stats, out = call
-    if why_formula(call) is not None:
+    if why_formula(call) is not None or library.forward is None:
         return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save, library=library)
-    result: tuple[Any, _formula.Saved | None] = library.package.forward(
+    result: tuple[Any, _formula.Saved | None] = library.forward(
         plan, x, weight, bias, eps, stats=stats, out=out, save=save
     )
     return result
@@ -212,9 +212,10 @@ def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
 
 def measure(call: Call) -> _formula.Saved:
     """Compute the statistics of x alone."""
-    if why_formula(call) is not None:
-        return _formula.moments(call.plan, call.x, library=call.library)
-    saved: _formula.Saved = call.library.package.moments(call.plan, call.x)
+    library = call.library
+    if why_formula(call) is not None or library.moments is None:
+        return _formula.moments(call.plan, call.x, library=library)
+    saved: _formula.Saved = library.moments(call.plan, call.x)
     return saved
 
 

@@ -221,8 +221,8 @@ def real_number(function: str, argument: str, value: object) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
         try:
             return float(value)
-        except OverflowError:  # an integer beyond every float is beyond every bound
-            return math.inf if int(value) > 0 else -math.inf
+        except OverflowError:
+            return math.inf  # an integer beyond every float: out of range, whatever its sign
     got = f"got {value!r} of type {type(value).__name__}"
     msg = f"{function}: {argument} must be a real number, {got}. Pass a Python float, e.g. float({argument})."
     raise TypeError(msg)

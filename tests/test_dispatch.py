@@ -57,6 +57,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 continue
             if hasattr(package, function):
                 monkeypatch.setattr(package, function, enter(package.__name__, getattr(package, function)))
+    # What a package offers is looked up when its library is first met.
+    monkeypatch.setattr(_dispatch, "_libraries", {})
     return names
 
 

@@ -162,7 +162,8 @@ def _affine(x: Any, normalized: list[Any], weight: Any, bias: Any) -> Reference:
         exact = scaled + b
         eps = np.longdouble(2) ** (1 - _FORMATS[_compute_name(x)][0])
         bits, smallest, _ = _FORMATS[str(x.dtype)]
-        exponent = np.frexp(np.where(np.isfinite(exact), exact, 1))[1] - 1
+        # frexp calls 0 a number of exponent 0.
+        exponent = np.where(exact == 0, smallest, np.frexp(np.where(np.isfinite(exact), exact, 1))[1] - 1)
         half_ulp = np.ldexp(np.longdouble(0.5), np.maximum(exponent, smallest) - bits + 1)
         tiny = np.ldexp(np.longdouble(1), smallest)
         bound = half_ulp + 4 * eps * (np.abs(scaled) + np.abs(w) + np.abs(b)) + tiny

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import cast
 
 import features
 import hypothesis
@@ -42,13 +43,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker, and keep the account unless this is a worker, whose tests are reported to its controller."""
-    config.addinivalue_line("markers", "feature(name): a column of the feature table that the test speaks for")
-    if not hasattr(config, "workerinput"):
+    config.addinivalue_line("markers", "feature(name): a row of the feature table that the test speaks for")
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
         config.pluginmanager.register(Account(config))
+    else:
+        # Workers share the cores: torch, not imported yet, would start as many threads in each as there are.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // worker["workercount"])))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Note on each test which library and features it speaks for; user_properties travel from workers to controller."""
+    _keep_one_of_each_missing(config, items)
     for item in items:
         callspec = getattr(item, "callspec", None)
         name = callspec.params.get("library") if callspec else None
@@ -61,6 +68,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 msg = f"{item.nodeid}: {mark.args[0]!r} is no feature. Add it to tests/features.py."
                 raise pytest.UsageError(msg)
             item.user_properties.append(("feature", (family, mark.args[0])))
+
+
+def _keep_one_of_each_missing(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect all but one test per function of a library that is missing: one skip with the reason says it all."""
+    missing = {name for name, library in LIBRARIES.items() if library.missing() is not None}
+    seen, left_out = set(), []
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        name = callspec.params.get("library") if callspec else None
+        if name in missing:
+            function = item.nodeid.partition("[")[0]
+            if (function, name) in seen:
+                left_out.append(item)
+            seen.add((function, name))
+    if left_out:
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
 
 
 class Account:
@@ -77,11 +101,13 @@ class Account:
         """Enter one test."""
         for key, value in report.user_properties:
             if key == "missing":
-                self.missing.__setitem__(*value)
+                family, reason = cast("tuple[str, str]", value)
+                self.missing[family] = reason
             elif report.when == "call" and report.passed and key == "tested":
                 self.tested.add(str(value))
             elif report.when == "call" and report.passed and key == "feature":
-                self.passed.add(tuple(value))  # type: ignore[arg-type]  # a list once it came from a worker
+                family, feature = cast("tuple[str, str]", value)  # a list once it came from a worker
+                self.passed.add((family, feature))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -114,8 +140,10 @@ class Account:
                 f"Write it with --feature-table={path}."
             )
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # so that what follows the yield comes after pytest's own summary
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
         """Print the complaints, and as the closing line which libraries were tested."""
+        yield
         for complaint in self.complaints:
             terminalreporter.write_line(complaint, red=True)
         tested = [f"{TITLES[family]} {_version(family)}" for family in TITLES if family in self.tested]

@@ -1,11 +1,12 @@
-"""The table of libraries and features in the README, made from what the tests found. Pure text; no pytest in here."""
+"""The table of libraries and features in the README, as text. Which tests passed is for conftest.py to find out."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
 from libraries import TITLES
 
-# The columns. A test claims one by @pytest.mark.feature(name); it then says "yes" for every library the test passed on.
+# One line each. A test claims one by @pytest.mark.feature(name): "yes" for every library that the test passed on.
 FEATURES = (
     "layer_norm",
     "rms_norm",
@@ -25,14 +26,14 @@ FEATURES = (
     "lazy graph",
 )
 
-# The rows. Libraries that need a device which few machines have are tested where they can be, and left out here.
+# One column each. Libraries that need a device which few machines have are tested where they can be, and left out here.
 FAMILIES = ("numpy", "torch", "jax", "dask", "array_api_strict")
 
 _START, _END = "<!-- features -->", "<!-- /features -->"
 
 
 def render(passed: Collection[tuple[str, str]]) -> str:
-    """Return the table as Markdown, libraries across and features down, from the pairs (family, feature) that passed."""
+    """Return the table as Markdown, libraries across and features down; `passed` holds (family, feature)."""
     lines = [
         f"| | {' | '.join(TITLES[family] for family in FAMILIES)} |",
         f"|---|{':-:|' * len(FAMILIES)}",

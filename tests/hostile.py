@@ -1,6 +1,6 @@
-"""Inputs on which norms go wrong, as sets of numbers: one set per row. Section 'accuracy' of the contract, made concrete.
+"""Inputs on which norms go wrong, one set of numbers per row, and how to lay such rows out as the x of each function.
 
-And the ways to lay such rows out as the x of each function.
+The contract's section on accuracy, made concrete. What must come out is not said here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS, LENGTH = 4, 480
 # Smallest normal, smallest subnormal and largest number of each dtype, and the smallest eps of its compute dtype.
 _SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 _SUBNORMAL = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
-_LARGEST = {
+LARGEST = {
     "float16": 65504.0,
     "bfloat16": (2 - 2.0**-7) * 2.0**127,
     "float32": (2 - 2.0**-23) * 2.0**127,
@@ -63,18 +63,18 @@ def _scaled(scale: float, eps: float | str, *dtypes: str) -> Hostile:
 
 def _spike(random: np.random.Generator, dtype: str) -> NumPyArray:
     rows = np.zeros((ROWS, LENGTH))
-    rows[range(ROWS), random.integers(LENGTH, size=ROWS)] = [1, -1, _LARGEST[dtype], _SMALLEST[dtype]]
+    rows[range(ROWS), random.integers(LENGTH, size=ROWS)] = [1, -1, LARGEST[dtype], _SMALLEST[dtype]]
     return rows
 
 
 def _spike_in_noise(random: np.random.Generator, dtype: str) -> NumPyArray:
     rows = _normal(random)
-    rows[range(ROWS), random.integers(LENGTH, size=ROWS)] = _LARGEST[dtype] * np.asarray([1, -1, 2.0**-7, 2.0**-14])
+    rows[range(ROWS), random.integers(LENGTH, size=ROWS)] = LARGEST[dtype] * np.asarray([1, -1, 2.0**-7, 2.0**-14])
     return rows
 
 
 def _every_magnitude(random: np.random.Generator, dtype: str) -> NumPyArray:
-    low, high = np.log2(_SMALLEST[dtype]), np.log2(_LARGEST[dtype]) - 1
+    low, high = np.log2(_SMALLEST[dtype]), np.log2(LARGEST[dtype]) - 1
     return random.choice([-1, 1], size=(ROWS, LENGTH)) * np.exp2(random.uniform(low, high, size=(ROWS, LENGTH)))
 
 
@@ -83,21 +83,36 @@ def _subnormal(random: np.random.Generator, dtype: str) -> NumPyArray:
 
 
 def _limits(random: np.random.Generator, dtype: str) -> NumPyArray:
-    signs = random.choice([-1, 1], size=(ROWS, LENGTH))
-    return _LARGEST[dtype] * random.uniform(0.9, 1, size=(ROWS, LENGTH)) * signs
+    signs = random.choice([-1.0, 1.0], size=(ROWS, LENGTH))
+    limits: NumPyArray = LARGEST[dtype] * random.uniform(0.9, 1, size=(ROWS, LENGTH)) * signs
+    return limits
 
 
 def _limits_of_one_sign(random: np.random.Generator, dtype: str) -> NumPyArray:
-    return _LARGEST[dtype] * random.uniform(0.9, 1, size=(ROWS, LENGTH)) * np.asarray([[1], [-1], [1], [-1]])
+    signs = np.asarray([[1.0], [-1.0], [1.0], [-1.0]])
+    limits: NumPyArray = LARGEST[dtype] * random.uniform(0.9, 1, size=(ROWS, LENGTH)) * signs
+    return limits
 
 
 def _alternating_limits(_: np.random.Generator, dtype: str) -> NumPyArray:
-    return _LARGEST[dtype] * np.tile([1.0, -1.0], (ROWS, LENGTH // 2))
+    return LARGEST[dtype] * np.tile([1.0, -1.0], (ROWS, LENGTH // 2))
+
+
+def _step(random: np.random.Generator, _: str) -> NumPyArray:
+    """Begin with what is a bad guess of the mean: far off, huge beside the rest, constant, or of one element."""
+    rows = _normal(random)
+    rows[0, :130] += 1e4
+    rows[1, :130] *= 1e4
+    rows[2, :130] = 1e4
+    rows[3, 0] = -6e4
+    return rows
 
 
 def _one_ulp(_: np.random.Generator, dtype: str) -> NumPyArray:
     rows = np.full((ROWS, LENGTH), 1000.0)
-    rows[:, -1] += [1000 * 2.0 ** -{"float16": 10, "bfloat16": 7, "float32": 23, "float64": 40}[dtype] * k for k in (1, 2, 3, -1)]
+    rows[:, -1] += [
+        1000 * 2.0 ** -{"float16": 10, "bfloat16": 7, "float32": 23, "float64": 40}[dtype] * k for k in (1, 2, 3, -1)
+    ]
     return rows
 
 
@@ -110,6 +125,7 @@ HOSTILE = {
     "pixels": Hostile(lambda random, _: random.integers(256, size=(ROWS, LENGTH))),
     "ramp": Hostile(lambda _, __: np.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)),
     "one_ulp": Hostile(_one_ulp, 0.0),
+    "step": Hostile(_step),
     "6e4": Hostile(lambda random, _: 6e4 + 4e3 * random.uniform(-1, 1, size=(ROWS, LENGTH))),
     "1e30": _scaled(1e30, 1e-5, *_WIDE),
     "1e-30": _scaled(1e-30, 0.0, *_WIDE),
@@ -133,10 +149,28 @@ HOSTILE = {
 
 def powers_of_two(dtype: str, step: int = 5) -> NumPyArray:
     """Return one row of normal numbers for each scale of the dtype: every threshold that an implementation may have."""
-    low, high = np.log2(_SMALLEST[dtype]), np.log2(_LARGEST[dtype])
+    low, high = np.log2(_SMALLEST[dtype]), np.log2(LARGEST[dtype])
     scales = np.exp2(np.arange(low + 2, high - 3, step if dtype != "float64" else 8 * step))
     scales = scales[: len(scales) // 2 * 2]
     return (scales[:, None] * np.random.default_rng(11).normal(size=(len(scales), 24))).astype(numpy_dtype(dtype))
+
+
+# Shapes with the axes to sum over, where libraries fall back to adding one element after the other.
+LARGE: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "leading": ((262144, 4), (0,)),
+    "trailing": ((4, 262144), (1,)),
+    "middle": ((4, 65536, 4), (1,)),
+    "two_leading": ((64, 4096, 4), (0, 1)),
+    "outer": ((65536, 4, 2), (0, 2)),
+    "outer_long": ((512, 4, 512), (0, 2)),
+    "every_other": ((16, 4, 128, 4, 32), (0, 2, 4)),
+    "everything": ((512, 1024), (0, 1)),
+}
+
+
+def two_values(shape: tuple[int, ...]) -> NumPyArray:
+    """Return numbers around 300 with deviations of one size: roundings of a plain sum all go one way and add up."""
+    return (300.1 + 0.7 * np.random.default_rng(23).choice([-1.0, 1.0], size=shape)).astype("float32")
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def check(case: Case, library: ArrayLibrary, **extra: Any) -> None:
     y = case.function(**extra)(library.make_all(case.arrays) | {"x": x})
     if not isinstance(x, type(y)):  # y of a memory map is a plain array
         msg = f"y is a {type(y)}, x a {type(x)}"
-        raise AssertionError(msg)
+        raise AssertionError(msg)  # noqa: TRY004  the verdict of a test
     verify(library.to_numpy(y), case.arrays["x"], case.reference(library.flushes))
 
 
@@ -145,8 +145,8 @@ def flushed(array: NumPyArray) -> NumPyArray:
 def pairwise(*factors: Sequence[Any], allowed: Callable[..., bool] = lambda *_: True) -> list[tuple[Any, ...]]:
     """Return few rows in which every allowed pair of values of two factors occurs.
 
-    Greedy and without chance: the next row is the one, of all allowed, that covers most pairs not covered yet, the first
-    of them in the product's order.
+    Greedy and without chance: the next row is, of all allowed, the first in the product's order that covers most of the
+    pairs not covered yet.
     """
     rows = [row for row in itertools.product(*factors) if allowed(*row)]
     missing = set(itertools.chain.from_iterable(_pairs(row) for row in rows))

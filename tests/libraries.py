@@ -40,7 +40,9 @@ class ArrayLibrary:
     dtypes: tuple[str, ...]
     make: Callable[[NumPyArray], Any]
     to_numpy: Callable[[Any], NumPyArray]
-    layouts: str = "any"  # "numpy": all of inputs.LAYOUTS; "strided": those without NumPy's own; "any": one is as another
+    layouts: str = (
+        "any"  # "numpy": all of inputs.LAYOUTS; "strided": those without NumPy's own; "any": one is as another
+    )
     flushes: bool = False  # subnormal numbers are taken as 0
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     device_missing: Callable[[], str | None] = lambda: None
@@ -61,7 +63,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name != "bfloat16":
         return np.dtype(name)
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def _same(array: Any) -> Any:
@@ -109,7 +112,8 @@ def _make_dask(array: NumPyArray) -> Any:
     import dask.array as da
 
     # Two chunks of unequal length along every axis: what a reduction may get wrong lies at the seams.
-    return da.from_array(array, chunks=tuple([length // 2 + 1 for length in array.shape]))
+    chunks = tuple([length // 2 + 1 for length in array.shape])
+    return da.from_array(array, chunks=chunks)  # type: ignore[no-untyped-call]
 
 
 def _from_dask(array: Any) -> NumPyArray:
@@ -166,7 +170,7 @@ _TABLE = (
         "jax_x64",
         "jax",
         "jax",
-        ("float32", "float64"),
+        ("float64",),
         _make_jax,
         np.asarray,
         flushes=True,

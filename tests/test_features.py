@@ -16,7 +16,9 @@ README = "before\n\n<!-- features -->\nold\n<!-- /features -->\n\nafter\n"
 def test_table_says_yes_where_a_test_passed() -> None:
     """A feature is said to be there for the libraries a test of it passed on, and for no others."""
     table = features.render({("numpy", "layer_norm"), ("jax", "vmap")})
-    lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()}
+    lines = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()
+    }
     assert lines[""] == ["NumPy", "PyTorch", "JAX", "Dask", "array-api-strict"]
     assert lines["layer_norm"] == ["yes", "–", "–", "–", "–"]
     assert lines["vmap"] == ["–", "–", "yes", "–", "–"]
@@ -71,7 +73,11 @@ def test_a_run_fails_where_the_table_differs_or_a_library_is_missing(tmp_path: P
     readme = tmp_path / "README.md"
     readme.write_text(README, encoding="utf-8")
     status, output = _pytest(
-        f"--check-feature-table={readme}", "-n", "2", ANYNORM_REQUIRE="numpy,torch_cuda,nonsense", CUDA_VISIBLE_DEVICES=""
+        f"--check-feature-table={readme}",
+        "-n",
+        "2",
+        ANYNORM_REQUIRE="numpy,torch_cuda,nonsense",
+        CUDA_VISIBLE_DEVICES="",
     )
     assert status == 1
     assert " failed" not in output

@@ -35,6 +35,7 @@ def _dense_in_order_of(x: Any) -> tuple[int, ...]:
 
 
 @pytest.mark.feature("layout kept")
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "formula"])
 @each_norm
 @pytest.mark.parametrize(
     ("library", "dtype", "layout"),
@@ -47,11 +48,12 @@ def _dense_in_order_of(x: Any) -> tuple[int, ...]:
     ],
     indirect=["library"],
 )
-def test_y_lies_as_x_does(norm: Norm, library: ArrayLibrary, dtype: str, layout: str) -> None:
-    """y is dense, with its axes in x's stride order: channels_last stays channels_last."""
+def test_y_lies_as_x_does(norm: Norm, library: ArrayLibrary, dtype: str, layout: str, fast: bool) -> None:
+    """y is dense, with its axes in x's stride order, whichever path serves it: channels_last stays channels_last."""
     case = make_case(norm, dtype)
     x = library.make(LAYOUTS[layout](case.arrays["x"]))
-    y = case.function()(library.make_all(case.arrays) | {"x": x})
+    with an.fast_paths(fast):
+        y = case.function()(library.make_all(case.arrays) | {"x": x})
     assert _strides(y) == _dense_in_order_of(x)
 
 

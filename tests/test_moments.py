@@ -39,8 +39,8 @@ def _verify(mean: NumPyArray, m2: NumPyArray, rows: NumPyArray, merges: int = 0)
     """Raise unless both are within rounding of the exact moments.
 
     The mean is rounded once to its own size, and its correction to that of the deviations. m2 is a sum of squares of
-    deviations that are off by an eps or two each: 8 eps leaves as much for the sum itself. Merging parts whose means are
-    each rounded by u moves m2 by no more than Σn(2|δ|u + u²), where Σnδ² is at most m2.
+    deviations that are off by an eps or two each: 8 eps leaves as much for the sum itself. Merging parts whose means
+    are each rounded by u moves m2 by no more than Σn(2|δ|u + u²), where Σnδ² is at most m2.
     """
     exact_mean, exact_m2 = _exact(rows)
     name, n = str(mean.dtype), rows.shape[1]
@@ -56,10 +56,22 @@ def _verify(mean: NumPyArray, m2: NumPyArray, rows: NumPyArray, merges: int = 0)
 
 
 # Without those whose sum of squares is beyond or below what a number can hold; only their means are defined.
-MEASURED = ("mean_1e2", "mean_1e4", "mean_1e6", "pixels", "ramp", "one_ulp", "6e4", "limits", "spike", "subnormal", "zeros")
+MEASURED = (
+    "mean_1e2",
+    "mean_1e4",
+    "mean_1e6",
+    "pixels",
+    "ramp",
+    "one_ulp",
+    "6e4",
+    "limits",
+    "spike",
+    "subnormal",
+    "zeros",
+)
 
 
-AXES = {"last": 1, "leading": 0, "apart": (0, 2)}
+AXES: dict[str, Any] = {"last": 1, "leading": 0, "apart": (0, 2)}
 
 
 @pytest.mark.feature("moments")
@@ -81,6 +93,20 @@ def test_moments_are_accurate(library: ArrayLibrary, dtype: str, hostile: str, a
     assert (found.n, mean.shape, m2.shape) == (480, (4,), (4,))
     assert mean.dtype == m2.dtype == _compute_dtype(dtype)
     _verify(mean, m2, flushed(rows) if library.flushes else rows)
+
+
+@each_library_and_dtype()
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_nan_and_infinity_stay_in_their_set(library: ArrayLibrary, dtype: str) -> None:
+    """A NaN or infinity leaves every bit of the other sets' moments; its own mean and m2 are not finite."""
+    rows = HOSTILE["mean_1e2"].rows(dtype)
+    clean = an.moments(library.make(rows), axis=1)
+    rows[1, 3], rows[2, -1] = np.nan, np.inf
+    found = an.moments(library.make(rows), axis=1)
+    for before, after in ((clean.mean, found.mean), (clean.m2, found.m2)):
+        old, new = library.to_numpy(before), library.to_numpy(after)
+        assert new[[0, 3]].tobytes() == old[[0, 3]].tobytes()
+        assert not np.isfinite(new[[1, 2]]).any()
 
 
 @each_library()
@@ -118,7 +144,9 @@ def test_norms_return_the_moments_of_their_sets(library: ArrayLibrary, dtype: st
     [
         pytest.param(*pair, hostile, id=f"{'-'.join(pair)}-{hostile}")
         for pair in PAIRS
-        for hostile in (["mean_1e2", "mean_1e4", "pixels", "ramp", "zeros"] if pair[0] in ("numpy", "torch") else ["ramp"])
+        for hostile in (
+            ["mean_1e2", "mean_1e4", "pixels", "ramp", "zeros"] if pair[0] in ("numpy", "torch") else ["ramp"]
+        )
     ],
     indirect=["library"],
 )
@@ -214,7 +242,7 @@ def test_only_moments_add_to_moments(library: ArrayLibrary) -> None:
     """Moments do not concatenate as other tuples do."""
     found = an.moments(library.make(np.ones((2, 3))), axis=1)
     with pytest.raises(TypeError):
-        found + (1, 2, 3)  # type: ignore[operator]
+        found + (1, 2, 3)  # noqa: RUF005  that it does not concatenate is the point
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)

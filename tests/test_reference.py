@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -38,8 +39,8 @@ def _sqrt(value: Fraction) -> Fraction:
 
 def _normalized(values: list[Fraction], eps: Fraction, centres: bool) -> list[Fraction]:
     """Return x̂ of one set, by the definition; 0 where variance and eps are 0."""
-    mean = sum(values) / len(values) if centres else Fraction(0)
-    total = sum((value - mean) ** 2 for value in values) / len(values) + eps
+    mean = sum(values, Fraction(0)) / len(values) if centres else Fraction(0)
+    total = sum(((value - mean) ** 2 for value in values), Fraction(0)) / len(values) + eps
     return [(value - mean) / _sqrt(total) if total else Fraction(0) for value in values]
 
 
@@ -58,7 +59,7 @@ def _bound(unit: Fraction, weight: Fraction, bias: Fraction, dtype: str) -> tupl
 
     Twice: next to a power of two, where ulp jumps, longdouble may round y to the other side.
     """
-    bits, smallest = _FORMATS[dtype]
+    _, smallest = _FORMATS[dtype]
     eps = Fraction(2) ** (1 - (53 if dtype == "float64" else 24))
     scaled = unit * weight
     rest = 4 * eps * (abs(scaled) + abs(weight) + abs(bias)) + Fraction(2) ** smallest
@@ -76,9 +77,10 @@ def _fraction(value: Any) -> Fraction:
 
 def _compare(reference: _reference.Reference, units: Any, weights: Any, biases: Any, dtype: str) -> None:
     """Raise unless the reference is exact to a thousandth of the bound, and its bound to a millionth of itself."""
-    operands = [np.broadcast_to(np.asarray(its, dtype=object), reference.exact.shape) for its in (units, weights, biases)]
-    for index in np.ndindex(reference.exact.shape):
-        unit, weight, bias = (its[index] for its in operands)
+    shape = reference.exact.shape
+    operands: list[Any] = [np.broadcast_to(np.asarray(its, dtype=object), shape) for its in (units, weights, biases)]
+    for index in np.ndindex(shape):
+        unit, weight, bias = [its[index] for its in operands]
         low, high = _bound(unit, weight, bias, dtype)
         assert abs(_fraction(reference.exact[index]) - (unit * weight + bias)) <= low / 1000
         margin = 1 + Fraction(1, 10**6)
@@ -87,7 +89,7 @@ def _compare(reference: _reference.Reference, units: Any, weights: Any, biases: 
 
 def _rows(name: str, dtype: str) -> NumPyArray:
     with np.errstate(over="ignore", under="ignore"):
-        rows = np.asarray(SETS[name]).astype(numpy_dtype(dtype))
+        rows: NumPyArray = np.asarray(SETS[name]).astype(numpy_dtype(dtype))
     rows = rows[np.isfinite(rows.astype("float64")).all(axis=1)]
     if not len(rows):
         pytest.skip(f"{name} is out of range for {dtype}")
@@ -130,7 +132,7 @@ def _by_sets(x: NumPyArray, key: Any, eps: Fraction) -> NumPyArray:
 
 
 # For x of shape (2, 4, 3): which elements share a statistic, spelled as a key of their index.
-SHARING = {
+SHARING: dict[str, tuple[Callable[[NumPyArray], _reference.Reference], Callable[[Any], Any]]] = {
     "layer-axes": (lambda x: _reference.layer_norm(x, axis=(0, 2)), lambda i: i[1]),
     "layer-all": (lambda x: _reference.layer_norm(x, axis=None), lambda _: 0),
     "group": (lambda x: _reference.group_norm(x, 2), lambda i: (i[0], i[1] // 2)),
@@ -156,7 +158,7 @@ def test_reference_of_given_statistics() -> None:
     """With mean and var given, each element stands alone; weight and bias lie along the channels."""
     x = np.asarray([[1e6 + 1, 3e38], [-1, -3e38]], "float32")
     given = {"mean": [1e6, -3e38], "var": [2, 1e38], "weight": [3, -1], "bias": [0.5, 4]}
-    arrays = {name: np.asarray(values, "float32") for name, values in given.items()}
+    arrays: dict[str, Any] = {name: np.asarray(values, "float32") for name, values in given.items()}
     m, v, w, b = ([Fraction(float(value)) for value in arrays[name]] for name in given)
     eps = Fraction(1e-3)
     unit = [[(Fraction(float(x[i, j])) - m[j]) / _sqrt(v[j] + eps) for j in range(2)] for i in range(2)]
@@ -190,7 +192,7 @@ def test_units_measure_the_error_in_bounds() -> None:
 
 
 def test_nan_is_expected_where_the_contract_puts_it() -> None:
-    """A NaN or infinity spoils its own set: all of it where it is centred; else an infinity alone, with zeros beside."""
+    """A NaN spoils its set, and so does an infinity in a centred one; else an infinity is alone, with zeros beside."""
     x = np.asarray([[1.0, np.inf, 2.0], [1.0, np.nan, 2.0], [1.0, 3.0, 2.0]])
     centred, plain = _reference.layer_norm(x), _reference.rms_norm(x)
     assert np.isnan(centred.exact).tolist() == [[True] * 3, [True] * 3, [False] * 3]

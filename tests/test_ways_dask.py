@@ -1,4 +1,7 @@
-"""Dask: graphs are built without computing anything, whatever the chunks, and compute to the contract."""
+"""Dask: graphs are built without computing anything, whatever the chunks, and compute to the contract.
+
+Norms, dtypes and chunks are combined in a pairwise subset.
+"""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from derivatives import SMALL_NORMS, change, directions, small_case
-from hostile import ARRANGEMENTS, HOSTILE
-from inputs import FUNCTIONS, NORMS, Norm, make_case, verify
+from hostile import ARRANGEMENTS, HOSTILE, LARGE, two_values
+from inputs import FUNCTIONS, NORMS, Case, Norm, make_case, verify
 from libraries import DTYPE_FEATURES, ArrayLibrary, each_library
 
 jax = pytest.importorskip("jax", reason="jax is not installed")
@@ -51,6 +51,18 @@ def test_jit_of_hostile_rows(library: ArrayLibrary, arrangement: str) -> None:
     # A power of two on either side is exact; a constant is something to fold for the compiler.
     y = jax.jit(lambda arrays: function({"x": arrays["x"] * 1.0}) * 2.0)(library.make_all(case.arrays))
     verify(library.to_numpy(y) / np.float32(2), case.arrays["x"], case.reference(library.flushes))
+
+
+@pytest.mark.feature("compiled")
+@pytest.mark.parametrize("shape", list(LARGE))
+@each_library(["jax"])
+def test_jit_of_large_sets(library: ArrayLibrary, shape: str) -> None:
+    """XLA sums hundreds of thousands of like numbers accurately also where it fuses the sum with what comes before."""
+    lengths, axes = LARGE[shape]
+    case = Case(Norm(shape, "rms_norm", {"axis": axes}), {"x": two_values(lengths)})
+    function = case.function()
+    y = jax.jit(lambda arrays: function({"x": arrays["x"] * 2.0 - arrays["x"]}))(library.make_all(case.arrays))
+    verify(library.to_numpy(y), case.arrays["x"], case.reference(library.flushes))
 
 
 @pytest.mark.feature("compiled")

@@ -1,7 +1,7 @@
-"""torch's own ways of calling: compiled, vectorized, differentiated, under autocast. Eager calls are in test_matrix.py.
+"""torch's own ways of calling: compiled, vectorized, differentiated, under autocast. Eager is test_matrix.py's.
 
-The breadth of torch.compile is a pairwise subset of (norm, dtype, layout, backend); its C++ backend, which takes seconds
-per graph, meets three norms and all the hostile rows.
+The breadth of torch.compile is a pairwise subset of (norm, dtype, layout, backend); its C++ backend, which takes
+seconds per graph, meets three norms and all the hostile rows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from derivatives import SMALL_NORMS, change, directions, small_case
-from hostile import ARRANGEMENTS, HOSTILE
+from hostile import ARRANGEMENTS, HOSTILE, LARGE, two_values
 from inputs import NORMS, Case, Norm, make_case, pairwise, verify
-from layouts import LAYOUTS, STRIDED
+from layouts import LAYOUTS
 from libraries import ALL_DTYPES, DTYPE_FEATURES, ArrayLibrary, each_library
 
 import anynorm as an
@@ -55,7 +55,9 @@ def _check_compiled(case: Case, library: ArrayLibrary, backend: Any, **options: 
     ("norm", "dtype", "layout", "backend"),
     [
         pytest.param(norm, *rest, id="-".join((norm.name, *rest)), marks=DTYPE_FEATURES[rest[0]])
-        for norm, *rest in pairwise(NORMS, ALL_DTYPES, list(STRIDED), ["eager", "aot_eager"])
+        for norm, *rest in pairwise(
+            NORMS, ALL_DTYPES, ["contiguous", "channels_last", "cropped"], ["eager", "aot_eager"]
+        )
     ],
 )
 @on_torch
@@ -92,6 +94,16 @@ def test_compile_hostile_rows_to_machine_code(library: ArrayLibrary, arrangement
     rows = np.concatenate([its.rows("float32") for its in HOSTILE.values() if its.eps == 0 and "float32" in its.dtypes])
     (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
     _check_compiled(arranged.case(rows, 0.0), library, "inductor")
+
+
+@needs_cpp
+@pytest.mark.feature("compiled")
+@pytest.mark.parametrize(("shape", "function"), [("leading", "rms_norm"), ("outer", "layer_norm")])
+@on_torch
+def test_compile_large_sets_to_machine_code(library: ArrayLibrary, shape: str, function: str) -> None:
+    """Inductor, which adds one element after the other along leading axes, is kept from doing so."""
+    lengths, axes = LARGE[shape]
+    _check_compiled(Case(Norm(shape, function, {"axis": axes}), {"x": two_values(lengths)}), library, "inductor")
 
 
 @pytest.mark.feature("compiled")
@@ -175,10 +187,9 @@ def test_functional_gradient(library: ArrayLibrary, norm: Norm) -> None:
     """torch.func.grad gives each argument's gradient; given statistics are constants."""
     case = small_case(norm)
     function = case.function()
-    dy = np.random.default_rng(19).normal(size=case.arrays["x"].shape)
-    gradients = torch.func.grad(lambda arrays: (function(arrays) * library.make(dy)).sum())(
-        library.make_all(case.arrays)
-    )
+    dy: Any = np.random.default_rng(19).normal(size=case.arrays["x"].shape)
+    gradient = torch.func.grad(lambda arrays: (function(arrays) * library.make(dy)).sum())
+    gradients = gradient(library.make_all(case.arrays))
     for name, direction in directions(case).items():
         along = (library.to_numpy(gradients[name]) * direction).sum()
         np.testing.assert_allclose(along, (dy * change(case, {name: direction})).sum(), rtol=1e-6, atol=1e-6)

@@ -85,6 +85,7 @@ class Library:
         self._peak = _offered(package, "peak")
         self._reshape = _offered(package, "reshape")
         self._constant = _offered(package, "constant")
+        self._laid_out_like = _offered(package, "laid_out_like")
         self._compiling = _offered(package, "compiling")
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
         named = [(getattr(xp, name, None), compute) for name, compute in _COMPUTE.items()]
@@ -138,6 +139,10 @@ class Library:
     def constant(self, x: Any) -> Any:
         """Return x as a constant to automatic differentiation, where the library has any."""
         return x if self._constant is None else self._constant(x)
+
+    def laid_out_like(self, y: Any, x: Any) -> Any:
+        """Return y with its axes in memory as x's are, where arithmetic does not see to that by itself."""
+        return y if self._laid_out_like is None else self._laid_out_like(y, x)
 
     def compiling(self) -> bool:
         """Say whether the library's compiler is tracing this very call (it must then see no caches)."""

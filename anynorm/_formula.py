@@ -67,8 +67,9 @@ RESCUES = {
     ),
 }
 
-# A given mean beyond this may overflow x − mean; half an ulp of the largest number is still larger than the bound.
-LARGE_MEAN = {FLOAT32: 2.0**100, FLOAT64: 2.0**960}
+# Beyond this a given mean may overflow x − mean, and a given variance var + eps; half an ulp of the largest number is
+# still larger than the bound.
+LARGE = {FLOAT32: 2.0**100, FLOAT64: 2.0**960}
 
 
 def forward(
@@ -100,7 +101,7 @@ def forward(
         y = y + _as_computed(bias, plan.bias, x, library)
     y = library.reshape(library.astype(y, x.dtype), library.shape(x))
     if out is None:
-        return y, saved
+        return library.laid_out_like(y, x), saved
     out[...] = y
     return out, saved
 
@@ -141,10 +142,13 @@ def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tu
 
 def _centre_on(z: Any, mean: Any, var: Any, eps: float, library: Library) -> tuple[Any, Any, Saved]:
     """Return e, the factor that normalizes it, and the given statistics in the form of measured ones."""
-    xp = library.xp
-    large = xp.abs(mean) > LARGE_MEAN[_format(z, library)]
-    scale = xp.where(large, xp.full_like(mean, 0.25), xp.full_like(mean, 1.0))
-    r = _rsqrt(var + eps, xp.full_like(var, rsqrt_eps(eps)), xp)
+    xp, large = library.xp, LARGE[_format(z, library)]
+
+    def where_large(its: Any, value: float) -> Any:
+        return xp.where(xp.abs(its) > large, xp.full_like(its, value), xp.full_like(its, 1.0))
+
+    scale, shrink = where_large(mean, 0.25), where_large(var, 0.25)
+    r = _rsqrt(var * shrink + eps * shrink, xp.full_like(var, rsqrt_eps(eps)), xp) * where_large(var, 0.5)
     return z * scale - mean * scale, r / scale, Saved(mean, xp.zeros_like(mean), r, None)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
+
+# Steps after which the search gives up and assumes an overlap. Arrays whose axes nest, as slices' do, take two an axis.
+PATIENCE = 1000
 
 
 class Memory(NamedTuple):
@@ -15,22 +17,9 @@ class Memory(NamedTuple):
     itemsize: int
 
 
-def overlap(a: Memory, b: Memory) -> bool:
-    """Say whether two arrays may share a byte. False is certain; True may be wrong for exotic pairs of strides."""
-    if 0 in a.shape or 0 in b.shape:
-        return False
-    (a_low, a_high), (b_low, b_high) = _span(a), _span(b)
-    if a_high <= b_low or b_high <= a_low:
-        return False
-    # Interleaved arrays, such as the real and imaginary parts of one: no element of either lies off their lattice.
-    lattice = math.gcd(*_steps(a), *_steps(b))
-    offset = (b.address - a.address) % lattice if lattice else 0
-    return lattice == 0 or offset < a.itemsize or offset + b.itemsize > lattice
-
-
 def refuses_out(out: Memory, x: Memory, others: dict[str, Memory]) -> str | None:
     """Return why `out` may not be written while the other arrays are read, or None."""
-    if 0 in [abs(step) for step in _steps(out)]:
+    if any(length > 1 and step == 0 for length, step in zip(out.shape, out.strides, strict=True)):
         return "several elements of out share one place in memory. Pass a dense array, e.g. xp.empty_like(x)."
     # x itself is fine: an element is read before it is written.
     named = others if out == x else {"x": x, **others}
@@ -42,10 +31,30 @@ def refuses_out(out: Memory, x: Memory, others: dict[str, Memory]) -> str | None
     return None
 
 
-def _steps(a: Memory) -> list[int]:
-    return [step for length, step in zip(a.shape, a.strides, strict=True) if length > 1]
+def overlap(a: Memory, b: Memory) -> bool:
+    """Say whether two arrays share a byte. False is certain; True too, unless the search ran out of patience."""
+    if 0 in a.shape or 0 in b.shape:
+        return False
+    # An element of a and one of b lie a.address − b.address + Σ k·step apart, each k within its limits.
+    limits: dict[int, tuple[int, int]] = {}
+    for sign, its in ((1, a), (-1, b)):
+        for length, stride in zip(its.shape, its.strides, strict=True):
+            step, reach = abs(stride), (length - 1) * sign * (1 if stride > 0 else -1)
+            low, high = limits.get(step, (0, 0))
+            limits[step] = low + min(reach, 0), high + max(reach, 0)
+    axes = [(step, *limits[step]) for step in sorted(limits, reverse=True) if step]
+    return _meet(a.address - b.address, axes, (a.itemsize, b.itemsize), [PATIENCE])
 
 
-def _span(a: Memory) -> tuple[int, int]:
-    reach = [(length - 1) * step for length, step in zip(a.shape, a.strides, strict=True)]
-    return a.address + sum(min(r, 0) for r in reach), a.address + sum(max(r, 0) for r in reach) + a.itemsize
+def _meet(gap: int, axes: list[tuple[int, int, int]], sizes: tuple[int, int], patience: list[int]) -> bool:
+    """Say whether gap + Σ k·step can be as little as the element sizes; `axes` are (step, least k, largest k)."""
+    patience[0] -= 1
+    if patience[0] < 0:
+        return True
+    if not axes:
+        return -sizes[0] < gap < sizes[1]
+    (step, low, high), *inner = axes
+    least, most = sum(k * s for s, k, _ in inner), sum(k * s for s, _, k in inner)
+    first = max(low, (-sizes[0] - gap - most) // step + 1)
+    last = min(high, -((gap + least - sizes[1]) // step) - 1)
+    return any(_meet(gap + k * step, inner, sizes, patience) for k in range(first, last + 1))

@@ -2,5 +2,6 @@
 
 from anynorm_numpy._normalize import declines as declines
 from anynorm_numpy._normalize import forward as forward
+from anynorm_numpy._normalize import laid_out_like as laid_out_like
 from anynorm_numpy._normalize import moments as moments
 from anynorm_numpy._normalize import refuses_out as refuses_out

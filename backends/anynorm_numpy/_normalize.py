@@ -16,7 +16,7 @@ import numpy as np
 
 from anynorm import _memory
 from anynorm._array import FLOAT32, FLOAT64, Format
-from anynorm._formula import LARGE_MEAN, RESCUES, Saved, rsqrt_eps
+from anynorm._formula import LARGE, RESCUES, Saved, rsqrt_eps
 from anynorm._plan import Plan
 from anynorm_numpy._affine import Affine
 from anynorm_numpy._block import Block, buffers, partition
@@ -48,6 +48,15 @@ def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
 
 def _where(a: Any) -> _memory.Memory:
     return _memory.Memory(a.__array_interface__["data"][0], a.shape, a.strides, a.itemsize)
+
+
+def laid_out_like(y: Any, x: Any) -> Any:
+    """Return y with its axes in memory as x's are: with several broadcast operands NumPy's arithmetic forgets them."""
+    like = np.empty_like(x)
+    if like.strides == y.strides:
+        return y
+    like[...] = y
+    return like
 
 
 def forward(
@@ -184,14 +193,16 @@ def _centre(plan: Plan, block: Block) -> tuple[Any, Any, Any]:
 def _given(block: Block, eps: float, compute: Format, mean: Any, var: Any) -> _Lane:
     """Shift a block by given means; those so large that x − mean may overflow are for the next lane."""
     block.subtract(mean)
-    return _Lane(block, np.abs(mean) <= LARGE_MEAN[compute], _rsqrt(var + eps, rsqrt_eps(eps)), None)
+    serves = (np.abs(mean) <= LARGE[compute]) & (var <= LARGE[compute])
+    return _Lane(block, serves, _rsqrt(var + eps, rsqrt_eps(eps)), None)
 
 
 def _given_again(block: Block, eps: float, mean: Any, var: Any) -> _Lane:
-    """Shift a block by given means in float64, all scaled by a quarter."""
-    block.restart(np.float64(0.25))
-    block.subtract(mean / 4)
-    return _Lane(block, True, 4 * _rsqrt(var + eps, rsqrt_eps(eps)), None)
+    """Shift a block by given means in float64, means and variances scaled by a quarter where they are large."""
+    scale, shrink = [np.where(np.abs(its) > LARGE[FLOAT64], 0.25, 1.0) for its in (mean, var)]
+    block.restart(scale)
+    block.subtract(mean * scale)
+    return _Lane(block, True, _rsqrt(var * shrink + eps * shrink, rsqrt_eps(eps)) * np.sqrt(shrink) / scale, None)
 
 
 def _rsqrt(v: Any, where_zero: Any) -> Any:

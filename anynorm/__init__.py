@@ -1,5 +1,6 @@
 """Normalization layers, written once against the Python array API standard."""
 
+from anynorm._dispatch import Route as Route
 from anynorm._dispatch import fast_paths as fast_paths
 from anynorm._plan import AxisError as AxisError
 from anynorm.batch_norm import batch_norm as batch_norm
@@ -11,5 +12,20 @@ from anynorm.layer_norm import layer_norm as layer_norm
 from anynorm.layer_norm import rms_norm as rms_norm
 from anynorm.moments import Moments as Moments
 from anynorm.moments import moments as moments
+
+__all__ = [
+    "AxisError",
+    "Moments",
+    "Route",
+    "batch_norm",
+    "explain",
+    "fast_paths",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "moments",
+    "rms_norm",
+    "update_running",
+]
 
 __version__ = "0.1.0"

@@ -179,13 +179,26 @@ def _ignores_its_class(cls: type) -> bool:
     return any(base.__name__ in ("MaskedArray", "matrix") for base in cls.__mro__)
 
 
+def described(value: object) -> str:
+    """Return a value as an error shows it: short, whatever it is."""
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and not isinstance(value, Real):
+        return f"array of shape {tuple(shape)}, of type {kind}"
+    shown = repr(value)
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} of type {kind}"
+
+
 def reject_array(function: str, argument: str, value: object) -> NoReturn:
     """Raise the TypeError for something that is not an array anynorm can take."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     advice = {
         "MaskedArray": "Its mask would be ignored: fill it first, e.g. x.filled(0).",
-        "matrix": "Convert it first, e.g. numpy.asarray(x).",
-    }.get(type(value).__name__, "Convert it first, e.g. numpy.asarray(x) or torch.as_tensor(x).")
+        "matrix": f"Convert it first, e.g. numpy.asarray({argument}).",
+    }.get(type(value).__name__, f"Convert it first, e.g. numpy.asarray({argument}) or torch.as_tensor({argument}).")
+    if argument in ("weight", "bias") and isinstance(value, int | float | tuple):
+        # In torch the second argument is the shape of what is normalized.
+        advice += " If the reduced axes or eps are meant, pass them by keyword: axis=..., eps=..."
     msg = f"{function}: {argument} must be an array of a library that follows the array API standard, got {kind}. "
     raise TypeError(msg + advice)
 
@@ -228,8 +241,10 @@ def real_number(function: str, argument: str, value: object) -> float:
             return float(value)
         except OverflowError:
             return math.inf  # an integer beyond every float: out of range, whatever its sign
-    got = f"got {value!r} of type {type(value).__name__}"
-    msg = f"{function}: {argument} must be a real number, {got}. Pass a Python float, e.g. float({argument})."
+    msg = (
+        f"{function}: {argument} must be a real number, got {described(value)}. "
+        f"Pass a Python float, e.g. float({argument})."
+    )
     raise TypeError(msg)
 
 

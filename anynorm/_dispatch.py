@@ -196,7 +196,7 @@ def why_formula(call: Call) -> str | None:
         if reason is not None:
             return reason
     needed = library.moments if plan.function == "moments" else library.forward
-    return f"{library.package.__name__} offers no {plan.function}" if needed is None else None
+    return f"no backend computes on {library.name} arrays" if needed is None else None
 
 
 def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from anynorm._array import Shape
+from anynorm._array import Shape, described
 
 Axes = int | tuple[int, ...] | None
 
@@ -80,7 +80,7 @@ def index_argument(function: str, name: str, value: object) -> int:
         several = name in ("axis", "batch_axis")
         needed = "an integer, a tuple of integers or None" if several else "an integer"
         advice = f"Pass e.g. {name}=1, {name}=(0, 2) or {name}=None." if several else f"Pass e.g. {name}=1."
-        msg = f"{function}: {name} must be {needed}, got {value!r} of type {type(value).__name__}. {advice}"
+        msg = f"{function}: {name} must be {needed}, got {described(value)}. {advice}"
         raise TypeError(msg) from None
 
 

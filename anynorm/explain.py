@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
+from anynorm._array import described
 from anynorm._dispatch import Call, Route, route
 from anynorm.batch_norm import batch_norm, batch_norm_call
 from anynorm.group_norm import group_norm, group_norm_call, instance_norm, instance_norm_call
@@ -58,6 +59,6 @@ def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -
     """
     if not callable(function) or function not in CALLS:
         names = ", ".join([known.__name__ for known in CALLS])
-        msg = f"explain: function must be one of anynorm's {names}; got {function!r}."
+        msg = f"explain: function must be one of anynorm's {names}; got {described(function)}."
         raise TypeError(msg)
     return route(CALLS[function](*args, **options))

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from anynorm._array import Array
-from anynorm._dispatch import Call, library_of, measure, prepare, run
+from anynorm._array import Array, Library, described
+from anynorm._dispatch import Call, check_companion, library_of, measure, prepare, run
 from anynorm._plan import Axes, axes_argument, over_axes
 
 
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of each set of numbers.
 
-    A NamedTuple, hence a pytree. `+` merges the statistics of disjoint sets; the moments of nothing, with n = 0, are
-    its identity.
+    A NamedTuple, hence a pytree. `+` merges the statistics of disjoint sets, of one library, dtype and shape, and so
+    does Python's `sum`; the moments of nothing, with n = 0, are its identity.
 
     Attributes
     ----------
     n : int or array
-        Elements per set: an int, or an array where it was traced or merged with such.
+        Elements per set: an int, or a 0-d array where it was traced or merged with such (in the compute dtype, so exact
+        up to 2²⁴ in float32).
     mean : array
         Mean of each set, in the compute dtype; 0 where n is 0.
     m2 : array
@@ -51,26 +52,28 @@ class Moments(NamedTuple):
     def __add__(self, other: object) -> Moments:  # a tuple's + concatenates
         """Return the moments of both sets together."""
         if not isinstance(other, Moments):
-            return NotImplemented
-        xp = library_of("Moments.__add__", "mean", self.mean).xp
-        if isinstance(self.n, int) and isinstance(other.n, int):
-            if not other.n:
-                return self
-            if not self.n:
-                return other
-            n, m = self.n, other.n
-            total = divisor = n + m
-            delta = other.mean - self.mean
-        else:
-            n, m = [_as_array(its, self.mean, xp) for its in (self.n, other.n)]
-            total = n + m
-            divisor = xp.where(total > 0, total, xp.ones_like(total))
-            delta = other.mean - self.mean
+            msg = f"Moments + other: other must be a Moments too, got {described(other)}."
+            raise TypeError(msg)
+        # The moments of nothing are the identity whatever stands in them, so that Moments(0, 0.0, 0.0) starts a sum.
+        if isinstance(other.n, int) and not other.n:
+            return self
+        if isinstance(self.n, int) and not self.n:
+            return other
+        xp = _check_alike(self, other).xp
+        n, m = [its if isinstance(its, int) else xp.astype(its, self.mean.dtype) for its in (self.n, other.n)]
+        total = n + m
+        # Where counts are traced, either may be 0: no division by it, and no distance, whose square may overflow.
+        divisor = total if isinstance(total, int) else xp.where(total > 0, total, xp.ones_like(total))
+        delta = other.mean - self.mean
         mean = self.mean + delta * (m / divisor)
-        if not isinstance(total, int):
-            # A set of nothing lies at no distance: its 0 must not meet a squared distance that overflows.
-            delta = xp.where((n > 0) & (m > 0), delta, xp.zeros_like(delta))
+        for count in (n, m):
+            if not isinstance(count, int):
+                delta = xp.where(count > 0, delta, xp.zeros_like(delta))
         return Moments(total, mean, self.m2 + other.m2 + delta * delta * (n * (m / divisor)))
+
+    def __radd__(self, other: object) -> Moments:
+        """Let sum() start from its 0."""
+        return self + (Moments(0, 0.0, 0.0) if isinstance(other, int) and other == 0 else other)
 
     def var(self, correction: float = 0) -> Any:
         """Return the variance m2 / max(n − correction, 0), NaN where that divisor is 0.
@@ -133,6 +136,21 @@ def moments(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Moment
 def moments_call(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Call:  # noqa: ARG001  the same either way
     """Check and plan `moments`."""
     return prepare("moments", x, over_axes, (axes_argument("moments", "axis", axis), True))
+
+
+def _check_alike(one: Moments, other: Moments) -> Library:
+    """Return the library of two Moments; raise unless they are of one library, device, dtype and shape."""
+    library = library_of("Moments + Moments", "mean", one.mean)
+    check_companion("Moments + Moments", "the other mean", other.mean, one.mean, library, "mean")
+    for what, error in (("dtype", TypeError), ("shape", ValueError)):
+        mine, its = getattr(one.mean, what), getattr(other.mean, what)
+        if mine != its:
+            msg = (
+                f"Moments + Moments: the means must have one {what}, got {mine} and {its}. "
+                "Merge the moments of parts that were measured over the same axes of arrays of one dtype."
+            )
+            raise error(msg)
+    return library
 
 
 def run_with_moments(call: Call) -> tuple[Any, Moments]:

@@ -145,7 +145,7 @@ def _print(report: Report) -> None:
     )
     show.table(
         "Mean and spread; does a sample alone come out as it does in the batch?",
-        ("", "mean", "std", "means of the channels", "batch matters"),
+        ("", "mean", "std", "means of the channels", "batch matters (by units of the bound)"),
         [
             ("before", *_spread_cells(report.before), ""),
             *[(r.norm, *_spread_cells(r.after), _batch_cell(r)) for r in report.norms],

@@ -149,15 +149,16 @@ def _as_floating(x: Any, dtype: str | None, notes: list[str]) -> Any:
     if unusual:
         nan = int(np.count_nonzero(np.isnan(cast)))
         notes.append(
-            f"{nan} values are NaN and {unusual - nan} are infinite; the sets that hold them become NaN, "
-            "and mean and spread are those of the finite values"
+            f"NaN: {nan}, infinite: {unusual - nan} of the values; the sets that hold them become NaN (in RMS norm, "
+            "finite values beside an infinite one become 0), and mean and spread are those of the finite values"
         )
     return cast
 
 
 def _groups(channels: int, given: int | None) -> int:
     if given is None:
-        return next(groups for groups in _GROUPS if channels % groups == 0)
+        # Two channels a group at least, where that can be: with one, group norm is instance norm.
+        return next((groups for groups in _GROUPS if channels % groups == 0 and channels > groups), 1)
     if given < 1 or channels % given:
         msg = f"--groups {given} does not divide the {channels} channels. Choose a divisor of {channels}."
         raise UsageError(msg)

@@ -83,7 +83,7 @@ def declines(
             return reason
     if stats is not None and torch.is_grad_enabled() and any(its.requires_grad for its in stats):
         return "a gradient is wanted for mean or var"
-    return f"no engine for {x.device.type} tensors is installed"
+    return f"anynorm has no engine for {x.device.type} tensors yet"
 
 
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:

@@ -255,3 +255,41 @@ def test_returned_moments_are_constants(library: ArrayLibrary, dtype: str) -> No
     assert not batch.mean.requires_grad
     assert not batch.m2.requires_grad
     assert an.moments(x, axis=0).mean.requires_grad
+
+
+@each_library()
+def test_sum_merges_chunks(library: ArrayLibrary) -> None:
+    """Python's sum merges chunks, from its own 0 or from the moments of nothing."""
+    chunks = [an.moments(library.make(np.full((3, 2), value, "float32")), axis=0) for value in (1.0, 2.0, 6.0)]
+    for whole in (sum(chunks), sum(chunks, an.Moments(0, 0.0, 0.0))):
+        assert isinstance(whole, an.Moments)
+        assert whole.n == 9
+        assert library.to_numpy(whole.mean).tolist() == [3.0, 3.0]
+        assert library.to_numpy(whole.m2).tolist() == [42.0, 42.0]
+
+
+def test_only_moments_that_belong_together_merge() -> None:
+    """Moments of another shape, dtype or library, and what is no Moments, are refused, saying what to do."""
+    x = np.ones((4, 4), "float32")
+    columns = an.moments(x, axis=0)
+    with pytest.raises(ValueError, match=r"one shape, got \(4,\) and \(\)\. Merge"):
+        columns + an.moments(x)
+    with pytest.raises(TypeError, match=r"one dtype, got float32 and float64\. Merge"):
+        columns + an.moments(x.astype("float64"), axis=0)
+    with pytest.raises(TypeError, match=r"other must be a Moments too, got array of shape \(4,\)"):
+        columns + columns.mean
+    strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
+    with pytest.raises(TypeError, match="array of numpy but the other mean is one of array_api_strict"):
+        columns + an.moments(strict.asarray(x), axis=0)
+
+
+@each_library(["jax"])
+def test_traced_counts_stay_scalars(library: ArrayLibrary) -> None:
+    """A count that was traced is 0-d, so that merged moments keep their structure in a loop."""
+    import jax
+
+    x = library.make(np.ones((5, 3), "float32"))
+    merged = jax.jit(operator.add)(an.moments(x, axis=0), an.moments(x, axis=0))
+    again = jax.jit(operator.add)(merged, merged)
+    assert merged.n.shape == again.n.shape == ()
+    assert merged.n.dtype == again.n.dtype == merged.mean.dtype

@@ -55,7 +55,7 @@ def _dask() -> ModuleType:
 
 _FIRST_PARTY = {"numpy": _numpy, "torch": _torch, "jax": _jax, "dask": _dask}
 
-# One look-up of the exact type is all that dispatch costs a call.
+# One look-up of the exact type for each array of a call.
 _libraries: dict[type, Library] = {}
 
 _fast_paths: ContextVar[bool] = ContextVar("anynorm.fast_paths", default=True)

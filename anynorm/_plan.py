@@ -116,7 +116,7 @@ def by_channel(
     batch = () if batch_axis is None else _axes(function, "batch_axis", batch_axis, len(shape))
     if channel in batch:
         msg = (
-            f"{function}: batch_axis={batch_axis} contains channel_axis={channel_axis}; for x of shape {_show(shape)} "
+            f"{function}: batch_axis={batch_axis} contains channel_axis={channel_axis}; for x of shape {show(shape)} "
             f"both are axis {channel}. Name the axes of the batch alone, or pass batch_axis=None for unbatched input."
         )
         raise ValueError(msg)
@@ -135,7 +135,7 @@ def by_channel(
     reduced = tuple([axis for axis in range(len(shape)) if axis not in kept])
     if function == "batch_norm" and n == 1:
         msg = (
-            f"batch_norm: x of shape {_show(shape)} has one value per channel along channel_axis={channel_axis}, so "
+            f"batch_norm: x of shape {show(shape)} has one value per channel along channel_axis={channel_axis}, so "
             "its variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= "
             "(running statistics), or use layer_norm or group_norm."
         )
@@ -165,7 +165,7 @@ def _count(function: str, shape: Shape, axes: tuple[int, ...]) -> int:
         if length is None:
             msg = (
                 f"{function}: the length of x along axis {axis}, which is reduced, is not known: x has shape "
-                f"{_show(shape)}. Call x.compute_chunk_sizes() first."
+                f"{show(shape)}. Call x.compute_chunk_sizes() first."
             )
             raise ValueError(msg)
     return math.prod(lengths)  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def _group_size(function: str, shape: Shape, channel: int, num_groups: int) -> i
     if channels is None:
         msg = (
             f"{function}: the number of channels of x, its length along axis {channel}, is not known: x has shape "
-            f"{_show(shape)}. Call x.compute_chunk_sizes() first."
+            f"{show(shape)}. Call x.compute_chunk_sizes() first."
         )
         raise ValueError(msg)
     if channels % num_groups:
@@ -208,9 +208,9 @@ def _along(
         laid = tuple([length if axis in axes else 1 for axis, length in enumerate(shape)])
     if not fits:
         where = rule or f"the reduced axes {axes}"
-        needed = _show(tuple([shape[axis] for axis in axes]))
+        needed = show(tuple([shape[axis] for axis in axes]))
         msg = (
-            f"{function}: {name} has shape {_show(given)}, which does not fit x of shape {_show(shape)}. It must have "
+            f"{function}: {name} has shape {show(given)}, which does not fit x of shape {show(shape)}. It must have "
             f"shape {needed}, along {where}, or as many axes as x and broadcast to x's shape."
         )
         raise ValueError(msg)
@@ -225,5 +225,6 @@ def _split(laid: Shape | None, channel: int, groups: int, size: int) -> Shape | 
     return (*laid[:channel], *pair, *laid[channel + 1 :])
 
 
-def _show(shape: Shape) -> str:
+def show(shape: Shape) -> str:
+    """Return a shape as an error shows it, with ? for a length that is not known."""
     return str(shape).replace("None", "?")

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 from anynorm._array import A, Array, Library, real_number
 from anynorm._dispatch import Call, check_companion, library_of, prepare, run
-from anynorm._plan import by_channel, index_argument
+from anynorm._plan import by_channel, index_argument, show
 from anynorm.moments import Moments, run_with_moments
 
 
@@ -176,8 +176,8 @@ def _check_statistic(name: str, statistic: Array, call: Call) -> None:
     shape = call.library.shape(statistic)
     if shape not in (needed, (channels,)):
         msg = (
-            f"batch_norm: {name} has shape {shape}, which does not fit x of shape {call.plan.shape}. It must have "
-            f"shape ({channels},), one value per channel, or {needed}."
+            f"batch_norm: {name} has shape {show(shape)}, which does not fit x of shape {show(call.plan.shape)}. "
+            f"It must have shape {show((channels,))}, one value per channel, or {show(needed)}."
         )
         raise ValueError(msg)
 
@@ -256,14 +256,14 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
         check_companion(function, name, running, batch.mean, library, "batch.mean")
         if library.shape(running) != library.shape(batch.mean):
             msg = (
-                f"{function}: {name} has shape {library.shape(running)}, but batch.mean has shape "
-                f"{library.shape(batch.mean)}. Pass both with one value per channel."
+                f"{function}: {name} has shape {show(library.shape(running))}, but batch.mean has shape "
+                f"{show(library.shape(batch.mean))}. Pass both with one value per channel."
             )
             raise ValueError(msg)
     if index_argument(function, "correction", correction) < 0:
         msg = f"{function}: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
         raise ValueError(msg)
-    if getattr(momentum, "shape", None) == ():
+    if not isinstance(momentum, Real) and getattr(momentum, "shape", None) == ():
         check_companion(function, "momentum", momentum, batch.mean, library, "batch.mean")
     elif not 0 <= real_number(function, "momentum", momentum) <= 1:
         msg = (

@@ -39,7 +39,7 @@ NORMS = (
     Norm("layer", "layer_norm", {}, {"weight": (8,), "bias": (8,)}),
     Norm("layer-trailing", "layer_norm", {"axis": (-1, 1, 2)}, {"weight": (6, 5, 8), "bias": (6, 5, 8)}),
     Norm("layer-channels", "layer_norm", {"axis": 1}, {"weight": (6,), "bias": (6,)}),
-    # Axes that lie apart fit no engine's five axes and are served by the formula.
+    # Axes that lie apart are one strided range to no engine.
     Norm("layer-apart", "layer_norm", {"axis": (0, 2)}, {"weight": (3, 5)}),
     Norm("layer-all", "layer_norm", {"axis": None, "eps": 1e-3}),
     Norm("layer-modulated", "layer_norm", {}, {"weight": (3, 1, 1, 8), "bias": (3, 6, 1, 8)}),

@@ -107,3 +107,14 @@ def test_moments_of_a_set_feel_none_of_it(sets: int, length: int, dtype: str, li
         part = slice(2, 4) if name == "alone" else slice(None)
         assert found.mean.tobytes() == expected.mean[part].tobytes(), name
         assert found.m2.tobytes() == expected.m2[part].tobytes(), name
+
+
+@pytest.mark.parametrize("extreme", [1e-30, 1e30, 3e38, np.nan, np.inf])
+def test_weight_of_another_sample_changes_no_bit(extreme: float) -> None:
+    """On NumPy a sample's bits do not depend on the weight of another sample, however large, small or not finite."""
+    random = np.random.default_rng(0)
+    x, weight = (random.standard_normal(shape).astype("float32") for shape in ((40, 64), (40, 1)))
+    other = weight.copy()
+    other[0] = extreme
+    one, two = an.layer_norm(x, weight, weight), an.layer_norm(x, other, weight)
+    np.testing.assert_array_equal(one[1:], two[1:])

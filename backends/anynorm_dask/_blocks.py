@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import dask.array
@@ -41,15 +42,30 @@ def reshape(x: Any, shape: Shape) -> Any:
     """
     if None not in shape:
         return da.reshape(x, shape)
-    axis = next(i for i, new in enumerate(shape) if new is not None and new != x.shape[i])
+    if x.ndim == 1:
+        return x[tuple([slice(None) if length is None else None for length in shape])]
+    known = tuple([None if length != length else length for length in x.shape])
     if len(shape) > x.ndim:
+        axis = _pair(shape, known)
         x = x.rechunk({axis: -1})
         first, second = shape[axis : axis + 2]
         chunks = (*x.chunks[:axis], (first,), (second,), *x.chunks[axis + 1 :])
         return x.map_blocks(_split, axis, first, dtype=x.dtype, chunks=chunks, new_axis=axis + 1)
+    axis = _pair(known, shape)
     x = x.rechunk({axis: -1, axis + 1: -1})
     chunks = (*x.chunks[:axis], (shape[axis],), *x.chunks[axis + 2 :])
     return x.map_blocks(_join, axis, dtype=x.dtype, chunks=chunks, drop_axis=axis + 1)
+
+
+def _pair(longer: Shape, shorter: Shape) -> int:
+    """Return the axis at which two neighbours of the longer shape are one axis of the shorter."""
+    for axis, (first, second) in enumerate(pairwise(longer)):
+        if first is not None and second is not None:
+            joined = (*longer[:axis], first * second, *longer[axis + 2 :])
+            if joined == shorter:
+                return axis
+    msg = f"cannot reshape between {longer} and {shorter}"
+    raise ValueError(msg)
 
 
 def _split(block: Any, axis: int, first: int) -> Any:

@@ -10,8 +10,9 @@ import numpy as np
 from anynorm._plan import Plan
 from anynorm_numpy._sets import Sets
 
-# Weights within these bounds can be multiplied into 1/√v without leaving the range of a float32, nor its precision.
-_SMALL, _LARGE = 2.0**-60, 2.0**60
+# A factor of normalization and weight within these bounds, or their inverse, loses neither range nor precision; by the
+# element size of the dtype.
+_LIMIT = {4: 2.0**100, 8: 2.0**900}
 
 
 class Affine:
@@ -21,22 +22,33 @@ class Affine:
         scale = None if weight is None else _Parameter(plan, weight, plan.weight)
         shift = None if bias is None else _Parameter(plan, bias, plan.bias)
         # What is constant within a set is folded into the one factor and the one shift that normalization needs anyway.
-        folds_scale = scale is None or (scale.is_column and _moderate(weight))
+        folds_scale = scale is None or scale.is_column
         folds_shift = shift is None or (folds_scale and shift.is_column)
         self._folded = scale if folds_scale else None, shift if folds_shift else None
         self._spread = None if folds_scale else scale, None if folds_shift else shift
 
     def apply(self, e: Any, factor: Any, rest: Any, sets: range, span: range, out: Any) -> None:
         """Put (e − rest)·factor·weight + bias into `out`; factor and rest, None for 0, are one number per set."""
-        scale, shift = self._folded
-        if scale is not None:
-            factor = factor * scale.column(sets)
-        offset = None if rest is None else -rest * factor
+        scale, shift = [None if its is None else its.column(sets) for its in self._folded]  # type: Any, Any
+        whole = factor if scale is None else factor * scale
+        offset = None if rest is None else -rest * whole
         if shift is not None:
-            offset = shift.column(sets) if offset is None else offset + shift.column(sets)
-        np.multiply(e, factor.astype(out.dtype), out=out)
+            offset = shift if offset is None else offset + shift
+        extreme = None if scale is None else _extreme(whole, out.dtype)
+        if extreme is not None:
+            whole = np.where(extreme, factor, whole)
+            # Adding −0 to the other sets, and multiplying them by 1, leaves every bit of theirs.
+            offset = np.where(extreme, -0.0 if rest is None else -rest * factor, -0.0 if offset is None else offset)
+        np.multiply(e, whole.astype(out.dtype), out=out)
         if offset is not None:
             out += offset.astype(out.dtype)
+        if extreme is not None:
+            out *= np.where(extreme, scale, 1.0).astype(out.dtype)
+            out += np.where(extreme, -0.0 if shift is None else shift, -0.0).astype(out.dtype)
+        self._apply_spread(out, sets, span)
+
+    def _apply_spread(self, out: Any, sets: range, span: range) -> None:
+        """Multiply and add what varies within a set."""
         scale, shift = self._spread
         if scale is not None:
             view, values = scale.against(out, sets, span)
@@ -46,9 +58,11 @@ class Affine:
             view += values
 
 
-def _moderate(weight: Any) -> bool:
-    size = np.abs(weight)
-    return bool(np.all((size == 0) | ((size >= _SMALL) & (size <= _LARGE))))
+def _extreme(whole: Any, dtype: Any) -> Any:
+    """Return which sets must not fold their weight into the factor, or None if all may."""
+    size, limit = np.abs(whole), _LIMIT[dtype.itemsize]
+    extreme = (size > limit) | ((size < 1 / limit) & (size > 0))
+    return extreme if extreme.any() else None
 
 
 class _Parameter:

@@ -19,6 +19,8 @@ class Memory(NamedTuple):
 
 def refuses_out(out: Memory, x: Memory, others: dict[str, Memory]) -> str | None:
     """Return why `out` may not be written while the other arrays are read, or None."""
+    if 0 in out.shape:
+        return None
     if any(length > 1 and step == 0 for length, step in zip(out.shape, out.strides, strict=True)):
         return "several elements of out share one place in memory. Pass a dense array, e.g. xp.empty_like(x)."
     # x itself is fine: an element is read before it is written.

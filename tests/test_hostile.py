@@ -23,6 +23,9 @@ from libraries import (
     numpy_dtype,
 )
 
+import anynorm as an
+from anynorm import _reference
+
 # NumPy warns wherever an infinity or NaN comes out, also where it has to.
 numpy_may_warn = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
 
@@ -246,3 +249,23 @@ def test_empty_in_empty_out(library: ArrayLibrary, norm: Norm, shape: tuple[int,
     dtype = library.dtypes[0]
     y = library.to_numpy(Case(norm, {"x": np.zeros(shape, numpy_dtype(dtype))} | parameters).run(library))
     assert (y.shape, y.dtype.name) == (shape, dtype)
+
+
+@pytest.mark.parametrize("weight", [1e-300, 1e-150, 1e150, 1e300])
+@pytest.mark.parametrize("size", [1e-290, 1.0, 1e290])
+def test_folded_weights_over_the_whole_range_of_float64(weight: float, size: float) -> None:
+    """A float64 weight that is constant within a set keeps its effect, however far it lies from 1/√(var + eps)."""
+    x = np.asarray([[1.0, 2.0, 4.0], [3.0, -1.0, 0.0]]) * size
+    weights = np.full((2, 1), weight)
+    assert _reference.layer_norm(x, weights, eps=0.0).units(an.layer_norm(x, weights, eps=0.0)) <= 1
+    assert _reference.layer_norm(x, weights).units(an.layer_norm(x, weights)) <= 1
+
+
+@pytest.mark.parametrize("elements", [2**19, 2**21])
+@each_library(["numpy", "torch", "jax"])
+def test_nearly_equal_magnitudes_over_a_long_leading_axis(library: ArrayLibrary, elements: int) -> None:
+    """The drift of a sum of nearly equal squares does not show in an outlier, whose x̂ is large."""
+    x = np.full((elements, 4), np.sqrt(1.232311475285531), "float32")
+    x[0] = np.sqrt(elements * 0.02)
+    y = library.to_numpy(an.rms_norm(library.make(x), axis=0))
+    assert _reference.rms_norm(x, axis=0).units(y) <= 1

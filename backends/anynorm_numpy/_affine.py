@@ -34,7 +34,7 @@ class Affine:
         offset = None if rest is None else -rest * whole
         if shift is not None:
             offset = shift if offset is None else offset + shift
-        extreme = None if scale is None else _extreme(whole, out.dtype)
+        extreme = None if scale is None else _extreme(whole, factor, scale, out.dtype)
         if extreme is not None:
             whole = np.where(extreme, factor, whole)
             # Adding −0 to the other sets, and multiplying them by 1, leaves every bit of theirs.
@@ -58,10 +58,11 @@ class Affine:
             view += values
 
 
-def _extreme(whole: Any, dtype: Any) -> Any:
+def _extreme(whole: Any, factor: Any, scale: Any, dtype: Any) -> Any:
     """Return which sets must not fold their weight into the factor, or None if all may."""
     size, limit = np.abs(whole), _LIMIT[dtype.itemsize]
-    extreme = (size > limit) | ((size < 1 / limit) & (size > 0))
+    # A product that underflowed to 0 is extreme; one with a factor of 0 is not.
+    extreme = (size > limit) | ((size < 1 / limit) & (factor != 0) & (scale != 0))
     return extreme if extreme.any() else None
 
 

@@ -12,9 +12,12 @@ from anynorm.layer_norm import layer_norm as layer_norm
 from anynorm.layer_norm import rms_norm as rms_norm
 from anynorm.moments import Moments as Moments
 from anynorm.moments import moments as moments
+from anynorm.vjp import Gradients as Gradients
+from anynorm.vjp import vjp as vjp
 
 __all__ = [
     "AxisError",
+    "Gradients",
     "Moments",
     "Route",
     "batch_norm",
@@ -26,6 +29,7 @@ __all__ = [
     "moments",
     "rms_norm",
     "update_running",
+    "vjp",
 ]
 
 __version__ = "0.1.0"

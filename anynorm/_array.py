@@ -77,6 +77,7 @@ class Library:
         self.package = package
         # What the package offers, looked up once: None where the standard's own way will do.
         self.forward = _offered(package, "forward")
+        self.backward = _offered(package, "backward")
         self.moments = _offered(package, "moments")
         self.declines = _offered(package, "declines")
         self.refuses = _offered(package, "refuses")

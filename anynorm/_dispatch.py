@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -199,15 +200,25 @@ def why_formula(call: Call) -> str | None:
     return f"no backend computes on {library.name} arrays" if needed is None else None
 
 
-def run(call: Call, *, save: bool = False) -> tuple[Any, _formula.Saved | None]:
-    """Compute y, and what was learned of the statistics if `save` asks for it."""
+def run(call: Call, *, save: bool = False) -> tuple[Any, Any]:
+    """Compute y, and what was learned of the statistics if `save` asks for it (None where they were given)."""
     plan, library, x, weight, bias, eps, stats, out = call
     if why_formula(call) is not None or library.forward is None:
         return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save, library=library)
-    result: tuple[Any, _formula.Saved | None] = library.forward(
-        plan, x, weight, bias, eps, stats=stats, out=out, save=save
-    )
+    result: tuple[Any, Any] = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)
     return result
+
+
+def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any, Any]]]:
+    """Compute y, what was learned of the statistics, and the function from dy to the gradients."""
+    plan, library, x, weight, _, eps, stats, _ = call
+    y, saved = run(call, save=stats is None)
+    if stats is not None:
+        saved = _formula.given(plan, stats, eps, x, library=library)
+    # Decided with the forward pass: `fast_paths` of a later moment, in another thread perhaps, must not mix the two.
+    if why_formula(call) is None and library.backward is not None:
+        return y, saved, partial(library.backward, plan, x=x, weight=weight, saved=saved)
+    return y, saved, partial(_formula.backward, plan, x=x, weight=weight, saved=saved, library=library)
 
 
 def measure(call: Call) -> _formula.Saved:

@@ -11,6 +11,14 @@ With S(a) = sum(a)/n over the elements that share a statistic, all in the comput
 
 RMS norm: e = z. Given statistics: e = x − mean, v = var + eps.
 
+And backwards, with x̂ = e·r and g = dy·weight:
+
+    dx = r·s·(g − S(g) − x̂·S(g·x̂))
+    dweight = Σ dy·x̂
+    dbias = Σ dy        over every axis along which the parameter does not vary
+
+RMS norm: no S(g). Given statistics: dx = r·s·g.
+
 Whatever a backend does on raw memory, it does this. Nothing here branches on a value, so that compilers and
 schedulers can trace it.
 """
@@ -26,12 +34,17 @@ from anynorm._plan import Plan
 
 
 class Saved(NamedTuple):
-    """What a forward pass learned of each set, in the compute dtype, shaped like `plan.statistic`."""
+    """What a forward pass learned of each set, in the compute dtype, shaped like `plan.statistic`.
+
+    All of it describes z = x·scale: the statistics of sets of 1e38 or of subnormal numbers have no precision left in
+    x's own units.
+    """
 
     mean: Any
     correction: Any  # mean + correction carries twice the precision of either
-    rstd: Any  # 1/√(var + eps)
-    m2: Any  # Σ(x − mean − correction)²; None where the statistics were given
+    rstd: Any  # what z − mean − correction is multiplied by to normalize it
+    scale: Any  # a power of two
+    m2: Any  # Σ(z − mean − correction)²; None where the statistics were given
 
 
 class Rescue(NamedTuple):
@@ -92,8 +105,8 @@ def forward(
     if stats is None:
         e, r, saved = _measure(plan, z, eps, save, library)
     else:
-        mean, var = [_as_computed(library.constant(its), plan.statistic, x, library) for its in stats]
-        e, r, saved = _centre_on(z, mean, var, eps, library)
+        saved = given(plan, stats, eps, x, library=library)
+        e, r = z * saved.scale - saved.mean, saved.rstd
     y = e * r
     if weight is not None:
         y = y * _as_computed(weight, plan.weight, x, library)
@@ -104,6 +117,33 @@ def forward(
         return library.laid_out_like(y, x), saved
     out[...] = y
     return out, saved
+
+
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, library: Library) -> tuple[Any, Any, Any]:
+    """Return dx like x, and dweight and dbias in the compute dtype and in the plan's shapes for them, or None."""
+    dy, z = [_as_computed(its, plan.shape, x, library) for its in (dy, x)]
+    if 0 in plan.shape:
+        return library.xp.empty_like(x), *[_sum_of_nothing(dy, its, library) for its in (plan.weight, plan.bias)]
+    e = z * saved.scale
+    if plan.centres:
+        e = e - saved.mean
+        e = e if plan.given else e - saved.correction
+    unit = e * saved.rstd
+    g = dy if weight is None else dy * _as_computed(weight, plan.weight, x, library)
+    across = g
+    if not plan.given:
+        across = g - unit * _mean(library.sum(g * unit, plan.reduced), plan.n, library.xp)
+        if plan.centres:
+            across = across - _mean(library.sum(g, plan.reduced), plan.n, library.xp)
+    dx = library.reshape(library.astype(across * saved.rstd * saved.scale, x.dtype), library.shape(x))
+    dweight = None if plan.weight is None else library.sum(dy * unit, _shared(plan.weight))
+    dbias = None if plan.bias is None else library.sum(dy, _shared(plan.bias))
+    return library.laid_out_like(dx, x), dweight, dbias
+
+
+def _shared(parameter: Shape) -> tuple[int, ...]:
+    """Return the axes along which a parameter does not vary."""
+    return tuple([axis for axis, length in enumerate(parameter) if length == 1])
 
 
 def moments(plan: Plan, x: Any, *, library: Library) -> Saved:
@@ -134,22 +174,20 @@ def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tu
     squares = library.sum(e * e, plan.reduced)
     v = _mean(squares, plan.n, xp) + by_scale(lambda s: eps * s * s)
     r = _rsqrt(v, by_scale(lambda s: min(rsqrt_eps(eps) / s, compute.largest)), xp)
-    if not save:
-        return e, r, None
-    unscale = by_scale(lambda s: 1 / s)
-    return e, r, Saved(mean * unscale, correction * unscale, r * scale, squares * unscale * unscale)
+    return e, r, Saved(mean, correction, r, scale, squares) if save else None
 
 
-def _centre_on(z: Any, mean: Any, var: Any, eps: float, library: Library) -> tuple[Any, Any, Saved]:
-    """Return e, the factor that normalizes it, and the given statistics in the form of measured ones."""
-    xp, large = library.xp, LARGE[_format(z, library)]
+def given(plan: Plan, stats: tuple[Any, Any], eps: float, x: Any, *, library: Library) -> Saved:
+    """Return given statistics, constants to differentiation, in the form of measured ones."""
+    mean, var = [_as_computed(library.constant(its), plan.statistic, x, library) for its in stats]
+    xp, large = library.xp, LARGE[_format(mean, library)]
 
     def where_large(its: Any, value: float) -> Any:
         return xp.where(xp.abs(its) > large, xp.full_like(its, value), xp.full_like(its, 1.0))
 
     scale, shrink = where_large(mean, 0.25), where_large(var, 0.25)
     r = _rsqrt(var * shrink + eps * shrink, xp.full_like(var, rsqrt_eps(eps)), xp) * where_large(var, 0.5)
-    return z * scale - mean * scale, r / scale, Saved(mean, xp.zeros_like(mean), r, None)
+    return Saved(mean * scale, xp.zeros_like(mean), r / scale, scale, None)
 
 
 def _selector(peak: Any, rescues: list[Rescue], xp: Any) -> Callable[[Callable[[float], float]], Any]:
@@ -206,6 +244,13 @@ def _format(z: Any, library: Library) -> Format:
 
 def _saved_of_nothing(plan: Plan, x: Any, library: Library) -> Saved:
     """Return the statistics of empty sets, the identity of merging: zeros on x's device."""
-    z = _as_computed(x, plan.shape, x, library)
-    zero = library.xp.sum(z, axis=plan.reduced, keepdims=True) if plan.reduced else z
-    return Saved(zero, zero, zero, zero)
+    zero = _sum_of_nothing(_as_computed(x, plan.shape, x, library), plan.statistic, library)
+    return Saved(zero, zero, zero, library.xp.ones_like(zero), zero)
+
+
+def _sum_of_nothing(z: Any, shape: Shape | None, library: Library) -> Any:
+    """Return the zeros to which an array without elements sums; None where there is no such sum."""
+    if shape is None:
+        return None
+    axes = _shared(shape)
+    return library.xp.sum(z, axis=axes, keepdims=True) if axes else z

@@ -5,24 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-from anynorm._array import described
-from anynorm._dispatch import Call, Route, route
-from anynorm.batch_norm import batch_norm, batch_norm_call
-from anynorm.group_norm import group_norm, group_norm_call, instance_norm, instance_norm_call
-from anynorm.layer_norm import layer_norm, layer_norm_call, rms_norm, rms_norm_call
-from anynorm.moments import moments, moments_call
+from anynorm._calls import NORMS, call_of
+from anynorm._dispatch import Route, route
+from anynorm.moments import moments
 
 P = ParamSpec("P")
-
-# Each public function, and its half that checks and plans.
-CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
-    layer_norm: layer_norm_call,
-    rms_norm: rms_norm_call,
-    group_norm: group_norm_call,
-    instance_norm: instance_norm_call,
-    batch_norm: batch_norm_call,
-    moments: moments_call,
-}
 
 
 def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -> Route:
@@ -57,8 +44,4 @@ def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -
     anynorm_numpy
 
     """
-    if not callable(function) or function not in CALLS:
-        names = ", ".join([known.__name__ for known in CALLS])
-        msg = f"explain: function must be one of anynorm's {names}; got {described(function)}."
-        raise TypeError(msg)
-    return route(CALLS[function](*args, **options))
+    return route(call_of("explain", function, [*NORMS, moments])(*args, **options))

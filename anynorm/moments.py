@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from anynorm._array import Array, Library, described
 from anynorm._dispatch import Call, check_companion, library_of, measure, prepare, run
+from anynorm._formula import Saved
 from anynorm._plan import Axes, axes_argument, over_axes
 
 
@@ -128,8 +129,7 @@ def moments(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Moment
 
     """
     call = moments_call(x, axis=axis)
-    saved = measure(call)
-    mean, m2 = saved.mean + saved.correction, saved.m2
+    mean, m2 = _unscaled(measure(call))
     return Moments(call.plan.n, mean, m2) if keepdims else _squeezed(call, mean, m2)
 
 
@@ -156,9 +156,18 @@ def _check_alike(one: Moments, other: Moments) -> Library:
 def run_with_moments(call: Call) -> tuple[Any, Moments]:
     """Compute y and, from the same pass, the moments of each set, which are constants to differentiation."""
     y, saved = run(call, save=True)
-    assert saved is not None  # only calls without given statistics come here
+    return y, moments_of(call, saved)
+
+
+def moments_of(call: Call, saved: Saved) -> Moments:
+    """Return what a call learned of its sets as moments, which are constants to differentiation."""
     constant = call.library.constant
-    return y, _squeezed(call, constant(saved.mean + saved.correction), constant(saved.m2))
+    return _squeezed(call, *[constant(its) for its in _unscaled(saved)])
+
+
+def _unscaled(saved: Saved) -> tuple[Any, Any]:
+    """Return mean and m2 in x's own units."""
+    return (saved.mean + saved.correction) / saved.scale, saved.m2 / saved.scale / saved.scale
 
 
 def _squeezed(call: Call, mean: Any, m2: Any) -> Moments:

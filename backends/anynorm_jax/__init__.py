@@ -1,5 +1,6 @@
 """JAX arrays: the formula, compiled once per plan for eager arrays; traced ones see the formula itself."""
 
+from anynorm_jax._compiled import backward as backward
 from anynorm_jax._compiled import constant as constant
 from anynorm_jax._compiled import declines as declines
 from anynorm_jax._compiled import forward as forward

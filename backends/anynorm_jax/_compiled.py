@@ -72,6 +72,17 @@ def _compiled(plan: Plan, eps: float, save: bool) -> Any:
     return jax.jit(call)
 
 
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: _formula.Saved) -> tuple[Any, Any, Any]:
+    """Run the formula's backward pass, compiled for this plan."""
+    result: tuple[Any, Any, Any] = _compiled_backward(plan)(dy, x, weight, saved)
+    return result
+
+
+@lru_cache(maxsize=1024)
+def _compiled_backward(plan: Plan) -> Any:
+    return jax.jit(partial(_formula.backward, plan, library=_library()))
+
+
 def moments(plan: Plan, x: Any) -> _formula.Saved:
     """Run the formula's statistics, compiled for this plan."""
     result: _formula.Saved = _compiled_moments(plan)(x)

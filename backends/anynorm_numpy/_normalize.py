@@ -123,14 +123,22 @@ class _Lane(NamedTuple):
     rest: Any = None  # pivot + rest is the mean
     scale: Any = 1.0
 
-    def statistics(self, n: int) -> Any:
-        """Return mean, correction, rstd and m2, unscaled."""
+    def statistics(self, n: int, compute: Format) -> Any:
+        """Return the fields of Saved, in float64, of elements scaled so that the compute dtype can hold them."""
         pivot, rest = [np.zeros_like(self.var) if its is None else its for its in (self.pivot, self.rest)]
         mean = pivot + rest
         part = mean - pivot
         error = (pivot - (mean - part)) + (rest - part)
-        m2 = self.var * n / self.scale / self.scale
-        return np.stack(np.broadcast_arrays(mean / self.scale, error / self.scale, self.factor * self.scale, m2))
+        more = _more_scale(self.factor) if compute is FLOAT32 else 1.0
+        found = (mean * more, error * more, self.factor / more, self.scale * more, self.var * n * more * more)
+        return np.stack(np.broadcast_arrays(*found))
+
+
+def _more_scale(factor: Any) -> Any:
+    """Return powers of two, 1 but where a factor of normalization or its square is beyond float32."""
+    _, exponent = np.frexp(factor)
+    extreme = np.isfinite(factor) & (np.abs(exponent) > 50)
+    return np.ldexp(1.0, np.where(extreme, np.clip(exponent, -100, 126), 0))
 
 
 def _lanes(plan: Plan, x: Any, eps: float, given: list[Any] | None) -> Iterator[list[_Lane]]:
@@ -215,8 +223,9 @@ def _saved(learned: list[list[_Lane]], plan: Plan, x: Any) -> Saved:
     compute, shape = _compute(x).name, cast(tuple[int, ...], plan.statistic)
     columns = []
     for lanes in learned:
-        found = [lane.statistics(plan.n) for lane in lanes]
+        found = [lane.statistics(plan.n, _compute(x)) for lane in lanes]
         columns.append(found[0] if len(found) == 1 else np.where(lanes[0].serves, found[0], found[1]))
-    mean, correction, rstd, m2 = np.concatenate(columns, axis=2)
+    mean, correction, rstd, scale, m2 = np.concatenate(columns, axis=2)
     high = mean.astype(compute)
-    return Saved(*[its.astype(compute).reshape(shape) for its in (high, (mean - high) + correction, rstd, m2)])
+    fields = high, (mean - high) + correction, rstd, scale, m2
+    return Saved(*[its.astype(compute).reshape(shape) for its in fields])

@@ -10,15 +10,27 @@ from anynorm.group_norm import group_norm as group_norm
 from anynorm.group_norm import instance_norm as instance_norm
 from anynorm.layer_norm import layer_norm as layer_norm
 from anynorm.layer_norm import rms_norm as rms_norm
+from anynorm.layers import BatchNorm as BatchNorm
+from anynorm.layers import GroupNorm as GroupNorm
+from anynorm.layers import InstanceNorm as InstanceNorm
+from anynorm.layers import LayerNorm as LayerNorm
+from anynorm.layers import RMSNorm as RMSNorm
 from anynorm.moments import Moments as Moments
 from anynorm.moments import moments as moments
+from anynorm.state import load_state as load_state
+from anynorm.state import save_state as save_state
 from anynorm.vjp import Gradients as Gradients
 from anynorm.vjp import vjp as vjp
 
 __all__ = [
     "AxisError",
+    "BatchNorm",
     "Gradients",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
     "Moments",
+    "RMSNorm",
     "Route",
     "batch_norm",
     "explain",
@@ -26,8 +38,10 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "load_state",
     "moments",
     "rms_norm",
+    "save_state",
     "update_running",
     "vjp",
 ]

@@ -25,6 +25,18 @@ class Array(Protocol):
 
 A = TypeVar("A", bound=Array)
 
+
+class Scalar(Protocol):
+    """What tells the numbers of NumPy from its arrays, to which it gives a `__float__` as well."""
+
+    def __float__(self) -> float: ...
+
+    def is_integer(self) -> bool: ...
+
+
+# What callers may pass as a number.
+Number = float | Real | Scalar
+
 # A length is None where the library does not know it yet (Dask after a boolean selection).
 Shape = tuple[int | None, ...]
 
@@ -82,10 +94,15 @@ class Library:
         self.declines = _offered(package, "declines")
         self.refuses = _offered(package, "refuses")
         self.refuses_out = _offered(package, "refuses_out")
+        self.places_itself = bool(getattr(package, "places_itself", False))
+        self.immutable = bool(getattr(package, "immutable", False))
+        self._writable = _offered(package, "writable")
+        self._shape = _offered(package, "shape")
         self._sum = _offered(package, "sum")
         self._peak = _offered(package, "peak")
         self._reshape = _offered(package, "reshape")
         self._constant = _offered(package, "constant")
+        self._spread = _offered(package, "spread")
         self._laid_out_like = _offered(package, "laid_out_like")
         self._compiling = _offered(package, "compiling")
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
@@ -104,10 +121,8 @@ class Library:
 
     def shape(self, x: Any) -> Shape:
         """Return x's shape, with None for a length that is not known yet."""
-        if self.name != "dask":
-            return tuple(x.shape)
-        # Dask writes an unknown length as NaN, the only number that differs from itself.
-        return tuple([None if length != length else length for length in x.shape])
+        known: Shape = tuple(x.shape) if self._shape is None else self._shape(x)
+        return known
 
     def compute_dtype(self, dtype: Any) -> Any:
         """Return the dtype arithmetic is done in: result_type(dtype, float32)."""
@@ -137,6 +152,10 @@ class Library:
             return x
         return self.xp.reshape(x, shape) if self._reshape is None else self._reshape(x, shape)
 
+    def spread(self, x: Any, shape: Shape) -> Any:
+        """Return x such that it broadcasts to `shape` and its gradient, where the library derives it, is accurate."""
+        return x if self._spread is None else self._spread(x, shape)
+
     def constant(self, x: Any) -> Any:
         """Return x as a constant to automatic differentiation, where the library has any."""
         return x if self._constant is None else self._constant(x)
@@ -144,6 +163,14 @@ class Library:
     def laid_out_like(self, y: Any, x: Any) -> Any:
         """Return y with its axes in memory as x's are, where arithmetic does not see to that by itself."""
         return y if self._laid_out_like is None else self._laid_out_like(y, x)
+
+    def writable(self, x: Any) -> bool:
+        """Say whether x can be written to."""
+        if self._writable is not None:
+            return bool(self._writable(x))
+        from array_api_compat import is_writeable_array
+
+        return bool(is_writeable_array(x))
 
     def compiling(self) -> bool:
         """Say whether the library's compiler is tracing this very call (it must then see no caches)."""
@@ -221,9 +248,9 @@ def check_array(function: str, argument: str, x: Any, library: Library) -> Forma
 
 
 def check_device(function: str, argument: str, value: Any, x: Any, library: Library, beside: str) -> None:
-    """Raise a ValueError unless value and x are on one device."""
-    if library.name in ("numpy", "jax", "dask"):
-        return  # NumPy has one device; JAX and Dask place arrays themselves
+    """Raise a ValueError unless value and x are on one device, where that is the caller's business."""
+    if library.places_itself:
+        return
     here, there = value.device, x.device
     if here != there:
         msg = (
@@ -263,7 +290,7 @@ def check_eps(function: str, eps: object, compute: Format) -> float:
 
 def check_writes(function: str, library: Library) -> None:
     """Raise a TypeError where no array of the library can be written to."""
-    if library.name in ("jax", "dask"):
+    if library.immutable:
         msg = f"{function}: {library.name} arrays cannot be written to, so out must be None. Use the returned array."
         raise TypeError(msg)
 
@@ -277,10 +304,7 @@ def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: 
         shapes = f"must have x's shape {tuple(x.shape)}, got {tuple(out.shape)}"
         msg = f"{function}: out {shapes}. Allocate it with xp.empty_like(x)."
         raise ValueError(msg)
-    from array_api_compat import is_writeable_array
-
-    # Every tensor of torch can be written to; and torch.compile would warn of the caches behind the question.
-    if library.name != "torch" and not is_writeable_array(out):
+    if not library.writable(out):
         msg = f"{function}: out is read-only. Pass a writable array, e.g. xp.empty_like(x)."
         raise ValueError(msg)
     refusal = None if library.refuses_out is None else library.refuses_out(out, x, others)

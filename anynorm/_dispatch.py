@@ -204,7 +204,7 @@ def run(call: Call, *, save: bool = False) -> tuple[Any, Any]:
     """Compute y, and what was learned of the statistics if `save` asks for it (None where they were given)."""
     plan, library, x, weight, bias, eps, stats, out = call
     if why_formula(call) is not None or library.forward is None:
-        return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save, library=library)
+        return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, library=library)
     result: tuple[Any, Any] = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)
     return result
 

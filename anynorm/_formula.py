@@ -94,24 +94,24 @@ def forward(
     *,
     stats: tuple[Any, Any] | None = None,
     out: Any = None,
-    save: bool = False,
     library: Library,
-) -> tuple[Any, Saved | None]:
-    """Return y, and what was learned of the statistics if `save` asks for it."""
-    if 0 in plan.shape:
-        nothing = _saved_of_nothing(plan, x, library) if save and not plan.given else None
-        return (library.xp.empty_like(x) if out is None else out), nothing
+) -> tuple[Any, Saved]:
+    """Return y, and what was learned of the statistics on the way."""
     z = _as_computed(x, plan.shape, x, library)
-    if stats is None:
-        e, r, saved = _measure(plan, z, eps, save, library)
+    if 0 in plan.shape:
+        # y is computed from all arguments even so, or automatic differentiation would find it depends on none.
+        saved = _saved_of_nothing(plan, z, library)
+        e, r = z, saved.rstd
+    elif stats is None:
+        e, r, saved = _measure(plan, z, eps, library)
     else:
         saved = given(plan, stats, eps, x, library=library)
         e, r = z * saved.scale - saved.mean, saved.rstd
-    y = e * r
+    y = e * library.spread(r, plan.shape)
     if weight is not None:
-        y = y * _as_computed(weight, plan.weight, x, library)
+        y = y * library.spread(_as_computed(weight, plan.weight, x, library), plan.shape)
     if bias is not None:
-        y = y + _as_computed(bias, plan.bias, x, library)
+        y = y + library.spread(_as_computed(bias, plan.bias, x, library), plan.shape)
     y = library.reshape(library.astype(y, x.dtype), library.shape(x))
     if out is None:
         return library.laid_out_like(y, x), saved
@@ -149,13 +149,11 @@ def _shared(parameter: Shape) -> tuple[int, ...]:
 def moments(plan: Plan, x: Any, *, library: Library) -> Saved:
     """Return the statistics of each set."""
     if 0 in plan.shape:
-        return _saved_of_nothing(plan, x, library)
-    saved = _measure(plan, _as_computed(x, plan.shape, x, library), 0.0, True, library)[2]
-    assert saved is not None
-    return saved
+        return _saved_of_nothing(plan, _as_computed(x, plan.shape, x, library), library)
+    return _measure(plan, _as_computed(x, plan.shape, x, library), 0.0, library)[2]
 
 
-def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tuple[Any, Any, Saved | None]:
+def _measure(plan: Plan, z: Any, eps: float, library: Library) -> tuple[Any, Any, Saved]:
     """Return e, the factor that normalizes it, and the statistics of z."""
     xp = library.xp
     peak = library.peak(z, plan.reduced)
@@ -165,16 +163,16 @@ def _measure(plan: Plan, z: Any, eps: float, save: bool, library: Library) -> tu
     z = z * scale
     if plan.centres:
         mean = _mean(library.sum(z, plan.reduced), plan.n, xp)
-        d = z - mean
+        d = z - library.spread(mean, plan.shape)
         correction = _mean(library.sum(d, plan.reduced), plan.n, xp)
-        e = d - correction
+        e = d - library.spread(correction, plan.shape)
     else:
         mean = correction = xp.zeros_like(peak)
         e = z
     squares = library.sum(e * e, plan.reduced)
     v = _mean(squares, plan.n, xp) + by_scale(lambda s: eps * s * s)
     r = _rsqrt(v, by_scale(lambda s: min(rsqrt_eps(eps) / s, compute.largest)), xp)
-    return e, r, Saved(mean, correction, r, scale, squares) if save else None
+    return e, r, Saved(mean, correction, r, scale, squares)
 
 
 def given(plan: Plan, stats: tuple[Any, Any], eps: float, x: Any, *, library: Library) -> Saved:
@@ -242,9 +240,9 @@ def _format(z: Any, library: Library) -> Format:
     return found
 
 
-def _saved_of_nothing(plan: Plan, x: Any, library: Library) -> Saved:
-    """Return the statistics of empty sets, the identity of merging: zeros on x's device."""
-    zero = _sum_of_nothing(_as_computed(x, plan.shape, x, library), plan.statistic, library)
+def _saved_of_nothing(plan: Plan, z: Any, library: Library) -> Saved:
+    """Return the statistics of empty sets, the identity of merging: zeros on z's device."""
+    zero = _sum_of_nothing(z, plan.statistic, library)
     return Saved(zero, zero, zero, library.xp.ones_like(zero), zero)
 
 

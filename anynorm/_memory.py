@@ -21,16 +21,44 @@ def refuses_out(out: Memory, x: Memory, others: dict[str, Memory]) -> str | None
     """Return why `out` may not be written while the other arrays are read, or None."""
     if 0 in out.shape:
         return None
-    if any(length > 1 and step == 0 for length, step in zip(out.shape, out.strides, strict=True)):
+    if overlaps_itself(out):
         return "several elements of out share one place in memory. Pass a dense array, e.g. xp.empty_like(x)."
     # x itself is fine: an element is read before it is written.
-    named = others if out == x else {"x": x, **others}
+    named = others if _essence(out) == _essence(x) else {"x": x, **others}
     for name, its in named.items():
         if overlap(out, its):
             return (
                 f"out overlaps {name} in memory. Pass x itself, or an array that shares no memory with the arguments."
             )
     return None
+
+
+def _essence(its: Memory) -> Memory:
+    """Return an array without its axes of length 1, along which a stride leads nowhere."""
+    axes = [axis for axis in zip(its.shape, its.strides, strict=True) if axis[0] != 1]
+    return its._replace(shape=tuple([length for length, _ in axes]), strides=tuple([step for _, step in axes]))
+
+
+def overlaps_itself(its: Memory) -> bool:
+    """Say whether two elements of an array share a byte. False is certain; True too, but for a lack of patience."""
+    axes = sorted([(abs(step), length - 1) for length, step in zip(its.shape, its.strides, strict=True) if length > 1])
+    # Each step leads beyond all that the smaller ones reach: so it is in what slicing and transposing can make.
+    reach, nested = its.itemsize, True
+    for step, last in axes:
+        nested = nested and step >= reach
+        reach += last * step
+    if nested:
+        return False
+    if axes[0][0] == 0:
+        return True
+    # Two elements lie Σ k·step apart, |k| ≤ last. Of the k that are not 0 the first may be taken as positive.
+    patience = [PATIENCE]
+    while axes:
+        step, last = axes.pop()
+        apart = [(step, 0, last - 1), *[(inner, -most, most) for inner, most in reversed(axes)]]
+        if _meet(step, apart, (its.itemsize, its.itemsize), patience):
+            return True
+    return False
 
 
 def overlap(a: Memory, b: Memory) -> bool:

@@ -10,11 +10,14 @@ import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from anynorm._array import Shape, described
 
 Axes = int | tuple[int, ...] | None
+
+# What callers may pass for such an argument.
+AxesLike = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 
 class AxisError(ValueError, IndexError):
@@ -151,7 +154,8 @@ def _axes(function: str, name: str, value: int | tuple[int, ...], ndim: int) -> 
             limits = f"Choose one from {-ndim} to {ndim - 1}."
             msg = f"{function}: {name}={axis} is out of range for x with {ndim} axes. {limits}"
             raise AxisError(msg)
-        axes.append(axis % ndim)
+        # Not axis % ndim: torch.compile(dynamic=True) takes an int for a variable, and only an index settles it.
+        axes.append(list(range(ndim))[axis])
     if len(set(axes)) < len(axes):
         msg = f"{function}: {name}={value} names an axis twice (x has {ndim} axes). Name each axis once."
         raise ValueError(msg)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # precision in bits, exponent of the smallest normal number, exponent of the largest number
-_FORMATS = {
+FORMATS = {
     "float16": (11, -14, 15),
     "bfloat16": (8, -126, 127),
     "float32": (24, -126, 127),
@@ -38,7 +38,7 @@ class Reference(NamedTuple):
         if got.shape != self.exact.shape:
             msg = f"y has shape {got.shape}, the reference {self.exact.shape}"
             raise ValueError(msg)
-        largest = np.ldexp(np.longdouble(2), _FORMATS[str(np.asarray(y).dtype)][2])
+        largest = np.ldexp(np.longdouble(2), FORMATS[str(np.asarray(y).dtype)][2])
         judged = ~(np.abs(self.exact) >= largest * (1 - np.longdouble(2) ** -12))
         misplaced = np.isnan(self.exact) != np.isnan(got)
         with np.errstate(invalid="ignore"):
@@ -73,7 +73,7 @@ def batch_norm(
     shape = rows.shape
     stats = None
     if mean is not None:
-        stats = (_computed(mean, x).reshape(-1, 1), _computed(var, x).reshape(-1, 1))
+        stats = (computed(mean, x).reshape(-1, 1), computed(var, x).reshape(-1, 1))
     normalized = _rows(rows.reshape(shape[0], -1), eps, True, stats)
     back = [np.moveaxis(part.reshape(shape), 0, channel_axis) for part in normalized]
     return _affine(x, back, _by_channel(weight, x, channel_axis), _by_channel(bias, x, channel_axis))
@@ -133,7 +133,7 @@ def _over_axes(x: Any, weight: Any, bias: Any, axis: Any, eps: float, centred: b
 
 
 def _rows(rows: Any, eps: float, centred: bool, stats: Any = None) -> list[Any]:
-    """Return x̂ of each row, and a mask of the rows of equal values, whose x̂ is 0 by the contract."""
+    """Return x̂ of each row, as a list of one; that of a row of equal values is 0, and at eps=0 too."""
     a = rows.astype(np.longdouble)
     n = max(a.shape[1], 1)
     with np.errstate(all="ignore"):
@@ -155,13 +155,13 @@ def _rows(rows: Any, eps: float, centred: bool, stats: Any = None) -> list[Any]:
 def _affine(x: Any, normalized: list[Any], weight: Any, bias: Any) -> Reference:
     """Return exact weight·x̂ + bias and the contract's bound, section 'accuracy' of the README."""
     (unit,) = normalized
-    w = np.longdouble(1) if weight is None else _computed(weight, x)
-    b = np.longdouble(0) if bias is None else _computed(bias, x)
+    w = np.longdouble(1) if weight is None else computed(weight, x)
+    b = np.longdouble(0) if bias is None else computed(bias, x)
     with np.errstate(all="ignore"):
         scaled = unit * w
         exact = scaled + b
-        eps = np.longdouble(2) ** (1 - _FORMATS[_compute_name(x)][0])
-        bits, smallest, _ = _FORMATS[str(x.dtype)]
+        eps = np.longdouble(2) ** (1 - FORMATS[compute_name(x)][0])
+        bits, smallest, _ = FORMATS[str(x.dtype)]
         # frexp calls 0 a number of exponent 0.
         exponent = np.where(exact == 0, smallest, np.frexp(np.where(np.isfinite(exact), exact, 1))[1] - 1)
         half_ulp = np.ldexp(np.longdouble(0.5), np.maximum(exponent, smallest) - bits + 1)
@@ -178,10 +178,10 @@ def _by_channel(parameter: Any, x: Any, channel_axis: int) -> Any:
     return np.asarray(parameter).reshape(shape)
 
 
-def _compute_name(x: Any) -> str:
+def compute_name(x: Any) -> str:
     return "float64" if str(x.dtype) == "float64" else "float32"
 
 
-def _computed(parameter: Any, x: Any) -> Any:
+def computed(parameter: Any, x: Any) -> Any:
     """Return a parameter as the contract reads it: rounded to the compute dtype first."""
-    return np.asarray(parameter).astype(_compute_name(x)).astype(np.longdouble)
+    return np.asarray(parameter).astype(compute_name(x)).astype(np.longdouble)

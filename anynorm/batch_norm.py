@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, Literal, overload
+from typing import Any, Literal, SupportsIndex, overload
 
-from anynorm._array import A, Array, Library, real_number
-from anynorm._dispatch import Call, check_companion, library_of, prepare, run
+from anynorm._array import A, Array, Library, Number, real_number
+from anynorm._dispatch import Call, check_companion, prepare, run
 from anynorm._plan import by_channel, index_argument, show
-from anynorm.moments import Moments, run_with_moments
+from anynorm.moments import Moments, check_moments, is_array, run_with_moments
 
 
 @overload
@@ -18,10 +18,10 @@ def batch_norm(
     *,
     weight: Array | None = ...,
     bias: Array | None = ...,
-    channel_axis: int = ...,
+    channel_axis: SupportsIndex = ...,
     mean: Array | None = ...,
     var: Array | None = ...,
-    eps: float = ...,
+    eps: Number = ...,
     out: A | None = ...,
     return_moments: Literal[False] = ...,
 ) -> A: ...
@@ -34,13 +34,29 @@ def batch_norm(
     *,
     weight: Array | None = ...,
     bias: Array | None = ...,
-    channel_axis: int = ...,
+    channel_axis: SupportsIndex = ...,
     mean: None = ...,
     var: None = ...,
-    eps: float = ...,
+    eps: Number = ...,
     out: A | None = ...,
     return_moments: Literal[True],
 ) -> tuple[A, Moments]: ...
+
+
+@overload
+def batch_norm(
+    x: A,
+    /,
+    *,
+    weight: Array | None = ...,
+    bias: Array | None = ...,
+    channel_axis: SupportsIndex = ...,
+    mean: None = ...,
+    var: None = ...,
+    eps: Number = ...,
+    out: A | None = ...,
+    return_moments: bool,
+) -> A | tuple[A, Moments]: ...
 
 
 def batch_norm(
@@ -49,10 +65,10 @@ def batch_norm(
     *,
     weight: Array | None = None,
     bias: Array | None = None,
-    channel_axis: int = 1,
+    channel_axis: SupportsIndex = 1,
     mean: Array | None = None,
     var: Array | None = None,
-    eps: float = 1e-5,
+    eps: Number = 1e-5,
     out: A | None = None,
     return_moments: bool = False,
 ) -> Any:
@@ -87,7 +103,9 @@ def batch_norm(
     out : array or None
         Where to put y: x itself, or an array with x's shape, dtype and device that overlaps no argument.
     return_moments : bool
-        Return (y, Moments) from the same pass; the moments, per channel, are constants to differentiation.
+        Return (y, Moments) from the same pass; the moments, per channel, are constants to differentiation. Their m2 is
+        as good as its squares: not where these are subnormal. torch.func.vmap cannot return it, as n is an int: return
+        its mean and m2 from the function that is mapped.
 
     Returns
     -------
@@ -142,10 +160,10 @@ def batch_norm_call(
     *,
     weight: Array | None = None,
     bias: Array | None = None,
-    channel_axis: int = 1,
+    channel_axis: SupportsIndex = 1,
     mean: Array | None = None,
     var: Array | None = None,
-    eps: float = 1e-5,
+    eps: Number = 1e-5,
     out: Array | None = None,
     return_moments: bool = False,
 ) -> Call:
@@ -183,7 +201,7 @@ def _check_statistic(name: str, statistic: Array, call: Call) -> None:
 
 
 def update_running(
-    running_mean: A, running_var: A, batch: Moments, /, *, momentum: float | Array = 0.1, correction: int = 1
+    running_mean: A, running_var: A, batch: Moments, /, *, momentum: Number | Array = 0.1, correction: SupportsIndex = 1
 ) -> tuple[A, A]:
     """Return running statistics moved towards those of a batch.
 
@@ -227,23 +245,26 @@ def update_running(
     ([1.0], [1.5])
 
     """
-    library = _check_running(running_mean, running_var, batch, momentum, correction)
+    n, share, library = _check_running(running_mean, running_var, batch, momentum)
+    correction = _correction(correction)
     xp = library.xp
     compute = xp.result_type(*[library.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
-    share = momentum if isinstance(momentum, Real) else library.astype(momentum, compute)
+    share = share if isinstance(share, float) else library.astype(share, compute)
     # Also where n is an int: one expression for eager and traced, and never the caller's own array back.
-    measured = xp.full_like(batch.mean, batch.n) > correction if isinstance(batch.n, int) else batch.n > correction
+    counts = n if is_array(n) else xp.full_like(batch.mean, n)
+    enters = (counts > correction) & (share != 0)
 
     def moved(running: Any, new: Any) -> Any:
-        old = library.astype(running, compute)
-        updated = (1 - share) * old + share * library.astype(new, compute)
-        return library.astype(xp.where(measured, updated, old), running.dtype)
+        old, new = library.astype(running, compute), library.astype(new, compute)
+        # What does not enter may be NaN or infinite, and 0 times that is NaN.
+        updated = (1 - share) * old + share * xp.where(enters, new, xp.zeros_like(new))
+        return library.astype(xp.where(enters, updated, old), running.dtype)
 
     return moved(running_mean, batch.mean), moved(running_var, batch.var(correction))
 
 
-def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any, correction: Any) -> Library:
-    """Raise unless the arguments of update_running fit together; return their library."""
+def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Library]:
+    """Return n, momentum as a float or array, and the library; raise unless update_running's arguments fit together."""
     function = "update_running"
     if not isinstance(batch, Moments):
         msg = (
@@ -251,7 +272,7 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
             "batch_norm(..., return_moments=True) returned."
         )
         raise TypeError(msg)
-    library = library_of(function, "batch.mean", batch.mean)
+    n, library = check_moments(function, "batch.", batch)
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         check_companion(function, name, running, batch.mean, library, "batch.mean")
         if library.shape(running) != library.shape(batch.mean):
@@ -260,15 +281,23 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
                 f"{show(library.shape(batch.mean))}. Pass both with one value per channel."
             )
             raise ValueError(msg)
-    if index_argument(function, "correction", correction) < 0:
-        msg = f"{function}: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
-        raise ValueError(msg)
     if not isinstance(momentum, Real) and getattr(momentum, "shape", None) == ():
         check_companion(function, "momentum", momentum, batch.mean, library, "batch.mean")
-    elif not 0 <= real_number(function, "momentum", momentum) <= 1:
+        return n, momentum, library
+    share = real_number(function, "momentum", momentum)
+    if not 0 <= share <= 1:
         msg = (
             f"{function}: momentum must lie in [0, 1], got {momentum}. It is the weight of the new value; where "
             "another library's momentum m is the weight of the old one, pass 1 - m."
         )
         raise ValueError(msg)
-    return library
+    return n, share, library
+
+
+def _correction(value: object) -> int:
+    """Return update_running's correction as an int; raise unless it is one and not negative."""
+    correction = index_argument("update_running", "correction", value)
+    if correction < 0:
+        msg = f"update_running: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
+        raise ValueError(msg)
+    return correction

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, SupportsIndex, overload
 
-from anynorm._array import A, Array
+from anynorm._array import A, Array, Number
 from anynorm._dispatch import Call, prepare, run
-from anynorm._plan import Axes, axes_argument, by_channel, index_argument
+from anynorm._plan import Axes, AxesLike, axes_argument, by_channel, index_argument
 from anynorm.moments import Moments, run_with_moments
 
 
 def group_norm(
     x: A,
-    num_groups: int,
+    num_groups: SupportsIndex,
     /,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    channel_axis: int = 1,
-    batch_axis: Axes = 0,
-    eps: float = 1e-5,
+    channel_axis: SupportsIndex = 1,
+    batch_axis: AxesLike = 0,
+    eps: Number = 1e-5,
     out: A | None = None,
 ) -> A:
     """Normalize each sample over groups of adjacent channels and all other axes, then scale and shift by channel.
@@ -84,14 +84,14 @@ def group_norm(
 
 def group_norm_call(
     x: Array,
-    num_groups: int,
+    num_groups: SupportsIndex,
     /,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    channel_axis: int = 1,
-    batch_axis: Axes = 0,
-    eps: float = 1e-5,
+    channel_axis: SupportsIndex = 1,
+    batch_axis: AxesLike = 0,
+    eps: Number = 1e-5,
     out: Array | None = None,
 ) -> Call:
     """Check and plan `group_norm`."""
@@ -107,9 +107,9 @@ def instance_norm(
     *,
     weight: Array | None = ...,
     bias: Array | None = ...,
-    channel_axis: int = ...,
-    batch_axis: Axes = ...,
-    eps: float = ...,
+    channel_axis: SupportsIndex = ...,
+    batch_axis: AxesLike = ...,
+    eps: Number = ...,
     out: A | None = ...,
     return_moments: Literal[False] = ...,
 ) -> A: ...
@@ -122,12 +122,27 @@ def instance_norm(
     *,
     weight: Array | None = ...,
     bias: Array | None = ...,
-    channel_axis: int = ...,
-    batch_axis: Axes = ...,
-    eps: float = ...,
+    channel_axis: SupportsIndex = ...,
+    batch_axis: AxesLike = ...,
+    eps: Number = ...,
     out: A | None = ...,
     return_moments: Literal[True],
 ) -> tuple[A, Moments]: ...
+
+
+@overload
+def instance_norm(
+    x: A,
+    /,
+    *,
+    weight: Array | None = ...,
+    bias: Array | None = ...,
+    channel_axis: SupportsIndex = ...,
+    batch_axis: AxesLike = ...,
+    eps: Number = ...,
+    out: A | None = ...,
+    return_moments: bool,
+) -> A | tuple[A, Moments]: ...
 
 
 def instance_norm(
@@ -136,9 +151,9 @@ def instance_norm(
     *,
     weight: Array | None = None,
     bias: Array | None = None,
-    channel_axis: int = 1,
-    batch_axis: Axes = 0,
-    eps: float = 1e-5,
+    channel_axis: SupportsIndex = 1,
+    batch_axis: AxesLike = 0,
+    eps: Number = 1e-5,
     out: A | None = None,
     return_moments: bool = False,
 ) -> Any:
@@ -203,9 +218,9 @@ def instance_norm_call(
     *,
     weight: Array | None = None,
     bias: Array | None = None,
-    channel_axis: int = 1,
-    batch_axis: Axes = 0,
-    eps: float = 1e-5,
+    channel_axis: SupportsIndex = 1,
+    batch_axis: AxesLike = 0,
+    eps: Number = 1e-5,
     out: Array | None = None,
     return_moments: bool = False,  # noqa: ARG001  the same call either way
 ) -> Call:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from anynorm._array import A, Array
+from anynorm._array import A, Array, Number
 from anynorm._dispatch import Call, prepare, run
-from anynorm._plan import Axes, axes_argument, over_axes
+from anynorm._plan import AxesLike, axes_argument, over_axes
 
 
 def layer_norm(
@@ -13,8 +13,8 @@ def layer_norm(
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    axis: Axes = -1,
-    eps: float = 1e-5,
+    axis: AxesLike = -1,
+    eps: Number = 1e-5,
     out: A | None = None,
 ) -> A:
     """Normalize x to mean 0 and variance 1 over `axis`, then scale and shift.
@@ -75,8 +75,8 @@ def layer_norm_call(
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    axis: Axes = -1,
-    eps: float = 1e-5,
+    axis: AxesLike = -1,
+    eps: Number = 1e-5,
     out: Array | None = None,
 ) -> Call:
     """Check and plan `layer_norm`."""
@@ -90,8 +90,8 @@ def rms_norm(
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    axis: Axes = -1,
-    eps: float = 1e-6,
+    axis: AxesLike = -1,
+    eps: Number = 1e-6,
     out: A | None = None,
 ) -> A:
     """Scale x to a root mean square of 1 over `axis`, then scale and shift.
@@ -145,8 +145,8 @@ def rms_norm_call(
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    axis: Axes = -1,
-    eps: float = 1e-6,
+    axis: AxesLike = -1,
+    eps: Number = 1e-6,
     out: Array | None = None,
 ) -> Call:
     """Check and plan `rms_norm`."""

@@ -1,4 +1,4 @@
-"""Count, mean and spread of sets of numbers: measured accurately, merged exactly.
+"""Count, mean and spread of sets of numbers: measured accurately, merged accurately.
 
 Holds the statistics as values: how they are measured, added and read. Which statistics a norm uses, and how they are
 carried from step to step, belongs to the norms.
@@ -6,12 +6,13 @@ carried from step to step, belongs to the norms.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
-from anynorm._array import Array, Library, described
-from anynorm._dispatch import Call, check_companion, library_of, measure, prepare, run
+from anynorm._array import Array, Library, Number, check_array, described, real_number
+from anynorm._dispatch import Call, check_beside, check_companion, library_of, measure, prepare, run
 from anynorm._formula import Saved
-from anynorm._plan import Axes, axes_argument, over_axes
+from anynorm._plan import AxesLike, axes_argument, over_axes, show
 
 
 class Moments(NamedTuple):
@@ -52,31 +53,35 @@ class Moments(NamedTuple):
 
     def __add__(self, other: object) -> Moments:  # a tuple's + concatenates
         """Return the moments of both sets together."""
+        # Raised and not left to Python by NotImplemented: a tuple would concatenate, an array add to every field.
         if not isinstance(other, Moments):
-            msg = f"Moments + other: other must be a Moments too, got {described(other)}."
+            advice = "Pass what moments(...) returned."
+            msg = f"Moments + other: other must be a Moments too, got {described(other)}. {advice}"
             raise TypeError(msg)
         # The moments of nothing are the identity whatever stands in them, so that Moments(0, 0.0, 0.0) starts a sum.
-        if isinstance(other.n, int) and not other.n:
+        if isinstance(other.n, Integral) and not other.n:
             return self
-        if isinstance(self.n, int) and not self.n:
+        if isinstance(self.n, Integral) and not self.n:
             return other
-        xp = _check_alike(self, other).xp
-        n, m = [its if isinstance(its, int) else xp.astype(its, self.mean.dtype) for its in (self.n, other.n)]
+        n, m, xp = _check_alike(self, other)
         total = n + m
         # Where counts are traced, either may be 0: no division by it, and no distance, whose square may overflow.
-        divisor = total if isinstance(total, int) else xp.where(total > 0, total, xp.ones_like(total))
+        divisor = xp.where(total > 0, total, xp.ones_like(total)) if is_array(total) else total
+        share = m / divisor
         delta = other.mean - self.mean
-        mean = self.mean + delta * (m / divisor)
+        # The weighted mean is less accurate where the means are close, but between any two it does not overflow.
+        weighted = self.mean * (n / divisor) + other.mean * share
+        mean = xp.where(xp.isfinite(delta), self.mean + delta * share, weighted)
         for count in (n, m):
-            if not isinstance(count, int):
+            if is_array(count):
                 delta = xp.where(count > 0, delta, xp.zeros_like(delta))
-        return Moments(total, mean, self.m2 + other.m2 + delta * delta * (n * (m / divisor)))
+        return Moments(total, mean, self.m2 + other.m2 + delta * (n * share) * delta)
 
     def __radd__(self, other: object) -> Moments:
         """Let sum() start from its 0."""
         return self + (Moments(0, 0.0, 0.0) if isinstance(other, int) and other == 0 else other)
 
-    def var(self, correction: float = 0) -> Any:
+    def var(self, correction: Number = 0) -> Any:
         """Return the variance m2 / max(n − correction, 0), NaN where that divisor is 0.
 
         Parameters
@@ -85,12 +90,14 @@ class Moments(NamedTuple):
             Degrees of freedom taken off: 0 for the variance of the set itself, 1 for Bessel's correction.
 
         """
-        xp = library_of("Moments.var", "m2", self.m2).xp
-        divisor = _as_array(self.n - correction, self.m2, xp)
+        n, library = check_moments("Moments.var", "", self)
+        xp = library.xp
+        taken = real_number("Moments.var", "correction", correction)
+        divisor = xp.astype(n, self.m2.dtype) - taken if is_array(n) else xp.full_like(self.m2, n - taken)
         return self.m2 / xp.where(divisor > 0, divisor, xp.full_like(divisor, float("nan")))
 
 
-def moments(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Moments:
+def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Moments:
     """Return count, mean and sum of squared deviations of x over `axis`.
 
     mean = Σx/n and m2 = Σ(x − mean)², each accurate to the compute dtype's rounding whatever the mean, the scale, the
@@ -133,24 +140,71 @@ def moments(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Moment
     return Moments(call.plan.n, mean, m2) if keepdims else _squeezed(call, mean, m2)
 
 
-def moments_call(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Call:  # noqa: ARG001  the same either way
+def moments_call(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Call:  # noqa: ARG001  the same either way
     """Check and plan `moments`."""
     return prepare("moments", x, over_axes, (axes_argument("moments", "axis", axis), True))
 
 
-def _check_alike(one: Moments, other: Moments) -> Library:
-    """Return the library of two Moments; raise unless they are of one library, device, dtype and shape."""
-    library = library_of("Moments + Moments", "mean", one.mean)
-    check_companion("Moments + Moments", "the other mean", other.mean, one.mean, library, "mean")
-    for what, error in (("dtype", TypeError), ("shape", ValueError)):
-        mine, its = getattr(one.mean, what), getattr(other.mean, what)
+def _check_alike(one: Moments, other: Moments) -> tuple[Any, Any, Any]:
+    """Return both counts in the dtype of the means and the namespace; raise unless the moments belong together."""
+    function = "Moments + Moments"
+    n, library = check_moments(function, "", one)
+    check_companion(function, "the other mean", other.mean, one.mean, library, "mean")
+    m, _ = check_moments(function, "the other ", other)
+    advice = "Merge the moments of parts that were measured over the same axes of arrays of one dtype."
+    _check_same(function, "the means", one.mean, other.mean, library, advice)
+    return *[library.astype(its, one.mean.dtype) if is_array(its) else its for its in (n, m)], library.xp
+
+
+def check_moments(function: str, whose: str, its: Moments) -> tuple[Any, Library]:
+    """Return n, an int or an array, and the library; raise unless n, mean and m2 fit together.
+
+    `whose` goes before the names of the fields in errors.
+    """
+    mean, m2 = f"{whose}mean", f"{whose}m2"
+    library = library_of(function, mean, its.mean)
+    check_array(function, mean, its.mean, library)
+    check_companion(function, m2, its.m2, its.mean, library, mean)
+    advice = "Pass what moments(...) or batch_norm(..., return_moments=True) returned."
+    _check_same(function, f"{mean} and m2", its.mean, its.m2, library, advice)
+    return _count(function, whose, its, library), library
+
+
+def _check_same(function: str, which: str, one: Any, other: Any, library: Library, advice: str) -> None:
+    """Raise unless two arrays have one dtype and one shape."""
+    for what, error, mine, its in (
+        ("dtype", TypeError, one.dtype, other.dtype),
+        ("shape", ValueError, library.shape(one), library.shape(other)),
+    ):
         if mine != its:
-            msg = (
-                f"Moments + Moments: the means must have one {what}, got {mine} and {its}. "
-                "Merge the moments of parts that were measured over the same axes of arrays of one dtype."
-            )
+            msg = f"{function}: {which} must have one {what}, got {mine} and {its}. {advice}"
             raise error(msg)
-    return library
+
+
+def _count(function: str, whose: str, its: Moments, library: Library) -> Any:
+    """Return n as an int, or as the array that it is; raise where it is neither."""
+    n = its.n
+    if isinstance(n, Integral) and not isinstance(n, bool):
+        return n if isinstance(n, int) else int(n)
+    if not is_array(n):
+        # A length that a compiler leaves open (torch.SymInt) is no int, but can become one.
+        if hasattr(n, "__index__") and not isinstance(n, bool):
+            return n
+        msg = f"{function}: {whose}n must be an int or a 0-d array, got {described(n)}. Pass the count, e.g. int(n)."
+        raise TypeError(msg)
+    check_beside(function, f"{whose}n", n, its.mean, library, f"{whose}mean")
+    if library.shape(n) not in ((), library.shape(its.mean)):
+        msg = (
+            f"{function}: {whose}n has shape {show(library.shape(n))}, but {whose}mean has shape "
+            f"{show(library.shape(its.mean))}. Pass an int or a 0-d array, the number of elements in each set."
+        )
+        raise ValueError(msg)
+    return n
+
+
+def is_array(n: Any) -> bool:
+    """Say whether a count is an array: counts are also ints, and whatever stands for one under a compiler."""
+    return not isinstance(n, int) and hasattr(n, "dtype")
 
 
 def run_with_moments(call: Call) -> tuple[Any, Moments]:
@@ -176,8 +230,3 @@ def _squeezed(call: Call, mean: Any, m2: Any) -> Moments:
     if plan.reduced:
         mean, m2 = [xp.squeeze(its, axis=plan.reduced) for its in (mean, m2)]
     return Moments(plan.n, mean, m2)
-
-
-def _as_array(n: Any, like: Any, xp: Any) -> Any:
-    """Return a count as an array in the compute dtype."""
-    return xp.full_like(like, n) if isinstance(n, int | float) else xp.astype(n, like.dtype)

@@ -7,6 +7,7 @@ import json
 import platform
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +22,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
-    rows, ratios = [], []
-    print(f"{'norm':14}{'shape':24}{'dtype':9}{'ns/element':>11}{'five lines / ours':>19}   quartiles")
+    rows: list[dict[str, Any]] = []
+    print(f"{'norm':14}{'direction':10}{'shape':21}{'dtype':9}{'ns/element':>11}{'five lines / ours':>19}   quartiles")
     for dtype in options.dtype or ["float32"]:
         for case in numpy_alone.cases(dtype):
             pair = numpy_alone.run(case, options.rounds)
             shape = case.x.shape
             low, high = pair.spread
-            print(
-                f"{case.name:14}{shape!s:24}{dtype:9}{pair.ours / case.x.size * 1e9:11.2f}{pair.ratio:19.2f}"
-                f"   {low:.2f} to {high:.2f}",
-                flush=True,
+            what = f"{case.name:14}{case.direction:10}{shape!s:21}{dtype:9}"
+            time = f"{pair.ours / case.x.size * 1e9:11.2f}{pair.ratio:19.2f}   {low:.2f} to {high:.2f}"
+            print(what + time, flush=True)
+            rows.append(
+                {"norm": case.name, "direction": case.direction, "shape": shape, "dtype": dtype, **pair._asdict()}
             )
-            ratios.append(pair.ratio)
-            rows.append({"norm": case.name, "shape": shape, "dtype": dtype, **pair._asdict()})
-    print(f"geometric mean {statistics.geometric_mean(ratios):.2f}")
+    for direction in ("forward", "both"):
+        ratios = [row["ratio"] for row in rows if row["direction"] == direction]
+        print(f"geometric mean, {direction}: {statistics.geometric_mean(ratios):.2f}")
     overhead = numpy_alone.overhead()
     for name, microseconds in overhead.items():
         print(f"{microseconds:8.2f} µs  {name}")

@@ -6,7 +6,9 @@ this compares time on easy input only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,41 +26,97 @@ def five_lines(x: Any, axes: tuple[int, ...], weight: Any, bias: Any) -> Any:
     return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
 
 
+def five_lines_and_back(x: Any, dy: Any, axes: tuple[int, ...], weight: Any, bias: Any) -> tuple[Any, ...]:
+    """Normalize over `axes` and return the gradients too, as one writes it in NumPy."""
+    mean = x.mean(axis=axes, keepdims=True)
+    r = 1 / np.sqrt(x.var(axis=axes, keepdims=True) + 1e-5)
+    unit = (x - mean) * r
+    g = dy * weight
+    dx = r * (g - g.mean(axis=axes, keepdims=True) - unit * (g * unit).mean(axis=axes, keepdims=True))
+    shared = tuple([axis for axis in range(-x.ndim, 0) if axis < -weight.ndim or weight.shape[axis] == 1])
+    return unit * weight + bias, dx, (dy * unit).sum(axis=shared), dy.sum(axis=shared)
+
+
+class Kind(NamedTuple):
+    """A norm on arrays of one shape; the five lines see them in the shape `view`, weight and bias in `column`."""
+
+    name: str
+    function: Callable[..., Any]
+    shape: tuple[int, ...]
+    arguments: tuple[int, ...]
+    options: dict[str, int]
+    view: tuple[int, ...]
+    axes: tuple[int, ...]
+    column: tuple[int, ...]
+
+
+def _rows(*shape: int) -> Kind:
+    return Kind("layer norm", an.layer_norm, shape, (), {}, shape, (1,), (shape[1],))
+
+
+def _batch(*shape: int, channel: int) -> Kind:
+    axes, column = ((0, 2, 3), (shape[1], 1, 1)) if channel == 1 else ((0, 1, 2), (shape[3],))
+    return Kind("batch norm", an.batch_norm, shape, (), {"channel_axis": channel}, shape, axes, column)
+
+
+def _instance(*shape: int, channel: int) -> Kind:
+    axes, column = ((2, 3), (shape[1], 1, 1)) if channel == 1 else ((1, 2), (shape[3],))
+    return Kind("instance norm", an.instance_norm, shape, (), {"channel_axis": channel}, shape, axes, column)
+
+
+def _group(*shape: int, channel: int) -> Kind:
+    split = (32, shape[channel] // 32)
+    view = (*shape[:channel], *split, *shape[channel + 1 :])
+    axes, places = ((2, 3, 4), (1, 1)) if channel == 1 else ((1, 2, 4), ())
+    return Kind("group norm", an.group_norm, shape, (32,), {"channel_axis": channel}, view, axes, (*split, *places))
+
+
+KINDS = (
+    _rows(512, 768),
+    _rows(4096, 1024),
+    _rows(16384, 4096),
+    _rows(500000, 8),
+    _rows(1, 4_000_000),
+    _batch(32, 64, 56, 56, channel=1),
+    _batch(32, 56, 56, 64, channel=3),
+    _batch(32, 224, 224, 3, channel=3),
+    _instance(8, 64, 128, 128, channel=1),
+    _instance(8, 128, 128, 64, channel=3),
+    _group(8, 256, 64, 64, channel=1),
+    _group(8, 64, 64, 256, channel=3),
+)
+
+
 class Case(NamedTuple):
     """A norm on an array, ours and theirs."""
 
     name: str
+    direction: str
     x: Any
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
 
 
 def cases(dtype: str) -> Iterator[Case]:
-    """Yield the cases, made one at a time: they are large."""
-    for rows, length in ((512, 768), (4096, 1024), (16384, 4096), (500000, 8), (1, 4_000_000)):
-        x, w, b = _array(dtype, rows, length), _array(dtype, length), _array(dtype, length)
-        yield Case("layer norm", x, _call(an.layer_norm, x, w, b), _call(five_lines, x, (1,), w, b))
-    for shape in ((32, 64, 56, 56), (32, 56, 56, 64), (32, 224, 224, 3)):
-        yield _by_channel("batch norm", an.batch_norm, dtype, shape)
-    for shape in ((8, 64, 128, 128), (8, 128, 128, 64)):
-        yield _by_channel("instance norm", an.instance_norm, dtype, shape)
-    for channel, split, axes in ((1, (8, 32, 8, 64, 64), (2, 3, 4)), (3, (8, 64, 64, 32, 8), (1, 2, 4))):
-        shape = (8, 256, 64, 64) if channel == 1 else (8, 64, 64, 256)
-        x, w, b = _array(dtype, *shape), _array(dtype, 256), _array(dtype, 256)
-        groups = (32, 8, 1, 1) if channel == 1 else (32, 8)
-        theirs = _call(five_lines, x.reshape(split), axes, w.reshape(groups), b.reshape(groups))
-        yield Case("group norm", x, _call(an.group_norm, x, 32, w, b, channel_axis=channel), theirs)
+    """Yield the cases, forward and then forward and backward, made one at a time: they are large."""
+    for kind in KINDS:
+        x, dy = _array(dtype, *kind.shape), _array(dtype, *kind.shape)[::-1].copy()
+        w, b = [_array(dtype, math.prod(kind.column)) for _ in range(2)]
+        arguments = (x, *kind.arguments)
+        its, its_dy, its_w, its_b = (
+            x.reshape(kind.view),
+            dy.reshape(kind.view),
+            *[a.reshape(kind.column) for a in (w, b)],
+        )
+        ours = _call(kind.function, *arguments, weight=w, bias=b, **kind.options)
+        yield Case(kind.name, "forward", x, ours, _call(five_lines, its, kind.axes, its_w, its_b))
+        ours = _call(_there_and_back, dy, kind.function, *arguments, weight=w, bias=b, **kind.options)
+        yield Case(kind.name, "both", x, ours, _call(five_lines_and_back, its, its_dy, kind.axes, its_w, its_b))
 
 
-def _by_channel(name: str, norm: Callable[..., Any], dtype: str, shape: tuple[int, ...]) -> Case:
-    """Return a batch or instance norm; the channels lie along axis 1, or last if that is shorter or of 64."""
-    channel = 3 if shape[3] in (3, 64) else 1
-    x, w, b = _array(dtype, *shape), _array(dtype, shape[channel]), _array(dtype, shape[channel])
-    kept = (channel,) if norm is an.batch_norm else (0, channel)
-    axes = tuple(axis for axis in range(4) if axis not in kept)
-    column = (-1,) if channel == 3 else (-1, 1, 1)
-    theirs = _call(five_lines, x, axes, w.reshape(column), b.reshape(column))
-    return Case(name, x, _call(norm, x, weight=w, bias=b, channel_axis=channel), theirs)
+def _there_and_back(dy: Any, *arguments: Any, **options: Any) -> Any:
+    y, pullback = an.vjp(*arguments, **options)
+    return y, pullback(dy)
 
 
 def _array(dtype: str, *shape: int) -> Any:
@@ -66,7 +124,7 @@ def _array(dtype: str, *shape: int) -> Any:
 
 
 def _call(function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Any]:
-    return lambda: function(*args, **options)
+    return partial(function, *args, **options)
 
 
 def run(case: Case, rounds: int) -> Pair:

@@ -20,6 +20,7 @@ FEATURES = (
     "hostile inputs",
     "layout kept",
     "out=",
+    "gradients",
     "autodiff",
     "compiled",
     "vmap",

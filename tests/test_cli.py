@@ -22,9 +22,11 @@ import pytest
 from PIL import Image
 
 import anynorm
+from anynorm import _calls
 from anynorm.__main__ import main
-from anynorm._cli import check, compare, data, libraries, measure, picture
+from anynorm._cli import cases, check, compare, data, libraries, measure, picture
 from anynorm._cli.norms import Layout, five_norms
+from anynorm.layer_norm import layer_norm_call
 
 NORMS = ["batch_norm", "layer_norm", "instance_norm", "group_norm", "rms_norm"]
 BATCH = (4, 6, 5, 2)  # samples, channels, height, width
@@ -133,6 +135,30 @@ def test_check_goes_on_after_a_norm_that_raises(run: Run, monkeypatch: pytest.Mo
     assert "RuntimeError: out of order !" in run("check", "--library", "numpy")[1]
 
 
+@pytest.mark.parametrize("wrong", ["x", "weight", "bias"])
+def test_check_catches_a_wrong_gradient(run: Run, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """A gradient of one argument that is a little off is off in the report, and the results beside it are fine."""
+    vjp = anynorm.vjp
+
+    def off(function: Any, x: Any, *args: Any, **options: Any) -> Any:
+        y, pullback = vjp(function, x, *args, **options)
+        if function is not anynorm.rms_norm:
+            return y, pullback
+        return y, lambda dy: (found := pullback(dy))._replace(**{wrong: getattr(found, wrong) * 1.001})
+
+    monkeypatch.setattr(anynorm, "vjp", off)
+    monkeypatch.setattr(libraries, "_MAKERS", {"numpy": libraries._MAKERS["numpy"]})
+    monkeypatch.setattr(cases, "INPUTS", cases.INPUTS[:1])
+    code, out, _ = run("check", "--json")
+    findings = {(its["norm"], its["dtype"]): its for its in json.loads(out)["findings"]}
+    assert code == 1
+    assert findings["rms_norm", "float32"]["gradient_error"] > 1 >= findings["rms_norm", "float32"]["error"]
+    assert all(its["gradient_error"] <= 1 for (norm, _), its in findings.items() if norm != "rms_norm")
+    code, out, _ = run("check")
+    assert code == 1
+    assert "off: rms_norm on numpy, float32, input 'ordinary': gradients off by" in out
+
+
 def test_check_reports_libraries_that_are_absent_or_broken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that is not installed is listed; one whose import fails is off."""
 
@@ -152,9 +178,11 @@ def test_check_reports_libraries_that_are_absent_or_broken(run: Run, monkeypatch
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]) -> None:
-    """Put a fault in the place of layer_norm, known to explain as layer_norm is."""
-    calls = sys.modules["anynorm.explain"].__dict__["CALLS"]
-    monkeypatch.setitem(calls, fault, calls[anynorm.layer_norm])
+    """Put a fault in the place of layer_norm, known to explain and vjp as layer_norm is."""
+    monkeypatch.setitem(_calls._CALLS, fault, layer_norm_call)
+    for name in ("anynorm.explain", "anynorm.vjp"):
+        module = sys.modules[name]
+        monkeypatch.setattr(module, "NORMS", (*_calls.NORMS, fault))
     monkeypatch.setattr(anynorm, "layer_norm", fault)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import permutations
+from types import ModuleType
 from typing import Any
 
 import array_api_compat
@@ -18,6 +19,8 @@ import pytest
 from libraries import LIBRARIES, ONE_OF_EACH, ArrayLibrary, each_library
 
 import anynorm
+from anynorm import _dispatch
+from anynorm._array import Library
 
 an: Any = anynorm  # called here with what its annotations forbid
 
@@ -475,6 +478,50 @@ def test_mixed_devices(name: str, swapped: bool, argument: str) -> None:
     )
 
 
+def with_backend(monkeypatch: pytest.MonkeyPatch, **hooks: Any) -> Any:
+    """Return the namespace of array-api-strict, served by a stranger's backend that offers these hooks alone."""
+    xp = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
+    package = ModuleType("anynorm_stranger")
+    vars(package).update(hooks)
+    library = Library("array_api_strict", xp, package)
+    monkeypatch.setattr(_dispatch, "_libraries", {type(xp.ones(1)): library})
+    return xp
+
+
+def test_a_backend_may_say_that_its_library_places_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `places_itself` devices are the library's own business; without it they are checked."""
+    for places_itself, error in ((False, "anynorm"), (True, "array_api_strict")):
+        xp = with_backend(monkeypatch, places_itself=places_itself)
+        x, weight = xp.ones((2, 3)), xp.ones(3, device=xp.Device("device1"))
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            an.layer_norm(x, weight)
+        assert ("Nothing is moved silently" in str(caught.value)) == (error == "anynorm")
+
+
+def test_a_backend_may_say_that_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `immutable` an out is refused for its library, with `writable` for itself; without them it is taken."""
+    xp = with_backend(monkeypatch)
+    x = xp.asarray([[1.0, 3.0]])
+    out = xp.zeros((1, 2))
+    assert an.layer_norm(x, out=out) is out
+    with_backend(monkeypatch, immutable=True)
+    with pytest.raises(
+        TypeError, match=r"^layer_norm: array_api_strict arrays cannot be written to.* Use the returned"
+    ):
+        an.layer_norm(x, out=xp.zeros((1, 2)))
+    with_backend(monkeypatch, writable=lambda array: array is not out)
+    assert an.layer_norm(x, out=x) is x
+    with pytest.raises(ValueError, match=r"^layer_norm: out is read-only\. Pass a writable array"):
+        an.layer_norm(x, out=out)
+
+
+def test_a_backend_may_leave_lengths_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `shape` a length can be None: an axis of that length cannot be reduced."""
+    xp = with_backend(monkeypatch, shape=lambda array: (None, *array.shape[1:]))
+    with pytest.raises(ValueError, match="length of x along axis 0, which is reduced, is not known"):
+        an.layer_norm(xp.ones((2, 3)), axis=0)
+
+
 @each_library(WRITABLE)
 @pytest.mark.parametrize(
     ("out", "error", "said"),
@@ -535,7 +582,7 @@ def test_out_is_untouched_by_an_error(options: dict[str, Any], library: ArrayLib
 
 
 @pytest.mark.parametrize(
-    "case", ["read-only", "ahead", "behind", "weight", "bias", "mean", "var", "repeats", "reversed"]
+    "case", ["read-only", "ahead", "behind", "weight", "bias", "mean", "var", "repeats", "windows", "reversed"]
 )
 def test_out_shares_memory(case: str) -> None:
     """An out that is read-only, meets another argument in memory or itself is a ValueError, and nothing changes."""
@@ -549,6 +596,8 @@ def test_out_shares_memory(case: str) -> None:
         x, out = out, x
     elif case == "repeats":
         out = np.lib.stride_tricks.as_strided(np.zeros(8, "float32"), (5, 8), (0, 4))
+    elif case == "windows":
+        out = np.lib.stride_tricks.as_strided(np.zeros(20, "float32"), (5, 8), (12, 4))
     elif case == "reversed":
         out = x[::-1]
     elif case != "behind":

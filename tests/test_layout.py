@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,77 @@ def test_out_may_not_overlap_given_statistics(library: ArrayLibrary, name: str) 
         an.batch_norm(library.make(np.ones((7, 6), "float32")), **given, out=out)
 
 
+def _strided(memory: Any, shape: tuple[int, ...], strides: tuple[int, ...], start: int = 0) -> Any:
+    """Return a view of a one-dimensional array from `start` on, with strides in elements."""
+    if hasattr(memory, "as_strided"):
+        return memory[start:].as_strided(shape, strides)
+    in_bytes = [stride * memory.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(memory[start:], shape, in_bytes)
+
+
+# Strides, in elements, of an array of shape (3, 4, 5): some elements share a place, though no stride is 0.
+MEETING_ITSELF = {
+    "windows": (20, 3, 1),
+    "rows": (19, 5, 1),
+    "equal_strides": (20, 1, 1),
+    "apart": (1, 40, 2),
+    "last_element": (59, 20, 5),
+    "unordered": (6, 35, 4),
+}
+
+
+@pytest.mark.parametrize("kind", list(MEETING_ITSELF))
+@each_library(["numpy", "torch", "cupy", "torch_cuda"])
+def test_out_may_not_overlap_itself(library: ArrayLibrary, kind: str) -> None:
+    """An `out` of which elements share a place is refused by strides of any size, also where x lies in that place."""
+    memory = library.make(np.random.default_rng(1).normal(size=200).astype("float32"))
+    before = library.to_numpy(memory).tobytes()
+    out = _strided(memory, (3, 4, 5), MEETING_ITSELF[kind])
+    for x in (library.make(np.ones((3, 4, 5), "float32")), out):
+        with pytest.raises(ValueError, match=r"several elements of out share one place in memory. Pass"):
+            an.layer_norm(x, out=out)
+    assert library.to_numpy(memory).tobytes() == before
+
+
+# Here all are apart, though the steps of one axis lie among those of another.
+INTERLEAVED = {"short_axes": ((2, 3), (3, 2)), "long_axis": ((40, 2), (2, 39)), "three": ((2, 2, 5), (1, 25, 3))}
+
+
+@pytest.mark.feature("out=")
+@pytest.mark.parametrize("kind", list(INTERLEAVED))
+@each_library(["numpy", "torch", "cupy", "torch_cuda"])
+def test_out_may_interleave_with_itself(library: ArrayLibrary, kind: str) -> None:
+    """An `out` whose elements all have places of their own is taken, whatever the order of these."""
+    shape, strides = INTERLEAVED[kind]
+    x = np.random.default_rng(1).normal(size=shape).astype("float32")
+    case = Case(Norm("layer", "layer_norm"), {"x": x})
+    out = _strided(library.make(np.zeros(200, "float32")), shape, strides)
+    an.layer_norm(library.make(x), out=out)
+    verify(np.ascontiguousarray(library.to_numpy(out)), x, case.reference())
+
+
+@pytest.mark.feature("out=")
+@pytest.mark.parametrize("steps", [(6, 1), (1, 4), (-6, 1), (6, -1), (-1, -4)], ids=str)
+@each_library(["numpy", "torch", "cupy", "torch_cuda"])
+def test_out_may_be_x_with_another_stride_along_an_axis_of_length_1(
+    library: ArrayLibrary, steps: tuple[int, int]
+) -> None:
+    """Where an axis has length 1 its stride leads nowhere: `out` is x itself all the same, and x becomes y."""
+    if min(steps) < 0 and library.name != "numpy":
+        pytest.skip(f"{library.name} has no negative strides")
+    memory = library.make(np.random.default_rng(1).normal(size=24).astype("float32"))
+    start = sum(-(length - 1) * step for length, step in zip((4, 6), steps, strict=True) if step < 0)
+    x, out = [_strided(memory, (4, 1, 6), (steps[0], along, steps[1]), start) for along in (0, 7)]
+    before = np.ascontiguousarray(library.to_numpy(x)).copy()
+    assert an.layer_norm(x, out=out) is out
+    verify(
+        np.ascontiguousarray(library.to_numpy(x)), before, Case(Norm("layer", "layer_norm"), {"x": before}).reference()
+    )
+    if library.name == "numpy":  # the same places in another order are not x itself
+        with pytest.raises(ValueError, match="out overlaps x"):
+            an.layer_norm(x, out=out[::-1])
+
+
 VIEWS = {
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
     "reversed": lambda a: np.flip(np.flip(a).copy()),
@@ -182,6 +254,51 @@ def test_parameters_may_be_views(library: ArrayLibrary, norm: Norm, view: str) -
     if view == "reversed" and library.name != "numpy":
         pytest.skip(f"{library.name} has no negative strides")
     check(Case(norm, {name: a if name == "x" else VIEWS[view](a) for name, a in case.arrays.items()}), library)
+
+
+# An x and an axis of layer norm, with parameters that differ from sample to sample but are far smaller than x.
+PER_SAMPLE: dict[str, tuple[tuple[int, ...], Any, tuple[int, ...]]] = {
+    "channels_over_last": ((16, 64, 64, 128), -1, (16, 64, 1, 1)),
+    "last_over_last": ((16, 64, 64, 128), -1, (16, 1, 1, 128)),
+    "channels_over_channels": ((16, 64, 64, 128), 1, (16, 64, 1, 1)),
+    "rows_over_images": ((16, 64, 64, 128), (2, 3), (16, 1, 64, 1)),
+    "short_sets": ((2**18, 4, 8), -1, (2**18, 1, 8)),
+    "long_sets": ((4, 2, 2**10, 2**10), (2, 3), (4, 1, 2**10, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", list(PER_SAMPLE))
+@each_library(["numpy"])
+def test_parameters_of_a_sample_stay_small(library: ArrayLibrary, kind: str) -> None:
+    """A call with per-sample parameters takes the memory of y and of six blocks of 2¹⁸ elements, not of x again."""
+    shape, axis, parameter = PER_SAMPLE[kind]
+    x = library.make(np.random.default_rng(1).normal(size=shape).astype("float32"))
+    weight = library.make(np.ones(parameter, "float32"))
+    an.layer_norm(x[:1], weight[:1], axis=axis)
+    tracemalloc.start()
+    try:
+        y = an.layer_norm(x, weight, weight, axis=axis)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert y.shape == x.shape
+    assert peak <= 1.3 * x.nbytes + 6 * 2**18 * 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30], ids=["ordinary", "computed_again"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1)], ids=["sets_first", "sets_last", "turned"])
+@pytest.mark.parametrize("parameter", [(3, 700, 1), (3, 1, 400), (1, 700, 1), (3, 700, 400), (3, 1, 1)], ids=str)
+@each_library(["numpy"])
+def test_parameters_of_long_sets(
+    library: ArrayLibrary, parameter: tuple[int, ...], order: tuple[int, int, int], scale: float
+) -> None:
+    """Sets longer than a block meet the weights that are theirs, however these vary and x lies in memory."""
+    random = np.random.default_rng(3)
+    x = random.normal(3, 2, size=(3, 700, 400)).astype("float32")
+    x[1] *= scale
+    x = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+    arrays = {name: random.normal(size=parameter).astype("float32") for name in ("weight", "bias")}
+    check(Case(Norm("layer", "layer_norm", {"axis": (1, 2)}), {"x": x} | arrays), library)
 
 
 def _windows(x: NumPyArray) -> NumPyArray:

@@ -1,7 +1,7 @@
 """The matrix: every norm, on every library, in every dtype and every layout that library has, against the reference.
 
-Here is the full product, called eagerly, on ordinary data. The other ways of calling are in test_ways_of_calling.py,
-data that is not ordinary in test_hostile.py.
+Here is the full product, called eagerly, on ordinary data. The other ways of calling are in test_ways_torch.py,
+test_ways_jax.py and test_ways_dask.py, data that is not ordinary in test_hostile.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Moments: measured accurately, merged exactly, read as a variance. Running statistics are in test_running.py.
+"""Moments: measured accurately, merged accurately, read as a variance. Running statistics are in test_running.py.
 
 Accuracy is tested on a pairwise subset of (library and dtype, hostile input, axis).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +16,18 @@ from inputs import flushed, pairwise
 from libraries import ALL_DTYPES, LIBRARIES, ArrayLibrary, NumPyArray, each_library, each_library_and_dtype, numpy_dtype
 
 import anynorm as an
+
+
+class Of(NamedTuple):
+    """An array of zeros to be made."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def make(self) -> NumPyArray:
+        """Make it."""
+        return np.zeros(self.shape, self.dtype)
+
 
 PAIRS = [(name, dtype) for name, library in LIBRARIES.items() for dtype in library.dtypes]
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
@@ -173,6 +185,37 @@ def test_parts_that_lie_far_apart(library: ArrayLibrary, dtype: str) -> None:
 
 
 @pytest.mark.feature("moments")
+@pytest.mark.parametrize("counts", [(1, 1), (1, 3), (1000, 1), (1, 1000), (7, 2)], ids=str)
+@pytest.mark.parametrize("as_arrays", [False, True], ids=["ints", "arrays"])
+@each_library_and_dtype(dtypes=("float32", "float64"))
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_means_too_far_apart_to_be_subtracted(
+    library: ArrayLibrary, dtype: str, as_arrays: bool, counts: tuple[int, int]
+) -> None:
+    """Any two finite means merge to the mean between them, also where their difference is beyond the largest number."""
+    largest = np.finfo(dtype).max
+    pairs = [(0.9, -0.9), (-0.9, 0.9), (1, -1), (1, 1), (0.6, -0.6), (0.9, 0.8), (0.9, 1e-30), (0.9, -0.2)]
+    one, other = (np.asarray(pairs) * float(largest)).astype(dtype).T
+    n, m = [library.make(np.asarray(count, dtype)) for count in counts] if as_arrays else counts
+    zero = library.make(np.zeros(len(one), dtype))
+    merged = an.Moments(n, library.make(one.copy()), zero) + an.Moments(m, library.make(other.copy()), zero)
+    weights = np.asarray(counts).astype(np.longdouble) / sum(counts)
+    exact = one * weights[0] + other * weights[1]
+    assert (
+        np.abs(library.to_numpy(merged.mean) - exact) <= 2 * EPS[dtype] * np.maximum(np.abs(one), np.abs(other))
+    ).all()
+
+
+@pytest.mark.feature("moments")
+@each_library()
+def test_squared_distance_that_is_in_range_only_once_weighed(library: ArrayLibrary) -> None:
+    """m2 = δ²/2 of two values is right where δ² alone is beyond the largest float32, or below the smallest."""
+    zero = library.make(np.zeros(2, "float32"))
+    apart = an.Moments(1, library.make(np.asarray([2.2e19, 1e-17], "float32")), zero)
+    np.testing.assert_allclose(library.to_numpy((apart + an.Moments(1, zero, zero)).m2), [2.42e38, 5e-35], rtol=1e-5)
+
+
+@pytest.mark.feature("moments")
 @each_library_and_dtype()
 def test_moments_of_nothing_are_the_identity(library: ArrayLibrary, dtype: str) -> None:
     """Adding the moments of an empty batch, on either side, changes no bit; n, mean and m2 of nothing are 0."""
@@ -237,12 +280,93 @@ def test_variance(library: ArrayLibrary, correction: float) -> None:
     np.testing.assert_array_equal(library.to_numpy(counted), var)
 
 
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+@each_library()
+def test_numpy_integers_count_as_ints(library: ArrayLibrary, integer: Any) -> None:
+    """A count that is a NumPy integer does what an int does, on every library, and comes out as an int."""
+    found = an.moments(library.make(np.asarray([[1.0, 2.0], [3.0, 7.0]], "float32")), axis=0)
+    counted = found._replace(n=integer(2))
+    merged = counted + found
+    assert (type(merged.n), merged.n) == (int, 4)
+    assert library.to_numpy(counted.var(np.int64(1))).tolist() == [2.0, 12.5]
+    start = library.make(np.zeros(2, "float32"))
+    new = an.update_running(start, start, counted, momentum=1, correction=integer(1))
+    assert [library.to_numpy(its).tolist() for its in new] == [[2.0, 4.5], [2.0, 12.5]]
+    assert (found._replace(n=integer(0)) + found) is found
+    assert (found + found._replace(n=integer(0))) is found
+
+
+UNFIT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "float_n": ({"n": 5.0}, TypeError, r"n must be an int or a 0-d array, got 5\.0 of type float\. Pass"),
+    "bool_n": ({"n": True}, TypeError, r"n must be an int or a 0-d array, got True of type bool\. Pass"),
+    "no_n": ({"n": None}, TypeError, r"n must be an int or a 0-d array, got None of type NoneType\. Pass"),
+    "long_n": ({"n": Of((5,))}, ValueError, r"n has shape \(5,\), but (\w+[. ])*mean has shape \(4,\)\. Pass an int"),
+    "shape_of_m2": ({"m2": Of((5,))}, ValueError, r"mean and m2 must have one shape, got \(4,\) and \(5,\)\."),
+    "scalar_m2": ({"m2": Of(())}, ValueError, r"mean and m2 must have one shape, got \(4,\) and \(\)\."),
+    "dtype_of_m2": ({"m2": Of((4,), "float64")}, TypeError, r"mean and m2 must have one dtype, got \S+32 and \S+64\."),
+    "integer_m2": ({"m2": Of((4,), "int32")}, TypeError, r"m2 must have a real floating dtype"),
+    "number_as_m2": ({"m2": 0.0}, TypeError, r"m2 must be an array .*, got float\. Convert"),
+    "list_as_mean": ({"mean": [0.0] * 4}, TypeError, r"mean must be an array .*, got list\. Convert"),
+}
+
+
+@pytest.mark.parametrize("unfit", list(UNFIT))
+@each_library(["numpy", "torch", "jax_x64", "dask", "strict_CPU_DEVICE"])
+def test_fields_that_do_not_fit_together(library: ArrayLibrary, unfit: str) -> None:
+    """Moments put together wrongly are refused wherever they are used, in words that name the field."""
+    found = an.moments(library.make(np.ones((3, 4), "float32")), axis=0)
+    change, error, said = UNFIT[unfit]
+    made = {name: library.make(its.make()) if isinstance(its, Of) else its for name, its in change.items()}
+    wrong = found._replace(**made)
+    start = library.make(np.ones(4, "float32"))
+    with pytest.raises(error, match=rf"^Moments \+ Moments: (the )?{said}"):
+        wrong + found
+    if unfit != "list_as_mean":
+        with pytest.raises(error, match=rf"^Moments \+ Moments: the other {said}"):
+            found + wrong
+    with pytest.raises(error, match=rf"^Moments\.var: {said}"):
+        wrong.var()
+    with pytest.raises(
+        error, match=r"^update_running: (batch\.)?" + said.replace("mean and m2", r"batch\.mean and m2")
+    ):
+        an.update_running(start, start, wrong)
+
+
+def test_fields_of_two_libraries() -> None:
+    """A mean of one library beside an m2 or an n of another is refused."""
+    strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
+    found = an.moments(np.ones((3, 4), "float32"), axis=0)
+    for name, its in (("m2", strict.zeros(4, dtype=strict.float32)), ("n", strict.asarray(3))):
+        wrong = found._replace(**{name: its})
+        with pytest.raises(TypeError, match=f"mean is an array of numpy but {name} is one of array_api_strict"):
+            wrong.var()
+        with pytest.raises(TypeError, match=f"the other mean is an array of numpy but the other {name} is one of"):
+            found + wrong
+        with pytest.raises(TypeError, match=f"^update_running: batch.mean is .* but batch.{name} is one of"):
+            an.update_running(found.mean, found.mean, wrong)
+
+
+@pytest.mark.parametrize("correction", ["a", None, True, [1], 1j], ids=str)
+@each_library()
+def test_correction_is_a_number(library: ArrayLibrary, correction: Any) -> None:
+    """What is no real number is no correction."""
+    found = an.moments(library.make(np.ones((3, 4), "float32")), axis=0)
+    with pytest.raises(TypeError, match=r"^Moments\.var: correction must be a real number, got .*\. Pass"):
+        found.var(correction)
+
+
 @each_library(["numpy"])
 def test_only_moments_add_to_moments(library: ArrayLibrary) -> None:
     """Moments do not concatenate as other tuples do."""
     found = an.moments(library.make(np.ones((2, 3))), axis=1)
     with pytest.raises(TypeError):
         found + (1, 2, 3)  # noqa: RUF005  that it does not concatenate is the point
+    for stranger in ((1, 2, 3), [1], 5, None, found.mean, "x"):
+        with pytest.raises(TypeError, match=r"other must be a Moments too, got .* Pass"):
+            found + stranger
+        if not hasattr(stranger, "shape"):  # an array on the left adds to the fields: nobody asks the tuple
+            with pytest.raises(TypeError):
+                stranger + found
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)

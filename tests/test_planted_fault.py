@@ -5,6 +5,7 @@ Each fault is one line of the formula, or one function, replaced by what other i
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from types import ModuleType
@@ -21,7 +22,7 @@ from anynorm import _array, _dispatch, _formula
 
 # fault: the formula's line, what stands there instead, and which inputs are enough to notice.
 FAULTS = {
-    "no_residual_correction": ("e = d - correction", "e = d", "hostile"),
+    "no_residual_correction": ("e = d - library.spread(correction, plan.shape)", "e = d", "hostile"),
     "mean_of_squares_minus_square": (
         "squares = library.sum(e * e, plan.reduced)",
         "squares = library.sum(z * z, plan.reduced) - plan.n * mean * mean",
@@ -42,8 +43,26 @@ FAULTS = {
         "library.astype(library.astype(a, x.dtype), library.compute_dtype(x.dtype))",
         "mixed",
     ),
-    "rounded_before_weight": ("y = e * r\n", "y = library.astype(library.astype(e * r, x.dtype), z.dtype)\n", "mixed"),
+    "rounded_before_weight": (
+        "y = e * library.spread(r, plan.shape)\n",
+        "y = library.astype(library.astype(e * r, x.dtype), z.dtype)\n",
+        "mixed",
+    ),
     "given_statistics_ignored": ("if stats is None:", "if True:", "ordinary"),
+}
+
+
+# The same for the NumPy backend: the module, its line, what stands there instead, and the inputs.
+NUMPY_FAULTS = {
+    "variance_about_a_guess": ("_normalize", "np.maximum(squares - rest * rest, 0)", "squares", "ordinary"),
+    "mean_is_a_guess": ("_affine", "offset = None if rest is None else -rest * whole", "offset = None", "ordinary"),
+    "squares_may_overflow": ("_normalize", "low, high = _SAFE[compute]", "low, high = 0.0, np.inf", "hostile"),
+    "last_chunk_forgotten": (
+        "_block",
+        "return [*sums, _sum(e[None, whole:])] if whole < length else sums",
+        "return sums or [_sum(e[None])]",
+        "hostile",
+    ),
 }
 
 
@@ -64,31 +83,32 @@ def _inputs(kind: str) -> list[Case]:
 KINDS = ("ordinary", "mixed", "poisoned", "hostile")
 
 
-def _complaints(kind: str) -> int:
+def _complaints(kind: str, fast: bool = False) -> int:
     """Return how many of the cases the matrix's check rejects."""
     rejected = 0
     for case in _inputs(kind):
         try:
-            with an.fast_paths(False):
+            with an.fast_paths(fast):
                 check(case, LIBRARIES["numpy"])
         except AssertionError:
             rejected += 1
     return rejected
 
 
-def _faulty_formula(line: str, instead: str) -> ModuleType:
-    source = inspect.getsource(_formula)
-    assert source.count(line) == 1, f"the formula no longer holds {line!r} once: plant the fault anew"
-    module = ModuleType("anynorm._faulty_formula")
+def _faulty(original: ModuleType, line: str, instead: str) -> ModuleType:
+    source = inspect.getsource(original)
+    assert source.count(line) == 1, f"{original.__name__} no longer holds {line!r} once: plant the fault anew"
+    module = ModuleType(f"{original.__name__}_faulty")
     sys.modules[module.__name__] = module
     exec(compile(source.replace(line, instead), module.__name__, "exec"), module.__dict__)
     return module
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["formula", "fast"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_complaint_without_a_fault(kind: str) -> None:
+def test_no_complaint_without_a_fault(kind: str, fast: bool) -> None:
     """Planting nothing, the check rejects nothing: what it reports below is the fault."""
-    assert _complaints(kind) == 0
+    assert _complaints(kind, fast) == 0
 
 
 @pytest.mark.parametrize("fault", list(FAULTS))
@@ -96,8 +116,25 @@ def test_no_complaint_without_a_fault(kind: str) -> None:
 def test_fault_in_the_formula_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one line of the formula replaced, the matrix's check complains."""
     line, instead, kind = FAULTS[fault]
-    monkeypatch.setattr(_dispatch, "_formula", _faulty_formula(line, instead))
+    monkeypatch.setattr(_dispatch, "_formula", _faulty(_formula, line, instead))
     assert _complaints(kind) > 0
+
+
+@pytest.mark.parametrize("fault", list(NUMPY_FAULTS))
+def test_fault_in_the_numpy_backend_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one line of the NumPy backend replaced, the matrix's check complains."""
+    place, line, instead, kind = NUMPY_FAULTS[fault]
+    import anynorm_numpy
+
+    modules = [anynorm_numpy, *[importlib.import_module(f"anynorm_numpy.{name}") for name in ("_normalize", "_block")]]
+    original = importlib.import_module(f"anynorm_numpy.{place}")
+    faulty = _faulty(original, line, instead)
+    for module in modules:
+        for name, its in vars(original).items():
+            if callable(its) and getattr(module, name, None) is its:
+                monkeypatch.setattr(module, name, getattr(faulty, name))
+    monkeypatch.setattr(_dispatch, "_libraries", {})  # they hold what the backend offered before
+    assert _complaints(kind, fast=True) > 0
 
 
 def _naive_sum(x: Any, axes: tuple[int, ...], *_: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,35 @@ def test_momentum_may_be_an_array(library: ArrayLibrary) -> None:
     by_array = an.update_running(start, start, found, momentum=library.make(np.asarray(0.25, "float32")))
     for one, other in zip(by_float, by_array, strict=True):
         assert library.to_numpy(one).tobytes() == library.to_numpy(other).tobytes()
+
+
+@pytest.mark.parametrize(
+    "momentum", [Fraction(1, 4), np.float32(0.25), np.float64(0.25), 1, np.int64(1)], ids=lambda its: type(its).__name__
+)
+@each_library()
+def test_momentum_may_be_any_real_number(library: ArrayLibrary, momentum: Any) -> None:
+    """A fraction, an int or a NumPy number is taken for the float that it is."""
+    found = an.moments(library.make(np.asarray([[1.0], [3.0]], "float32")), axis=0)
+    start = library.make(np.full(1, 9, "float32"))
+    given, by_float = [an.update_running(start, start, found, momentum=its) for its in (momentum, float(momentum))]
+    for one, other in zip(given, by_float, strict=True):
+        assert one.dtype == start.dtype
+        assert library.to_numpy(one).tobytes() == library.to_numpy(other).tobytes()
+
+
+@pytest.mark.parametrize("poison", [np.inf, -np.inf, np.nan])
+@each_library()
+def test_momentum_of_0_lets_nothing_in(library: ArrayLibrary, poison: float) -> None:
+    """At momentum 0, a float or an array, even an infinite or NaN batch leaves every bit of the running statistics."""
+    old = [np.asarray([0.1, -0.0], "float32"), np.asarray([0.3, 7.0], "float32")]
+    spoilt = library.make(np.asarray([poison, 1.0], "float32"))
+    for momentum in (0, 0.0, library.make(np.zeros((), "float32"))):
+        mean, var = [library.make(its) for its in old]
+        new = an.update_running(mean, var, an.Moments(4, spoilt, spoilt), momentum=momentum)
+        assert [library.to_numpy(its).tobytes() for its in new] == [its.tobytes() for its in old]
+    mean, var = [library.make(its) for its in old]
+    entered, _ = an.update_running(mean, var, an.Moments(4, spoilt, spoilt), momentum=0.5)
+    assert np.isfinite(library.to_numpy(entered)).tolist() == [False, True]
 
 
 @each_library(["numpy", "torch", "strict_CPU_DEVICE"])

@@ -98,12 +98,14 @@ def test_compile_hostile_rows_to_machine_code(library: ArrayLibrary, arrangement
 
 @needs_cpp
 @pytest.mark.feature("compiled")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open"])
 @pytest.mark.parametrize(("shape", "function"), [("leading", "rms_norm"), ("outer", "layer_norm")])
 @on_torch
-def test_compile_large_sets_to_machine_code(library: ArrayLibrary, shape: str, function: str) -> None:
+def test_compile_large_sets_to_machine_code(library: ArrayLibrary, shape: str, function: str, dynamic: bool) -> None:
     """Inductor, which adds one element after the other along leading axes, is kept from doing so."""
     lengths, axes = LARGE[shape]
-    _check_compiled(Case(Norm(shape, function, {"axis": axes}), {"x": two_values(lengths)}), library, "inductor")
+    case = Case(Norm(shape, function, {"axis": axes}), {"x": two_values(lengths)})
+    _check_compiled(case, library, "inductor", dynamic=dynamic)
 
 
 @pytest.mark.feature("compiled")

@@ -14,6 +14,7 @@ import numpy as np
 from anynorm import _reference
 from anynorm._cli.libraries import bfloat16
 from anynorm._cli.norms import Layout, Norm, five_norms
+from anynorm._reference_gradients import Gradients
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -62,14 +63,16 @@ INPUTS = (
 
 
 class Case(NamedTuple):
-    """A norm, one input in one dtype as NumPy arrays, and what must come out."""
+    """A norm, one input in one dtype as NumPy arrays, and what must come out of it forward and backward."""
 
     norm: Norm
     input: str
     x: Any
     weight: Any
     bias: Any
+    dy: Any
     reference: _reference.Reference
+    gradients: Gradients
 
 
 def cases() -> dict[tuple[str, str], list[Case]]:
@@ -79,11 +82,15 @@ def cases() -> dict[tuple[str, str], list[Case]]:
         normal = np.random.default_rng(0).standard_normal(kind.layout.shape)
         for norm in _norms(kind):
             parameters = np.random.default_rng(1).standard_normal((2, *norm.parameter_shape))
+            cotangent = 0.5 + np.random.default_rng(2).standard_normal(normal.shape)
             for name, dtype in judged_dtypes().items():
                 x = kind.make(normal, _SCALES[name]).astype(dtype)
                 weight, bias = (1 + parameters[0] / 2).astype(dtype), parameters[1].astype(dtype)
-                case = Case(norm, kind.name, x, weight, bias, norm.reference(x, weight, bias))
-                made.setdefault((norm.name, name), []).append(case)
+                dy = cotangent.astype(dtype)
+                reference, gradients = norm.reference(x, weight, bias), norm.gradients(dy, x, weight, bias)
+                made.setdefault((norm.name, name), []).append(
+                    Case(norm, kind.name, x, weight, bias, dy, reference, gradients)
+                )
     return made
 
 

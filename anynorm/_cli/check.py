@@ -1,4 +1,4 @@
-"""`python -m anynorm check`: every installed library and norm against the exact result, on inputs that break norms.
+"""`python -m anynorm check`: every installed library and norm against exact results and gradients, on hostile inputs.
 
 Holds the measuring, the verdict and how it reads; what is tried is in `cases`.
 """
@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import anynorm
 from anynorm._cli import libraries, show
@@ -28,12 +29,15 @@ class Finding:
     reasons: list[str] = field(default_factory=list)  # why not faster ones
     error: float | None = None  # the largest, in units of the contract's bound; None where nothing could be measured
     input: str | None = None  # that gave the largest error, or the first that failed
+    gradient_error: float | None = None  # the same of dx, dweight and dbias
+    gradient_input: str | None = None
     problem: str | None = None  # what was raised
 
     @property
     def fine(self) -> bool:
         """Whether the contract is kept."""
-        return self.problem is None and self.error is not None and self.error <= 1
+        measured = (self.error, self.gradient_error)
+        return self.problem is None and all(error is not None and error <= 1 for error in measured)
 
 
 @dataclass
@@ -108,28 +112,44 @@ def _check_norm(library: ArrayLibrary, norm: str, dtype: str, cases: list[Case])
     for case in cases:
         try:
             with library.setting():
-                units = _units(library, case, finding)
+                units, gradient_units = _units(library, case, finding)
         except Exception as error:  # whatever a library raises is a finding, and the others are still checked
             finding.input, finding.problem = case.input, f"{type(error).__name__}: {error}"
             break
         if finding.error is None or units > finding.error:
             finding.error, finding.input = units, case.input
+        if finding.gradient_error is None or gradient_units > finding.gradient_error:
+            finding.gradient_error, finding.gradient_input = gradient_units, case.input
     return finding
 
 
-def _units(library: ArrayLibrary, case: Case, finding: Finding) -> float:
-    """Return the error of one call in units of the bound, and note its path."""
+def _units(library: ArrayLibrary, case: Case, finding: Finding) -> tuple[float, float]:
+    """Return the error of one call and that of its gradients in units of the bound, and note its path."""
     x, weight, bias = [library.of_numpy(a) for a in (case.x, case.weight, case.bias)]
     path, reason = case.norm.explain(x, weight, bias)
     if path not in finding.paths:
         finding.paths.append(path)
     if reason is not None and reason not in finding.reasons:
         finding.reasons.append(reason)
-    y = library.to_numpy(library.finish(case.norm(x, weight, bias)))
-    if y.dtype != case.x.dtype:
-        msg = f"the result has dtype {y.dtype}, x has {case.x.dtype}"
+    y = _result("the result", library, case.norm(x, weight, bias), case.x)
+    _, pullback = case.norm.vjp(x, weight, bias)
+    gradients = [
+        _result(f"d{name}", library, found, argument)
+        for name, found, argument in zip(
+            case.gradients._fields, pullback(library.of_numpy(case.dy)), (case.x, case.weight, case.bias), strict=True
+        )
+    ]
+    exact = [its for its in case.gradients if its is not None]
+    return case.reference.units(y), max([its.units(found) for its, found in zip(exact, gradients, strict=True)])
+
+
+def _result(name: str, library: ArrayLibrary, found: Any, like: Any) -> Any:
+    """Return a result as a NumPy array, which must have the dtype of its argument."""
+    its = library.to_numpy(library.finish(found))
+    if its.dtype != like.dtype:
+        msg = f"{name} has dtype {its.dtype}, its argument {like.dtype}"
         raise TypeError(msg)
-    return case.reference.units(y)
+    return its
 
 
 def _print(report: Report) -> None:
@@ -140,11 +160,12 @@ def _print(report: Report) -> None:
     for note in report.notes:
         show.line(f"note: {note}")
     dtypes = [dtype for dtype in DTYPES if any(finding.dtype == dtype for finding in report.findings)]
-    show.table(
-        "Largest error against the exact result, in units of the contract's bound (1 is allowed)",
-        ("library", "norm", *dtypes),
-        [_row(findings, dtypes) for findings in _by_library_and_norm(report.findings)],
-    )
+    for what, error in (("result", "error"), ("gradients (dx, dweight, dbias)", "gradient_error")):
+        show.table(
+            f"Largest error against the exact {what}, in units of the contract's bound (1 is allowed)",
+            ("library", "norm", *dtypes),
+            [_row(findings, dtypes, error) for findings in _by_library_and_norm(report.findings)],
+        )
     show.table(
         "Libraries",
         ("library", "version", "path"),
@@ -155,11 +176,21 @@ def _print(report: Report) -> None:
         show.line(f"not checked: {name}: {why}{show.OFF if name in report.broken else ''}")
     off = [finding for finding in report.findings if not finding.fine]
     for finding in off:
-        what = finding.problem or f"{show.units(finding.error)[: -len(show.OFF)]} units"
-        show.line(
-            f"off: {finding.norm} on {finding.library}, {finding.dtype}, input {finding.input!r}: {what}{show.OFF}"
-        )
+        for what in _complaints(finding):
+            show.line(f"off: {finding.norm} on {finding.library}, {finding.dtype}, {what}{show.OFF}")
     show.line(f"{len(report.findings) - len(off)} of {len(report.findings)} are within the contract")
+
+
+def _complaints(finding: Finding) -> list[str]:
+    """Return what is wrong, and on which input."""
+    if finding.problem:
+        return [f"input {finding.input!r}: {finding.problem}"]
+    measured = (("result", finding.error, finding.input), ("gradients", finding.gradient_error, finding.gradient_input))
+    return [
+        f"input {its!r}: {what} off by {show.units(error)[: -len(show.OFF)]} units"
+        for what, error, its in measured
+        if error is None or not error <= 1
+    ]
 
 
 def _by_library_and_norm(findings: list[Finding]) -> list[list[Finding]]:
@@ -169,9 +200,9 @@ def _by_library_and_norm(findings: list[Finding]) -> list[list[Finding]]:
     return list(rows.values())
 
 
-def _row(findings: list[Finding], dtypes: list[str]) -> tuple[str, ...]:
+def _row(findings: list[Finding], dtypes: list[str], error: str) -> tuple[str, ...]:
     by_dtype = {finding.dtype: finding for finding in findings}
-    return findings[0].library, findings[0].norm, *[_cell(by_dtype.get(dtype)) for dtype in dtypes]
+    return findings[0].library, findings[0].norm, *[_cell(by_dtype.get(dtype), error) for dtype in dtypes]
 
 
 def _paths(report: Report, library: str) -> str:
@@ -180,7 +211,7 @@ def _paths(report: Report, library: str) -> str:
     return show.paths(taken) if taken else "-"
 
 
-def _cell(finding: Finding | None) -> str:
+def _cell(finding: Finding | None, error: str) -> str:
     if finding is None:
         return "-"
-    return f"raised{show.OFF}" if finding.problem else show.units(finding.error)
+    return f"raised{show.OFF}" if finding.problem else show.units(getattr(finding, error))

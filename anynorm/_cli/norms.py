@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import anynorm
-from anynorm import _reference
+from anynorm import _reference, _reference_gradients
 
 # In longdouble, whose temporaries take some 100 bytes per element.
 _ELEMENTS_AT_ONCE = 2**21
@@ -76,6 +76,12 @@ class Norm:
         """Normalize x."""
         return getattr(anynorm, self.name)(x, *self.arguments, weight=weight, bias=bias, **self.options)
 
+    def vjp(self, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+        """Normalize x; return the result and its pullback."""
+        function = getattr(anynorm, self.name)
+        y, pullback = anynorm.vjp(function, x, *self.arguments, weight=weight, bias=bias, **self.options)
+        return y, pullback
+
     def explain(self, x: Any, weight: Any = None, bias: Any = None) -> tuple[str, str | None]:
         """Return which path serves this call, and why no faster one does."""
         function = getattr(anynorm, self.name)
@@ -87,6 +93,12 @@ class Norm:
         function = getattr(_reference, self.name)
         result: _reference.Reference = function(x, *self.arguments, weight=weight, bias=bias, **self.options)
         return result
+
+    def gradients(self, dy: Any, x: Any, weight: Any, bias: Any) -> _reference_gradients.Gradients:
+        """Return the exact gradients and the contract's bounds."""
+        return _reference_gradients.gradients(
+            self.name, dy, x, *self.arguments, weight=weight, bias=bias, **self.options
+        )
 
     def set_size(self, layout: Layout) -> int:
         """Return how many elements share a statistic."""

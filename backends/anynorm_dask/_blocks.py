@@ -12,6 +12,12 @@ from anynorm._array import Shape, tree_sum
 da: Any = dask.array  # its functions are not annotated
 
 
+def shape(x: Any) -> Shape:
+    """Return x's shape, with None for a length that is not known yet."""
+    # Dask writes it as NaN, the only number that differs from itself.
+    return tuple([None if length != length else length for length in x.shape])
+
+
 def sum(x: Any, axes: tuple[int, ...]) -> Any:
     """Sum over `axes`, kept as length 1, by a halving tree within chunks and over the chunks' sums."""
     return da.reduction(
@@ -35,25 +41,25 @@ def _largest_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -
     return block.max(axis=axis, keepdims=keepdims, initial=0)
 
 
-def reshape(x: Any, shape: Shape) -> Any:
+def reshape(x: Any, lengths: Shape) -> Any:
     """Reshape; where a length is unknown, split one axis in two or join two.
 
     Dask's own reshape refuses every unknown length, also along an axis it would leave alone.
     """
-    if None not in shape:
-        return da.reshape(x, shape)
+    if None not in lengths:
+        return da.reshape(x, lengths)
     if x.ndim == 1:
-        return x[tuple([slice(None) if length is None else None for length in shape])]
-    known = tuple([None if length != length else length for length in x.shape])
-    if len(shape) > x.ndim:
-        axis = _pair(shape, known)
+        return x[tuple([slice(None) if length is None else None for length in lengths])]
+    known = shape(x)
+    if len(lengths) > x.ndim:
+        axis = _pair(lengths, known)
         x = x.rechunk({axis: -1})
-        first, second = shape[axis : axis + 2]
+        first, second = lengths[axis : axis + 2]
         chunks = (*x.chunks[:axis], (first,), (second,), *x.chunks[axis + 1 :])
         return x.map_blocks(_split, axis, first, dtype=x.dtype, chunks=chunks, new_axis=axis + 1)
-    axis = _pair(known, shape)
+    axis = _pair(known, lengths)
     x = x.rechunk({axis: -1, axis + 1: -1})
-    chunks = (*x.chunks[:axis], (shape[axis],), *x.chunks[axis + 2 :])
+    chunks = (*x.chunks[:axis], (lengths[axis],), *x.chunks[axis + 2 :])
     return x.map_blocks(_join, axis, dtype=x.dtype, chunks=chunks, drop_axis=axis + 1)
 
 

@@ -6,3 +6,5 @@ from anynorm_numpy._normalize import forward as forward
 from anynorm_numpy._normalize import laid_out_like as laid_out_like
 from anynorm_numpy._normalize import moments as moments
 from anynorm_numpy._normalize import refuses_out as refuses_out
+
+places_itself = True  # there is one device

@@ -67,36 +67,50 @@ def _extreme(whole: Any, factor: Any, scale: Any, dtype: Any) -> Any:
 
 
 class _Parameter:
-    """A weight or a bias."""
+    """A weight or a bias. Where sets differ in it, it is read block by block: for all it may grow to x's size."""
 
     def __init__(self, plan: Plan, parameter: Any, laid_out: Any) -> None:
         laid = parameter.reshape(laid_out).transpose(plan.kept + plan.reduced)
         kept, own = laid.shape[: len(plan.kept)], laid.shape[len(plan.kept) :]
         shape = cast(tuple[int, ...], plan.shape)
-        lengths = tuple([shape[axis] for axis in plan.reduced])
-        self._shared = math.prod(kept) == 1
-        if not self._shared:
-            kept = tuple([shape[axis] for axis in plan.kept])
-            laid = np.broadcast_to(laid, kept + own)
-        # (sets or 1, elements or 1), or with the reduced axes apart where it varies along some of them alone.
+        self._lengths = tuple([shape[axis] for axis in plan.reduced])
         self.is_column = math.prod(own) == 1
-        self._apart = None if self.is_column or own == lengths else lengths
-        self._values = laid.reshape(math.prod(kept), *(own if self._apart else (math.prod(own),)))
+        # Where it varies along some of the reduced axes alone, they are kept apart.
+        self._own = own if own != self._lengths and not self.is_column else (math.prod(own),)
+        self._sets = None
+        if math.prod(kept) == 1:
+            self._values = laid.reshape(1, *self._own)
+        else:
+            kept = tuple([shape[axis] for axis in plan.kept])
+            self._sets = Sets(np.broadcast_to(laid, kept + own), len(kept))
+        self._laid, self._kept = laid, kept
 
     def column(self, sets: range) -> Any:
-        """Return the one value of each set, as float64."""
-        return self._of(sets).astype(np.float64).T
+        """Return the one value of each set, as float64, or the one of all sets."""
+        return self._of(sets, range(1)).astype(np.float64)
 
     def against(self, e: Any, sets: range, span: range) -> tuple[Any, Any]:
         """Return a view of e, an array (elements, sets), and values that broadcast against it."""
-        values = self._of(sets)
-        if self._apart is None:
-            return e.T, values if self.is_column else values[:, span.start : span.stop]
-        if len(span) == math.prod(self._apart):
-            return e.T.reshape(-1, *self._apart), values
-        flat = np.empty((len(span), len(values)), values.dtype)
-        Sets(np.broadcast_to(values, (len(values), *self._apart)), 1).read(range(len(values)), span, flat)
+        if self.is_column:
+            return e, self._of(sets, range(1))
+        if len(self._own) == 1:
+            return e, self._of(sets, span, e)
+        if len(span) == math.prod(self._lengths):
+            values = self._values if self._sets is None else self._of(sets, range(self._sets.n)).T
+            return e.T.reshape(-1, *self._lengths), values.reshape(-1, *self._own)
+        one = self._sets is None
+        flat = np.empty_like(e[:, :1] if one else e, self._laid.dtype)
+        whole = Sets(np.broadcast_to(self._laid, self._kept + self._lengths), len(self._kept))
+        whole.read(range(1) if one else sets, span, flat)
         return e, flat
 
-    def _of(self, sets: range) -> Any:
-        return self._values if self._shared else self._values[sets.start : sets.stop]
+    def _of(self, sets: range, elements: range, like: Any = None) -> Any:
+        """Return the values of ranges of sets and elements as an array (elements, sets or 1), laid out like another."""
+        if self._sets is None:
+            return self._values[:, elements.start : elements.stop].T
+        values = self._sets.direct(sets, elements, self._laid.dtype)
+        if values is None:
+            dtype = self._laid.dtype
+            values = np.empty((len(sets), len(elements)), dtype).T if like is None else np.empty_like(like, dtype)
+            self._sets.read(sets, elements, values)
+        return values

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from anynorm import _formula
-from anynorm._array import Library, Shape
+from anynorm._array import Library
 from anynorm._dispatch import library_of
 from anynorm._formula import Saved
 from anynorm._plan import Plan
@@ -26,6 +26,7 @@ SLICE = 2**17
 RUN = 32
 
 Index = tuple[slice, ...]
+Shape = tuple[int, ...]
 
 
 def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved) -> tuple[Any, Any, Any]:
@@ -38,19 +39,21 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved) -> tuple[An
 
 
 def _in_slices(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, library: Library) -> tuple[Any, Any, Any]:
-    shape = cast(tuple[int, ...], plan.shape)
+    # NumPy knows every length.
+    shape, statistic = cast(Shape, plan.shape), cast(Shape, plan.statistic)
+    parameters = cast("tuple[Shape | None, ...]", (plan.weight, plan.bias))
     dx = np.empty_like(x, subok=False)
     # Splitting an axis, as group norm does, never copies.
     source, gradient, target = [its.reshape(shape) for its in (x, dy, dx)]
     laid = None if weight is None else weight.reshape(plan.weight)
-    totals = [None if its is None else np.zeros(its) for its in (plan.weight, plan.bias)]
-    for index in _slices(plan, source.strides, shape, plan.kept):
+    totals = [None if its is None else np.zeros(its) for its in parameters]
+    for index in _slices(parameters, source.strides, shape, plan.kept):
         part = source[index]
-        its_weight = None if laid is None else laid[_along(plan.weight, index)]
-        its_saved = Saved(*[None if its is None else its[_along(plan.statistic, index)] for its in saved])
-        lengths = [None if its is None else _cut(its, part.shape) for its in (plan.weight, plan.bias)]
+        its_weight = None if laid is None else laid[_along(laid.shape, index)]
+        its_saved = Saved(*[None if its is None else its[_along(statistic, index)] for its in saved])
+        lengths = [None if its is None else _cut(its, part.shape) for its in parameters]
         its_plan = plan._replace(
-            shape=part.shape, weight=lengths[0], bias=lengths[1], statistic=_cut(plan.statistic, part.shape)
+            shape=part.shape, weight=lengths[0], bias=lengths[1], statistic=_cut(statistic, part.shape)
         )
         target[index], *sums = _formula.backward(
             its_plan, gradient[index], part, its_weight, its_saved, library=library
@@ -63,7 +66,9 @@ def _in_slices(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, library: 
     return dx, dweight, dbias
 
 
-def _slices(plan: Plan, strides: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[Index]:
+def _slices(
+    parameters: tuple[Shape | None, ...], strides: tuple[int, ...], shape: Shape, axes: tuple[int, ...]
+) -> Iterator[Index]:
     """Yield indices of slices that cover an array of this shape, cut along `axes` where that helps."""
     size = math.prod(shape)
     if size <= SLICE or not axes:
@@ -71,16 +76,15 @@ def _slices(plan: Plan, strides: tuple[int, ...], shape: tuple[int, ...], axes: 
         return
     axis, *rest = axes
     step = max(1, SLICE // (size // shape[axis]))
-    parameters = [its for its in (plan.weight, plan.bias) if its is not None]
     # Slices across which a parameter is summed must follow from the shape alone, or the layout would change its bits.
-    varies = all(its[later] > 1 for its in parameters for later in axes)
+    varies = all(its[later] > 1 for its in parameters if its is not None for later in axes)
     if varies and strides[axis] * step < RUN * min(map(abs, strides)):
-        yield from _slices(plan, strides, shape, tuple(rest))
+        yield from _slices(parameters, strides, shape, tuple(rest))
         return
     for start in range(0, shape[axis], step):
         stop = min(start + step, shape[axis])
         inner = (*shape[:axis], stop - start, *shape[axis + 1 :])
-        for index in _slices(plan, strides, inner, tuple(rest)):
+        for index in _slices(parameters, strides, inner, tuple(rest)):
             yield (*index[:axis], slice(start, stop), *index[axis + 1 :])
 
 
@@ -89,6 +93,6 @@ def _along(shape: Shape, index: Index) -> Index:
     return tuple([slice(None) if length == 1 else its for length, its in zip(shape, index, strict=True)])
 
 
-def _cut(shape: Shape, part: tuple[int, ...]) -> Shape:
+def _cut(shape: Shape, part: Shape) -> Shape:
     """Return the shape of a slice of an array that may not vary along every axis."""
     return tuple([1 if length == 1 else its for length, its in zip(shape, part, strict=True)])

@@ -40,8 +40,9 @@ class Block:
         self.restart()
 
     def restart(self, scale: Any = None) -> None:
-        """Read the elements anew, multiplied by `scale` where it is given; without it, by the last one."""
-        self._scale = self._scale if scale is None else scale
+        """Read the elements anew, multiplied by `scale`, which stays until another is given."""
+        if scale is not None:
+            self._scale = scale
         self._offsets = []
         if len(self._spans) == 1:
             self._held = self._load(self._spans[0])

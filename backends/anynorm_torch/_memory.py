@@ -86,6 +86,17 @@ def declines(
     return f"anynorm has no engine for {x.device.type} tensors yet"
 
 
+def laid_out_like(y: Any, x: Any) -> Any:
+    """Return y with its axes in memory as x's are: with other operands beside it, arithmetic follows the first."""
+    if unreadable(x) is not None or unreadable(y) is not None:
+        return y
+    like = torch.empty_like(x)
+    strides = zip(like.stride(), y.stride(), x.shape, strict=True)
+    if all(its == step or length < 2 for its, step, length in strides):
+        return y
+    return like.copy_(y)
+
+
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
     """Return why `out` may not be written, or None."""
     named = {"out": out, "x": x, **others}

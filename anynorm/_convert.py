@@ -1,0 +1,126 @@
+"""How an array gets from one library to another: through NumPy, by value, never sharing memory. The one place for it.
+
+Nothing else in anynorm converts; what does, says so in its name or its job (a layer's state, its move, a file).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from anynorm._array import Library
+from anynorm._dispatch import library_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    NumPyArray = np.ndarray[Any, np.dtype[Any]]
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+# Libraries whose dtypes are NumPy's own.
+LIKE_NUMPY = ("numpy", "cupy", "dask", "jax")
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name that a dtype has in every library, such as "float32"."""
+    # `name` and not `str`: NumPy prints a big-endian float32 as ">f4" but names it float32.
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def dtype_of(library: Library, name: str, device: Any = None) -> Any:
+    """Return the library's dtype of this name; a ValueError where it has none, on this device or as it is set."""
+    found = numpy_dtype(name) if library.name in LIKE_NUMPY else getattr(library.xp, name, None)
+    if name == "float64" or name == "int64":
+        where = {} if library.name in ("jax", "dask") else {"device": device}
+        if name not in library.xp.__array_namespace_info__().dtypes(**where):
+            found = None
+    if found is None:
+        advice = "Set jax_enable_x64 before, or choose" if library.name == "jax" else "Choose"
+        msg = f"{library.name} has no {name} here. {advice} another dtype, e.g. float32."
+        raise ValueError(msg)
+    return found
+
+
+def default_integer(library: Library, device: Any = None) -> str:
+    """Return the name of the library's default integer dtype: int64 where it has that."""
+    where = {} if library.name in ("jax", "dask") else {"device": device}
+    return dtype_name(library.xp.__array_namespace_info__().default_dtypes(**where)["integral"])
+
+
+def device_of(array: Any) -> Any:
+    """Return where an array lies, or None where its library places arrays itself."""
+    library = library_of("device_of", "array", array)
+    return None if library.name in ("numpy", "jax", "dask") else array.device
+
+
+def to_numpy(array: Any) -> NumPyArray:
+    """Return the values of any library's array as one of NumPy's, which may share memory with it.
+
+    bfloat16 stays bfloat16 where ml_dtypes is installed, and else becomes float32, which holds its every value. Dask
+    computes, what lies on a GPU is fetched, what takes part in automatic differentiation is detached.
+    """
+    import numpy as np
+
+    library = library_of("to_numpy", "array", array)
+    if library.name == "torch":
+        return _from_torch(array)
+    if library.name == "dask":
+        return to_numpy(array.compute())
+    if library.name == "cupy":
+        array = array.get()
+    if library.name == "array_api_strict":
+        # On its other devices a strict array refuses NumPy.
+        array = array.to_device(library.xp.Device("CPU_DEVICE"))
+    return np.asarray(array)
+
+
+def from_numpy(array: NumPyArray, library: Library, dtype: str, device: Any = None) -> Any:
+    """Return the values as a library's array of the dtype of this name, on `device` (None: the library's choice).
+
+    The result shares no memory with `array`. A ValueError where the library has no such dtype.
+    """
+    import numpy as np
+
+    wanted = dtype_of(library, dtype, device)
+    through = wanted if library.name in LIKE_NUMPY else np.dtype("float32" if dtype == "bfloat16" else dtype)
+    # A copy of NumPy's own, in C order and native bytes, may be given away: torch and JAX take it over as it is.
+    own = np.array(array, dtype=through, order="C", copy=True)
+    if library.name == "numpy":
+        return own
+    placed = library.xp.asarray(own) if device is None else library.xp.asarray(own, device=device)
+    return library.astype(placed, wanted)
+
+
+def copied(array: Any, dtype: str) -> Any:
+    """Return the values as a new array of the same library, on the same device, in the dtype of this name."""
+    library = library_of("copied", "array", array)
+    wanted = dtype_of(library, dtype, device_of(array))
+    return library.xp.astype(library.constant(array), wanted, copy=True)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return NumPy's dtype of this name; an ImportError for bfloat16 without ml_dtypes, which brings it."""
+    import numpy as np
+
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError:
+        msg = "NumPy has no bfloat16 of its own. Install it: pip install ml_dtypes"
+        raise ModuleNotFoundError(msg, name="ml_dtypes") from None
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
+
+
+def _from_torch(tensor: Any) -> NumPyArray:
+    tensor = tensor.detach().cpu().resolve_neg()
+    if dtype_name(tensor.dtype) != "bfloat16":
+        array: NumPyArray = tensor.numpy()
+        return array
+    # torch hands out no bfloat16.
+    widened: NumPyArray = tensor.float().numpy()
+    try:
+        return widened.astype(numpy_dtype("bfloat16"))
+    except ModuleNotFoundError:
+        return widened

@@ -1,0 +1,42 @@
+"""How a batch enters running statistics in training: not at all where it is not finite. A pure function, no layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anynorm._array import A, Array
+from anynorm._dispatch import library_of
+from anynorm.batch_norm import update_running
+from anynorm.moments import Moments, is_array
+
+
+def accumulate(
+    running_mean: A, running_var: A, batch: Moments, *, momentum: float | Array, correction: int = 1
+) -> tuple[A, A, Any]:
+    """Return running statistics moved towards those of a batch, and whether they were moved.
+
+    As `update_running`, but a NaN or infinity in any channel's mean or m2 rejects the batch as a whole: one step that
+    overflowed must not spoil every later evaluation. A batch of n ≤ correction has no variance and is rejected too.
+    No Python branch depends on a value, so that compilers and schedulers can trace it and no GPU is waited for.
+
+    Parameters
+    ----------
+    running_mean, running_var, batch, momentum, correction
+        As in `update_running`.
+
+    Returns
+    -------
+    (array, array, array)
+        The new running mean and variance, or every bit of the old ones, and a 0-d bool: whether the batch was accepted.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `update_running` does.
+
+    """
+    xp = library_of("accumulate", "running_mean", running_mean).xp
+    counted = xp.any(batch.n > correction) if is_array(batch.n) else batch.n > correction
+    accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2)) & counted
+    moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
+    return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted

@@ -1,0 +1,222 @@
+"""A layer's arrays as a state: taken out, loaded, copied to another library, pickled, and taken apart for a pytree.
+
+Knows arrays by their names only, and no norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, TypeVar
+
+from anynorm._array import described
+from anynorm._convert import FLOATING, copied, default_integer, device_of, dtype_name, from_numpy, to_numpy
+from anynorm._dispatch import library_of
+from anynorm._plan import show
+from anynorm.layers._arrays import Home, home_named
+
+# Not in a state_dict, because torch's have no such key and its strict loading would refuse the rest.
+_NOT_IN_STATE = "num_batches_skipped"
+
+
+class Differences(NamedTuple):
+    """What load_state_dict(..., strict=False) found different: keys that it missed, and keys it did not know."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+class Stateful:
+    """What has arrays by name, `_names`, each an attribute or None, beside attributes that are no arrays."""
+
+    _names: tuple[str, ...] = ()
+
+    def state_dict(self, prefix: str = "") -> dict[str, Any]:
+        """Return the layer's arrays by the names torch gives them, each with `prefix` in front.
+
+        weight, bias, running_mean, running_var and num_batches_tracked, those that exist: the arrays themselves, no
+        copies. Which axes, eps and momentum they go with is not part of it.
+
+        Parameters
+        ----------
+        prefix : str
+            Such as "encoder.norm1.", with its dot.
+
+        Returns
+        -------
+        dict
+            Of arrays, for `load_state_dict` of any layer or for `save_state`.
+
+        """
+        return {prefix + name: its for name, its in self._arrays().items() if name != _NOT_IN_STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, prefix: str = "") -> Differences:
+        """Replace the layer's arrays by copies of those in `state`, in the layer's own library, dtype and device.
+
+        Everything is checked first: either all is loaded or nothing.
+
+        Parameters
+        ----------
+        state : mapping
+            Arrays of any library, also torch's and in any dtype, by the names that `state_dict` gives them.
+        strict : bool
+            Whether missing and unexpected keys are an error. If not, what is missing stays as it is.
+        prefix : str
+            What the keys of this layer begin with, such as "encoder.norm1.". Other keys are ignored.
+
+        Returns
+        -------
+        Differences
+            (missing, unexpected), both empty if strict.
+
+        Raises
+        ------
+        TypeError
+            state is not a mapping.
+        ValueError
+            Keys are missing or unexpected (if strict), or an entry has another shape than the layer's, is not an array,
+            or is one of integers where the layer has real numbers. The message lists all of it.
+
+        """
+        name = type(self).__name__
+        if not isinstance(state, Mapping):
+            msg = f"{name}: load_state_dict takes a dict of arrays, got {described(state)}."
+            raise TypeError(msg)
+        own = {prefix + key: its for key, its in self._arrays().items() if key != _NOT_IN_STATE}
+        missing = tuple([key for key in own if key not in state])
+        unexpected = tuple([key for key in state if str(key).startswith(prefix) and key not in own])
+        each = [_fault(key, state[key], its) for key, its in own.items() if key in state]
+        faults = [fault for fault in each if fault is not None]
+        if strict:
+            faults = [f"{key} is missing" for key in missing] + [f"{key} is unexpected" for key in unexpected] + faults
+        if faults:
+            msg = f"{name}: nothing was loaded. {'; '.join(faults)}."
+            if strict and not any(each):
+                msg += _advice(missing, unexpected, len(own), prefix)
+            raise ValueError(msg)
+        self._assign({key.removeprefix(prefix): _like(its, state[key]) for key, its in own.items() if key in state})
+        return Differences(missing, unexpected)
+
+    def to(self, xp: Any = None, *, device: Any = None, dtype: Any = None) -> Self:
+        """Return a new layer with a copy of every array in another library, on another device or in another dtype.
+
+        Mode, freezing and counts go along. What is not named stays as it is, but for the device, which is the library's
+        own choice where `xp` names another library.
+
+        Parameters
+        ----------
+        xp : namespace or None
+            Such as the module numpy, torch or jax.numpy.
+        device : device or None
+            As the library names it.
+        dtype : dtype, str or None
+            One of the four floating dtypes, for parameters and running statistics.
+
+        Returns
+        -------
+        Layer
+            Of the same class; the two share nothing.
+
+        Raises
+        ------
+        TypeError
+            xp is no namespace of an array library, or dtype none of the four.
+        ValueError
+            The library has no such dtype or device.
+
+        """
+        arrays = self._arrays()
+        own = library_of(type(self).__name__, "an array of the layer", next(iter(arrays.values()))) if arrays else None
+        home = home_named(type(self).__name__, own, xp, dtype, device)
+        new = copy.copy(self)
+        new._assign({name: _moved(its, home, dtype is not None) for name, its in arrays.items()})
+        return new
+
+    def _arrays(self) -> dict[str, Any]:
+        """Return all arrays that exist, by name."""
+        named = {name: getattr(self, name) for name in self._names}
+        return {name: its for name, its in named.items() if its is not None}
+
+    def _assign(self, new: Mapping[str, Any]) -> None:
+        """Replace arrays, of whatever kind, by name."""
+        for name, its in new.items():
+            setattr(self, name, its)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle takes along: all but the lock, which belongs to one object."""
+        return {name: its for name, its in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` returned."""
+        self.__dict__.update(state)
+
+
+L = TypeVar("L", bound=Stateful)
+
+
+def take_apart(layer: Stateful) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+    """Return a layer's arrays by name, None where there is none, and all else, hashable, in a fixed order."""
+    arrays = {name: getattr(layer, name) for name in layer._names}
+    rest = {name: its for name, its in layer.__getstate__().items() if name not in arrays and name != "_statistics"}
+    return arrays, tuple(sorted(rest.items()))
+
+
+def put_together(cls: type[L], arrays: Mapping[str, Any], rest: tuple[tuple[str, Any], ...]) -> L:
+    """Return the layer that `take_apart` took apart, with whatever now stands for its arrays."""
+    layer = cls.__new__(cls)
+    layer.__setstate__(dict(rest))
+    layer._assign(arrays)
+    return layer
+
+
+def _fault(key: str, value: Any, own: Any) -> str | None:
+    """Return what keeps an entry of a state from replacing the layer's own array, or None."""
+    try:
+        library = library_of("load_state_dict", key, value)
+    except TypeError:
+        return f"{key} is not an array but {described(value)}"
+    if library.shape(value) != tuple(own.shape):
+        return f"{key} has shape {show(library.shape(value))}, the layer's has {show(tuple(own.shape))}"
+    given, needed = dtype_name(value.dtype), dtype_name(own.dtype)
+    if needed in FLOATING and given not in FLOATING:
+        return f"{key} has dtype {given}, which is none of {', '.join(FLOATING)}"
+    if needed not in FLOATING and not given.startswith(("int", "uint")):
+        return f"{key} has dtype {given}, but is a count and must have integers"
+    return None
+
+
+def _advice(missing: tuple[str, ...], unexpected: tuple[str, ...], number: int, prefix: str) -> str:
+    """Return what to try where nothing but the keys is wrong."""
+    if missing and len(missing) == number:
+        tail = missing[0].removeprefix(prefix)
+        for key in unexpected:
+            if key.endswith(f".{tail}"):
+                return f" If this layer's keys begin with it, pass prefix={key.removesuffix(tail)!r}."
+    return " To load what there is, pass strict=False."
+
+
+def _like(own: Any, value: Any) -> Any:
+    """Return the values of any library's array in the library, dtype and device of the layer's own."""
+    library = library_of("load_state_dict", "own", own)
+    made = from_numpy(to_numpy(value), library, dtype_name(own.dtype), device_of(own))
+    return _as_trainable(made, own)
+
+
+def _moved(own: Any, home: Home, cast: bool) -> Any:
+    """Return a copy of the values in another library, dtype or device."""
+    library = library_of("to", "own", own)
+    name = dtype_name(own.dtype)
+    stays = library.name == home.library.name and home.device is None
+    if name in FLOATING and cast:
+        name = dtype_name(home.dtype)
+    elif name not in FLOATING and not stays:
+        name = default_integer(home.library, home.device)
+    made = copied(own, name) if stays else from_numpy(to_numpy(own), home.library, name, home.device)
+    return _as_trainable(made, own)
+
+
+def _as_trainable(made: Any, own: Any) -> Any:
+    """Return an array with torch's mark that a gradient is wanted, where the one it replaces has it."""
+    if getattr(own, "requires_grad", False) and hasattr(made, "requires_grad_"):
+        made.requires_grad_(True)
+    return made

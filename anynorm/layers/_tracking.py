@@ -1,0 +1,158 @@
+"""Running statistics as a layer keeps them: replaced as a whole, under a lock, and counted. Knows no norm."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any, NamedTuple
+
+from anynorm._array import Library, real_number
+from anynorm._dispatch import library_of
+from anynorm._plan import index_argument
+from anynorm.layers._arrays import Home
+from anynorm.layers._layer import Layer
+from anynorm.layers._running import accumulate
+from anynorm.moments import Moments
+
+
+class Statistics(NamedTuple):
+    """What a layer has learned from batches. One tuple, so that who reads it sees one state and not two halves."""
+
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
+    num_batches_skipped: Any
+
+
+class TrackingLayer(Layer):
+    """A layer that may keep running statistics of its channels.
+
+    Attributes
+    ----------
+    running_mean, running_var : array or None
+        What evaluation normalizes by; None where nothing is tracked. Replaced, never written to.
+    num_batches_tracked, num_batches_skipped : 0-d integer array or None
+        How many batches entered the statistics, and how many were left out because theirs were not finite.
+
+    """
+
+    _names = ("weight", "bias", *Statistics._fields)
+
+    momentum: float | None
+    correction: int
+    track_running_stats: bool
+
+    def _set_up_statistics(self, momentum: object, correction: object, track_running_stats: object, home: Home) -> None:
+        """Check what governs the statistics and make the first ones."""
+        name = type(self).__name__
+        self.momentum = None if momentum is None else real_number(name, "momentum", momentum)
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            msg = (
+                f"{name}: momentum must lie in [0, 1] or be None for a cumulative average, got {momentum!r}. It is the "
+                "weight of the new value; where another library's momentum m is the weight of the old one, pass 1 - m."
+            )
+            raise ValueError(msg)
+        self.correction = index_argument(name, "correction", correction)
+        if self.correction < 0:
+            msg = f"{name}: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
+            raise ValueError(msg)
+        if not isinstance(track_running_stats, bool):
+            msg = f"{name}: track_running_stats must be True or False, got {track_running_stats!r}."
+            raise TypeError(msg)
+        self.track_running_stats = track_running_stats
+        first = Statistics(home.zeros(self._shape), home.ones(self._shape), home.counter(), home.counter())
+        self._statistics = first if track_running_stats else None
+        self._lock = Lock()
+
+    def _uses_running(self) -> bool:
+        """Whether x is normalized by the running statistics."""
+        return self.track_running_stats and (self.frozen or not self.training)
+
+    def _learns(self, x: Any, library: Library, update: bool) -> bool:
+        """Whether a step that does not use the statistics enters them; a RuntimeError where JAX is tracing it."""
+        if not (update and self.track_running_stats):
+            return False
+        traced = getattr(library.package, "traced", None)
+        if traced is not None and True in [traced(its) for its in (x, *self._arrays().values())]:
+            name, function = type(self).__name__, type(self)._function.__name__
+            msg = (
+                f"{name}: running statistics cannot be updated while {library.name} is tracing (jit, grad or vmap): "
+                f"the layer would keep a tracer. Use the pure functions, {function}(x, ..., return_moments=True) and "
+                "update_running(...), and return the new statistics; or call layer(x, update=False) or layer.eval()."
+            )
+            raise RuntimeError(msg)
+        return True
+
+    def _accumulate(self, batch: Moments) -> None:
+        """Let the moments of a batch, per channel, enter the statistics."""
+        with self._lock:
+            assert self._statistics is not None  # only layers that track learn
+            mean, var, tracked, skipped = self._statistics
+            library = library_of(type(self).__name__, "running_mean", mean)
+            xp = library.xp
+            share: Any = self.momentum
+            if share is None:
+                compute = xp.result_type(library.compute_dtype(mean.dtype), batch.mean.dtype)
+                share = 1 / xp.astype(tracked + 1, compute)
+            mean, var, accepted = accumulate(mean, var, batch, momentum=share, correction=self.correction)
+            step = xp.astype(accepted, tracked.dtype)
+            # asarray, because NumPy's 0-d arrays become scalars under arithmetic.
+            self._statistics = Statistics(mean, var, xp.asarray(tracked + step), xp.asarray(skipped + (1 - step)))
+
+    def _statistic(self, name: str) -> Any:
+        return None if self._statistics is None else getattr(self._statistics, name)
+
+    def _replace(self, **new: Any) -> None:
+        with self._lock:
+            if self._statistics is None:
+                msg = f"{type(self).__name__}: with track_running_stats=False there are no running statistics to set."
+                raise AttributeError(msg)
+            self._statistics = self._statistics._replace(**new)
+
+    @property
+    def running_mean(self) -> Any:
+        """The running mean of each channel, or None."""
+        return self._statistic("running_mean")
+
+    @running_mean.setter
+    def running_mean(self, new: Any) -> None:
+        self._replace(running_mean=new)
+
+    @property
+    def running_var(self) -> Any:
+        """The running variance of each channel, or None."""
+        return self._statistic("running_var")
+
+    @running_var.setter
+    def running_var(self, new: Any) -> None:
+        self._replace(running_var=new)
+
+    @property
+    def num_batches_tracked(self) -> Any:
+        """How many batches entered the statistics, a 0-d array of integers, or None."""
+        return self._statistic("num_batches_tracked")
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, new: Any) -> None:
+        self._replace(num_batches_tracked=new)
+
+    @property
+    def num_batches_skipped(self) -> Any:
+        """How many batches were left out because theirs were not finite, a 0-d array of integers, or None."""
+        return self._statistic("num_batches_skipped")
+
+    @num_batches_skipped.setter
+    def num_batches_skipped(self, new: Any) -> None:
+        self._replace(num_batches_skipped=new)
+
+    def _assign(self, new: Any) -> None:
+        """Replace arrays by name, the statistics among them all at once."""
+        super()._assign({name: its for name, its in new.items() if name not in Statistics._fields})
+        statistics = {name: its for name, its in new.items() if name in Statistics._fields}
+        if self.track_running_stats and statistics:
+            self._replace(**statistics)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` returned, with a lock of its own."""
+        nothing = Statistics(None, None, None, None) if state["track_running_stats"] else None
+        super().__setstate__({"_statistics": nothing, **state})
+        self._lock = Lock()

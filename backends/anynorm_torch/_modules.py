@@ -1,0 +1,198 @@
+"""torch.nn's normalization layers with anynorm's arithmetic: subclasses of torch's own that differ in `forward` alone.
+
+Constructors, parameters, buffers and their names, repr and modes are torch's. No formula stands here: each forward ends
+in one of anynorm's functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import batchnorm, instancenorm
+
+import anynorm as an
+from anynorm.layers._running import accumulate
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch.nn.LayerNorm, by `anynorm.layer_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name: it may be passed by keyword
+        """Normalize over the trailing axes of length `normalized_shape`."""
+        axis = _trailing_axes(self, input)
+        return an.layer_norm(input, self.weight, self.bias, axis=axis, eps=self.eps)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch.nn.RMSNorm, by `anynorm.rms_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale over the trailing axes of length `normalized_shape`; eps=None is the compute dtype's own."""
+        axis = _trailing_axes(self, x)
+        eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if self.eps is None else self.eps
+        return an.rms_norm(x, self.weight, axis=axis, eps=eps)
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """torch.nn.GroupNorm, by `anynorm.group_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        """Normalize each of `num_groups` groups of channels of each sample."""
+        return an.group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
+
+
+class _BatchNorm(batchnorm._BatchNorm):
+    """The forward pass that the three batch norms share."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        """Normalize each channel: by the batch in training, else by the running statistics, where there are any."""
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        if not self.training:
+            return _by_running(self, input)
+        y, batch = an.batch_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
+        if self.track_running_stats and self.running_mean is not None:
+            accepted = _move_running(self, batch, self._share(self.running_mean.dtype))
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(accepted)
+        return y
+
+    def _share(self, dtype: torch.dtype) -> float | Tensor:
+        """Return the weight of the new batch: momentum, or what makes running statistics the average of all batches."""
+        if self.momentum is not None:
+            return float(self.momentum)
+        if self.num_batches_tracked is None:
+            return 0.0
+        return 1 / (self.num_batches_tracked + 1).to(torch.promote_types(dtype, torch.float32))
+
+
+class _InstanceNorm(instancenorm._InstanceNorm):
+    """The forward pass that the three instance norms share. Unbatched input and its checks are torch's forward's."""
+
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        """Normalize each channel of each sample of batched input; by running statistics in evaluation, if tracked."""
+        if self.track_running_stats and self.running_mean is not None and not self.training:
+            return _by_running(self, input)
+        if input.shape[2:].numel() == 1:
+            msg = (
+                f"{type(self).__name__}: input of shape {tuple(input.shape)} has one value per sample and channel, so "
+                "its variance is 0 and the result is the bias whatever the input is. Use larger inputs, or LayerNorm."
+            )
+            raise ValueError(msg)
+        y, each = an.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
+        if self.track_running_stats and self.running_mean is not None:
+            # torch tracks the average over the batch of the samples' statistics, not the statistics of all its values.
+            batch = an.Moments(each.n, each.mean.mean(0), each.m2.mean(0))
+            _move_running(self, batch, 0.0 if self.momentum is None else float(self.momentum))
+        return y
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d, by `anynorm.batch_norm`."""
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d, by `anynorm.batch_norm`."""
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """torch.nn.BatchNorm3d, by `anynorm.batch_norm`."""
+
+
+class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
+    """torch.nn.InstanceNorm1d, by `anynorm.instance_norm`."""
+
+
+class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
+    """torch.nn.InstanceNorm2d, by `anynorm.instance_norm`."""
+
+
+class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
+    """torch.nn.InstanceNorm3d, by `anynorm.instance_norm`."""
+
+
+# torch's class -> ours.
+CLASSES: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    getattr(torch.nn, ours.__name__): ours
+    for ours in (
+        LayerNorm,
+        RMSNorm,
+        GroupNorm,
+        BatchNorm1d,
+        BatchNorm2d,
+        BatchNorm3d,
+        InstanceNorm1d,
+        InstanceNorm2d,
+        InstanceNorm3d,
+    )
+}
+for ours in CLASSES.values():
+    ours.__module__ = "anynorm_torch"  # what a saved model names: the public place, not this file
+
+
+@contextmanager
+def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
+    """Keep the running statistics of a model's anynorm layers as they are, within a `with` block.
+
+    Layers in training mode go on normalizing by their batch. For a forward pass that repeats one, as activation
+    checkpointing does.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its layers of this package are concerned, itself included.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import anynorm_torch
+    >>> layer = anynorm_torch.BatchNorm1d(2)
+    >>> with anynorm_torch.frozen_statistics(layer):
+    ...     y = layer(torch.ones(3, 2))
+    >>> layer.running_mean.tolist()
+    [0.0, 0.0]
+
+    """
+    layers: Any = [its for its in model.modules() if isinstance(its, _BatchNorm | _InstanceNorm)]
+    tracking = [its for its in layers if its.track_running_stats and its.training]
+    for layer in tracking:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True
+
+
+def _trailing_axes(layer: LayerNorm | RMSNorm, x: Tensor) -> tuple[int, ...]:
+    """Return the axes that are normalized; raise a ValueError unless x has the layer's lengths along them."""
+    ndim = len(layer.normalized_shape)
+    if not x.is_nested and tuple(x.shape[-ndim:]) != layer.normalized_shape:  # a nested one has no shape to show
+        msg = (
+            f"{type(layer).__name__}: input has shape {tuple(x.shape)}, but the layer normalizes trailing axes of "
+            f"lengths normalized_shape={layer.normalized_shape}. Pass input of shape (*, "
+            f"{', '.join(map(str, layer.normalized_shape))}), or make the layer for {tuple(x.shape[-ndim:])}."
+        )
+        raise ValueError(msg)
+    return tuple(range(-ndim, 0))
+
+
+def _by_running(layer: batchnorm._NormBase, x: Tensor) -> Tensor:
+    """Normalize each channel by the layer's running statistics; by the batch's own where it has none."""
+    mean, var = layer.running_mean, layer.running_var
+    return an.batch_norm(x, weight=layer.weight, bias=layer.bias, mean=mean, var=var, eps=layer.eps)
+
+
+def _move_running(layer: Any, batch: an.Moments, momentum: float | Tensor) -> Tensor:
+    """Move a layer's running statistics, in place so that references to them stay valid, unless the batch is rejected.
+
+    Return whether it was accepted.
+    """
+    with torch.no_grad():
+        mean, var, accepted = accumulate(layer.running_mean, layer.running_var, batch, momentum=momentum)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+    return accepted  # type: ignore[no-any-return]

@@ -105,6 +105,7 @@ class Library:
         self._spread = _offered(package, "spread")
         self._laid_out_like = _offered(package, "laid_out_like")
         self._compiling = _offered(package, "compiling")
+        self._traced = _offered(package, "traced")
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
         named = [(getattr(xp, name, None), compute) for name, compute in _COMPUTE.items()]
         self._formats: dict[Any, Format | None] = {dtype: compute for dtype, compute in named if dtype is not None}
@@ -171,6 +172,10 @@ class Library:
         from array_api_compat import is_writeable_array
 
         return bool(is_writeable_array(x))
+
+    def traced(self, x: Any) -> bool:
+        """Say whether x stands for an array that a function's later calls will bring, so that nothing may keep it."""
+        return self._traced is not None and bool(self._traced(x))
 
     def compiling(self) -> bool:
         """Say whether the library's compiler is tracing this very call (it must then see no caches)."""

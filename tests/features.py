@@ -21,6 +21,7 @@ FEATURES = (
     "layout kept",
     "out=",
     "gradients",
+    "layers",
     "autodiff",
     "compiled",
     "vmap",

@@ -295,6 +295,7 @@ def _namespace(library: ArrayLibrary) -> Any:
     return pytest.importorskip("jax.numpy" if library.package == "jax" else library.package)
 
 
+@pytest.mark.feature("layers")
 @each_library(["numpy", "torch", "jax", "dask", "strict_CPU_DEVICE"])
 def test_first_values(library: ArrayLibrary) -> None:
     """weight and running_var start as ones, bias and running_mean as zeros, counts as 0-d integers, where xp says."""
@@ -527,6 +528,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+@pytest.mark.feature("layers")
 @each_library(["numpy", "torch", "jax", "dask", "strict_CPU_DEVICE"])
 def test_copies(library: ArrayLibrary, duplicate: Callable[[Any], Any]) -> None:
     """A copy, a pickle and a moved layer go on alike, with statistics and a lock of their own."""

@@ -246,7 +246,7 @@ def test_names_of_the_leaves() -> None:
 
 def test_the_page_about_layers() -> None:
     """Every Python block of docs/layers.md runs, one after the other, and what they assert holds."""
-    for package in ("torch", "safetensors", "equinox"):
+    for package in ("torch", "safetensors", "equinox", "flax"):
         pytest.importorskip(package, reason=f"{package} is not installed")
     page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)

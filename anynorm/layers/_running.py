@@ -36,7 +36,10 @@ def accumulate(
 
     """
     xp = library_of("accumulate", "running_mean", running_mean).xp
-    counted = xp.any(batch.n > correction) if is_array(batch.n) else batch.n > correction
-    accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2)) & counted
+    accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2))
+    if is_array(batch.n):
+        accepted = accepted & xp.any(batch.n > correction)
+    elif batch.n <= correction:
+        accepted = xp.zeros_like(accepted)
     moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
     return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted

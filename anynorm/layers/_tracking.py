@@ -71,8 +71,7 @@ class TrackingLayer(Layer):
         """Whether a step that does not use the statistics enters them; a RuntimeError where JAX is tracing it."""
         if not (update and self.track_running_stats):
             return False
-        traced = getattr(library.package, "traced", None)
-        if traced is not None and True in [traced(its) for its in (x, *self._arrays().values())]:
+        if any(library.traced(its) for its in (x, *self._arrays().values())):
             name, function = type(self).__name__, type(self)._function.__name__
             msg = (
                 f"{name}: running statistics cannot be updated while {library.name} is tracing (jit, grad or vmap): "

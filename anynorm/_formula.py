@@ -138,6 +138,8 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, library:
     dx = library.reshape(library.astype(across * saved.rstd * saved.scale, x.dtype), library.shape(x))
     dweight = None if plan.weight is None else library.sum(dy * unit, _shared(plan.weight))
     dbias = None if plan.bias is None else library.sum(dy, _shared(plan.bias))
+    if dbias is dy:  # the caller's own array
+        dbias = library.xp.astype(dy, dy.dtype, copy=True)
     return library.laid_out_like(dx, x), dweight, dbias
 
 
@@ -172,7 +174,18 @@ def _measure(plan: Plan, z: Any, eps: float, library: Library) -> tuple[Any, Any
     squares = library.sum(e * e, plan.reduced)
     v = _mean(squares, plan.n, xp) + by_scale(lambda s: eps * s * s)
     r = _rsqrt(v, by_scale(lambda s: min(rsqrt_eps(eps) / s, compute.largest)), xp)
-    return e, r, Saved(mean, correction, r, scale, squares)
+    return e, r, _saved(v, Saved(mean, correction, r, scale, squares), eps, xp)
+
+
+def _saved(v: Any, learned: Saved, eps: float, xp: Any) -> Saved:
+    """Return what was learned, with sets of equal values as they are: their 1/√eps, scaled, may exceed every number."""
+    zero, one = v == 0, xp.ones_like(v)
+    return learned._replace(
+        mean=xp.where(zero, learned.mean / learned.scale, learned.mean),
+        correction=xp.where(zero, learned.correction / learned.scale, learned.correction),
+        rstd=xp.where(zero, rsqrt_eps(eps) * one, learned.rstd),
+        scale=xp.where(zero, one, learned.scale),
+    )
 
 
 def given(plan: Plan, stats: tuple[Any, Any], eps: float, x: Any, *, library: Library) -> Saved:

@@ -129,7 +129,7 @@ class _Lane(NamedTuple):
         mean = pivot + rest
         part = mean - pivot
         error = (pivot - (mean - part)) + (rest - part)
-        more = _more_scale(self.factor) if compute is FLOAT32 else 1.0
+        more = np.where(self.var == 0, 1.0, _more_scale(self.factor)) if compute is FLOAT32 else 1.0
         found = (mean * more, error * more, self.factor / more, self.scale * more, self.var * n * more * more)
         return np.stack(np.broadcast_arrays(*found))
 
@@ -179,8 +179,10 @@ def _measured_again(plan: Plan, block: Block, eps: float, compute: Format) -> _L
         block.restart(scale)
     pivot, rest, var = _centre(plan, block)
     total = var + eps * scale * scale
-    where_zero = np.minimum(rsqrt_eps(eps) / scale, FLOAT64.largest)
-    return _Lane(block, True, _rsqrt(total, where_zero), var, pivot, rest, scale)
+    # Where the total is 0 so are all elements. What is saved of them is unscaled: 1/√eps, scaled, may be infinite.
+    zero = total == 0
+    pivot = None if pivot is None else np.where(zero, pivot / scale, pivot)
+    return _Lane(block, True, _rsqrt(total, rsqrt_eps(eps)), var, pivot, rest, np.where(zero, 1.0, scale))
 
 
 def _centre(plan: Plan, block: Block) -> tuple[Any, Any, Any]:

@@ -102,7 +102,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "of the contract's bound (at most 1), and the path taken."
     )
     parser.epilog = f"{_EXIT_CODES}. The fields of --json are those of Report in anynorm/_cli/check.py."
-    parser.add_argument("--library", metavar="NAME", help="check this library alone")
+    parser.add_argument(
+        "--libraries", metavar="A,B", help="the array libraries to check (default: all that are installed)"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output, and nothing else, on stdout")
 
 

@@ -21,6 +21,10 @@ _CALLS: dict[Callable[..., Any], Callable[..., Call]] = {
     moments: moments_call,
 }
 
+for _function, _call in _CALLS.items():
+    # What Python says of a missing or unknown argument should name the function that was called.
+    _call.__qualname__ = _function.__qualname__
+
 NORMS: tuple[Callable[..., Any], ...] = (layer_norm, rms_norm, group_norm, instance_norm, batch_norm)
 
 

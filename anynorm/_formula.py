@@ -137,7 +137,7 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, library:
             across = across - _mean(library.sum(g, plan.reduced), plan.n, library.xp)
     dx = library.reshape(library.astype(across * saved.rstd * saved.scale, x.dtype), library.shape(x))
     dweight = None if plan.weight is None else library.sum(dy * unit, _shared(plan.weight))
-    dbias = None if plan.bias is None else library.sum(dy, _shared(plan.bias))
+    dbias: Any = None if plan.bias is None else library.sum(dy, _shared(plan.bias))
     if dbias is dy:  # the caller's own array
         dbias = library.xp.astype(dy, dy.dtype, copy=True)
     return library.laid_out_like(dx, x), dweight, dbias

@@ -83,6 +83,8 @@ def index_argument(function: str, name: str, value: object) -> int:
         several = name in ("axis", "batch_axis")
         needed = "an integer, a tuple of integers or None" if several else "an integer"
         advice = f"Pass e.g. {name}=1, {name}=(0, 2) or {name}=None." if several else f"Pass e.g. {name}=1."
+        if (function, name) == ("group_norm", "num_groups"):  # the one that is positional only
+            advice = "Pass it after x, e.g. group_norm(x, 8)."
         msg = f"{function}: {name} must be {needed}, got {described(value)}. {advice}"
         raise TypeError(msg) from None
 
@@ -140,7 +142,7 @@ def by_channel(
         msg = (
             f"batch_norm: x of shape {show(shape)} has one value per channel along channel_axis={channel_axis}, so "
             "its variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= "
-            "(running statistics), or use layer_norm or group_norm."
+            "(running statistics; a layer does after eval()), or use layer_norm or group_norm."
         )
         raise ValueError(msg)
     return _plan(function, shape, reduced, n, given=given, **lies)

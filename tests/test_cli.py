@@ -94,7 +94,7 @@ def test_check_finds_every_installed_library_within_the_contract(tmp_path: Path)
 
 def test_check_documents_its_keys_and_reaches_its_inputs(run: Run) -> None:
     """The JSON has the fields of the dataclasses, every dtype was judged, and errors are real roundings."""
-    code, out, _ = run("check", "--library", "numpy", "--json")
+    code, out, _ = run("check", "--libraries", "numpy", "--json")
     report = json.loads(out)
     assert code == 0
     assert set(report) == fields(check.Report)
@@ -113,14 +113,14 @@ def test_check_catches_a_norm_that_is_wrong(run: Run, monkeypatch: pytest.Monkey
         return right(x, *arguments, **options) * x.dtype.type(1 + off_by)
 
     plant(monkeypatch, wrong)
-    code, out, _ = run("check", "--library", "numpy", "--json")
+    code, out, _ = run("check", "--libraries", "numpy", "--json")
     off = {
         (its["norm"], its["dtype"]) for its in json.loads(out)["findings"] if its["error"] is None or its["error"] > 1
     }
     assert code == 1
     assert {("layer_norm", "float32"), ("layer_norm", "float64")} <= off
     assert {norm for norm, _ in off} == {"layer_norm"}
-    code, out, _ = run("check", "--library", "numpy")
+    code, out, _ = run("check", "--libraries", "numpy")
     assert code == 1
     assert "off: layer_norm on numpy, float32, input" in out
 
@@ -128,11 +128,11 @@ def test_check_catches_a_norm_that_is_wrong(run: Run, monkeypatch: pytest.Monkey
 def test_check_goes_on_after_a_norm_that_raises(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a norm raises is reported with its input, the others are still checked, and the exit code is 1."""
     plant(monkeypatch, _raises)
-    code, out, _ = run("check", "--library", "numpy", "--json")
+    code, out, _ = run("check", "--libraries", "numpy", "--json")
     problems = {its["norm"]: its["problem"] for its in json.loads(out)["findings"]}
     assert code == 1
     assert problems == {norm: "RuntimeError: out of order" if norm == "layer_norm" else None for norm in NORMS}
-    assert "RuntimeError: out of order !" in run("check", "--library", "numpy")[1]
+    assert "RuntimeError: out of order !" in run("check", "--libraries", "numpy")[1]
 
 
 @pytest.mark.parametrize("wrong", ["x", "weight", "bias"])
@@ -292,7 +292,7 @@ def test_tables_fold_on_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPa
     """On a terminal of 80 columns the tables are drawn with lines, and nothing is cut."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    _, out, _ = run("check", "--library", "numpy")
+    _, out, _ = run("check", "--libraries", "numpy")
     assert "┃" in out
     assert "…" not in out
     assert all(norm in out for norm in NORMS)
@@ -513,7 +513,7 @@ def test_a_wanted_library_must_be_there(run: Run, monkeypatch: pytest.MonkeyPatc
         raise ModuleNotFoundError(name="torch")
 
     monkeypatch.setattr(libraries, "_MAKERS", {"numpy": libraries._MAKERS["numpy"], "torch": absent})
-    for arguments in (["compare", "--libraries", "numpy,torch"], ["check", "--library", "torch"]):
+    for arguments in (["compare", "--libraries", "numpy,torch"], ["check", "--libraries", "torch"]):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")
         assert "torch: not installed" in err

@@ -340,3 +340,15 @@ def test_accumulate(library: ArrayLibrary) -> None:
             assert tuple(accepted.shape) == ()
             for its, was in zip(same, (mean, var), strict=True):
                 assert library.to_numpy(its).tobytes() == library.to_numpy(was).tobytes()
+
+
+def test_compiled_by_torch() -> None:
+    """torch.compile takes a training step of a layer on torch's arrays into one graph, statistics included."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    layer, other = an.BatchNorm(3, xp=torch), an.BatchNorm(3, xp=torch)
+    x = torch.linspace(-1, 1, 24).reshape(8, 3) ** 3
+    compiled = torch.compile(lambda x: layer(x), fullgraph=True, backend="eager")
+    for its in (x, x**2):
+        torch.testing.assert_close(compiled(its), other(its))
+    torch.testing.assert_close(layer.running_var, other.running_var)
+    assert int(layer.num_batches_tracked) == 2

@@ -187,6 +187,14 @@ def test_advice_for_keys() -> None:
         layer.load_state_dict([np.ones(3)])  # type: ignore[arg-type]
 
 
+def test_prefix_that_fits() -> None:
+    """Of several prefixes the error names those whose entries fit the layer."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    state = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.BatchNorm2d(8)).state_dict()
+    with pytest.raises(ValueError, match=r"pass prefix='1\.' or prefix='2\.'\.$"):
+        an.BatchNorm(8).load_state_dict(state)
+
+
 @each_library_and_dtype(LIBRARIES)
 def test_files(library: ArrayLibrary, dtype: str, tmp_path: Path) -> None:
     """A file holds every library's arrays bit for bit, with shape and dtype, 0-d counts and nested names."""

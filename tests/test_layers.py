@@ -404,7 +404,7 @@ def test_arguments_of_two_libraries() -> None:
         an.LayerNorm(3, dtype=torch.float32)
     with pytest.raises(ValueError, match="device names meta, but weight has cpu"):
         an.LayerNorm(3, weight=torch.ones(3), device="meta")
-    with pytest.raises(TypeError, match="BatchNorm: x is an array of torch but weight is one of numpy"):
+    with pytest.raises(TypeError, match=r"the layer holds arrays of numpy.*layer\.to\(torch\)"):
         an.BatchNorm(3)(torch.ones(2, 3))
 
 
@@ -635,3 +635,23 @@ def test_autograd_goes_through_a_layer() -> None:
     torch.testing.assert_close(x.grad, dx)
     torch.testing.assert_close(layer.weight.grad, grads["weight"])
     assert not layer.running_mean.requires_grad
+
+
+def test_frozen_is_constant_to_automatic_differentiation() -> None:
+    """torch derives no gradient of a frozen layer's parameters, and JAX zeros."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    jax: Any = pytest.importorskip("jax", reason="jax is not installed")
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    weight = torch.ones(3, requires_grad=True)
+    layer = an.LayerNorm(3, weight=weight, bias=torch.zeros(3)).freeze()
+    assert not layer(torch.from_numpy(x)).requires_grad
+    slopes = jax.grad(lambda layer: (layer(jax.numpy.asarray(x)) ** 3).sum())
+    frozen = slopes(an.LayerNorm(3, xp=jax.numpy).freeze())
+    np.testing.assert_array_equal(frozen.weight, 0)
+    assert np.abs(slopes(an.LayerNorm(3, xp=jax.numpy)).weight).max() > 0
+
+
+def test_channels_elsewhere() -> None:
+    """Where another axis has the layer's length, the error speaks of channel_axis."""
+    with pytest.raises(ValueError, match=r"If 6 is another axis of x, .* -1 for channels last"):
+        an.BatchNorm(6)(np.ones((4, 5, 5, 6)))

@@ -56,7 +56,7 @@ class Report:
 def check(arguments: argparse.Namespace) -> int:
     """Measure, print; return the exit code."""
     with show.progress() as progress:
-        found = libraries.find(arguments.library, progress.step)
+        found = libraries.find(arguments.libraries, progress.step)
         report = _describe(found)
         progress.step("compute the exact results")
         by_norm = cases()
@@ -178,7 +178,9 @@ def _print(report: Report) -> None:
     for finding in off:
         for what in _complaints(finding):
             show.line(f"off: {finding.norm} on {finding.library}, {finding.dtype}, {what}{show.OFF}")
-    show.line(f"{len(report.findings) - len(off)} of {len(report.findings)} are within the contract")
+    show.line(
+        f"{len(report.findings) - len(off)} of {len(report.findings)} are within the contract, results and gradients"
+    )
 
 
 def _complaints(finding: Finding) -> list[str]:

@@ -26,7 +26,7 @@ class _ByChannel(TrackingLayer):
 
     def _step(self, x: Any, update: bool) -> Step:
         library = self._check_input(x, (self.channel_axis,))
-        options = {"weight": self.weight, "bias": self.bias, "channel_axis": self.channel_axis, "eps": self.eps}
+        options = {**self._affine(library), "channel_axis": self.channel_axis, "eps": self.eps}
         if self._uses_running():
             statistics = self._statistics
             assert statistics is not None

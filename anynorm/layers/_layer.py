@@ -130,7 +130,10 @@ class Layer(Stateful):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The trainable arrays by name, as a new dict: weight and bias where there are any, none while frozen."""
+        """The trainable arrays by name: weight and bias where there are any, none while frozen.
+
+        A new dict (a pytree): to change the layer, assign one, `layer.params = {...}`. Writing into this one does not.
+        """
         if self._frozen:
             return {}
         return {name: its for name, its in (("weight", self.weight), ("bias", self.bias)) if its is not None}
@@ -152,6 +155,13 @@ class Layer(Stateful):
         for parameter, its in new.items():
             setattr(self, parameter, its)
 
+    def _affine(self, library: Library) -> dict[str, Any]:
+        """Return weight and bias as a step takes them: while frozen, constants to automatic differentiation too."""
+        own = {"weight": self.weight, "bias": self.bias}
+        if not self._frozen:
+            return own
+        return {name: None if its is None else library.constant(its) for name, its in own.items()}
+
     def train(self, mode: bool = True) -> Self:
         """Set training mode, or evaluation mode with False, and return the layer. What is frozen stays frozen."""
         if not isinstance(mode, bool):
@@ -167,7 +177,8 @@ class Layer(Stateful):
     def freeze(self) -> Self:
         """Make parameters and statistics constants, whatever the mode, until `unfreeze`; return the layer.
 
-        `params` and the pullback's grads are then empty, and running statistics are used and not updated.
+        `params` and the pullback's grads are then empty, torch and JAX derive no gradient of the parameters, and
+        running statistics are used and not updated.
         """
         self._frozen = True
         return self
@@ -215,8 +226,14 @@ class Layer(Stateful):
         name = type(self).__name__
         library = library_of(name, "x", x)
         for argument, its in self._arrays().items():
-            if its is not None:
-                check_beside(name, argument, its, x, library)
+            own = library_of(name, argument, its)
+            if own.name != library.name:
+                msg = (
+                    f"{name}: x is an array of {library.name}, but the layer holds arrays of {own.name}. Nothing is "
+                    f"converted silently: convert x, or move the layer with layer.to({library.name}), given the module."
+                )
+                raise TypeError(msg)
+            check_beside(name, argument, its, x, library)
         shape, ndim = library.shape(x), len(library.shape(x))
         if -ndim <= min(axes) and max(axes) < ndim:
             lengths = tuple([shape[axis] for axis in sorted([axis % ndim for axis in axes])])
@@ -224,10 +241,17 @@ class Layer(Stateful):
                 where = axes[0] if len(axes) == 1 else axes
                 msg = (
                     f"{name}: x of shape {show(shape)} has {_few(lengths)} along axis {where}, but the layer was made "
-                    f"for {_few(self._shape)}. Check the layer's arguments, or the order of x's axes."
+                    f"for {_few(self._shape)}. {_where(self._shape, shape)}"
                 )
                 raise ValueError(msg)
         return library
+
+
+def _where(lengths: tuple[int, ...], shape: tuple[int | None, ...]) -> str:
+    """Return what to try where x does not have the layer's lengths."""
+    if len(lengths) == 1 and lengths[0] in shape:
+        return f"If {lengths[0]} is another axis of x, name that one when the layer is made, e.g. -1 for channels last."
+    return "Check the layer's arguments, or the order of x's axes."
 
 
 def _few(lengths: tuple[int | None, ...]) -> str:

@@ -46,8 +46,8 @@ class _OverAxes(Layer):
 
     def _step(self, x: Any, update: bool) -> Step:  # noqa: ARG002  nothing to update
         axes = self._axes()
-        self._check_input(x, axes)
-        options = {"weight": self.weight, "bias": self.bias, "axis": axes, "eps": self.eps}
+        library = self._check_input(x, axes)
+        options = {**self._affine(library), "axis": axes, "eps": self.eps}
         return Step(type(self)._function, (), options)
 
 
@@ -221,12 +221,7 @@ class GroupNorm(Layer):
         self._set_up((self.num_channels,), weight, bias, xp, dtype, device, eps)
 
     def _step(self, x: Any, update: bool) -> Step:  # noqa: ARG002  nothing to update
-        self._check_input(x, (self.channel_axis,))
-        options = {
-            "weight": self.weight,
-            "bias": self.bias,
-            "channel_axis": self.channel_axis,
-            "batch_axis": self.batch_axis,
-            "eps": self.eps,
-        }
+        library = self._check_input(x, (self.channel_axis,))
+        axes = {"channel_axis": self.channel_axis, "batch_axis": self.batch_axis}
+        options = {**self._affine(library), **axes, "eps": self.eps}
         return Step(type(self)._function, (self.num_groups,), options)

@@ -92,7 +92,7 @@ class Stateful:
         if faults:
             msg = f"{name}: nothing was loaded. {'; '.join(faults)}."
             if strict and not any(each):
-                msg += _advice(missing, unexpected, len(own), prefix)
+                msg += _advice(state, missing, unexpected, own, prefix)
             raise ValueError(msg)
         self._assign({key.removeprefix(prefix): _like(its, state[key]) for key, its in own.items() if key in state})
         return Differences(missing, unexpected)
@@ -185,13 +185,27 @@ def _fault(key: str, value: Any, own: Any) -> str | None:
     return None
 
 
-def _advice(missing: tuple[str, ...], unexpected: tuple[str, ...], number: int, prefix: str) -> str:
+def _advice(
+    state: Mapping[str, Any],
+    missing: tuple[str, ...],
+    unexpected: tuple[str, ...],
+    own: Mapping[str, Any],
+    prefix: str,
+) -> str:
     """Return what to try where nothing but the keys is wrong."""
-    if missing and len(missing) == number:
-        tail = missing[0].removeprefix(prefix)
-        for key in unexpected:
-            if key.endswith(f".{tail}"):
-                return f" If this layer's keys begin with it, pass prefix={key.removesuffix(tail)!r}."
+    if missing and len(missing) == len(own):
+        tails = {key.removeprefix(prefix): its for key, its in own.items()}
+        first = next(iter(tails))
+        begins = [str(key).removesuffix(first) for key in unexpected if str(key).endswith(f".{first}")]
+        fitting = [
+            repr(begin)
+            for begin in begins
+            if all(
+                begin + tail in state and _fault(tail, state[begin + tail], its) is None for tail, its in tails.items()
+            )
+        ]
+        if fitting:
+            return f" If this layer's keys begin with it, pass prefix={' or prefix='.join(fitting)}."
     return " To load what there is, pass strict=False."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -83,10 +84,11 @@ class TrackingLayer(Layer):
 
     def _accumulate(self, batch: Moments) -> None:
         """Let the moments of a batch, per channel, enter the statistics."""
-        with self._lock:
+        library = library_of(type(self).__name__, "batch.mean", batch.mean)
+        # torch.compile traces no lock.
+        with nullcontext() if library.compiling() else self._lock:
             assert self._statistics is not None  # only layers that track learn
             mean, var, tracked, skipped = self._statistics
-            library = library_of(type(self).__name__, "running_mean", mean)
             xp = library.xp
             share: Any = self.momentum
             if share is None:

@@ -26,3 +26,19 @@ from anynorm_torch._modules import LayerNorm as LayerNorm
 from anynorm_torch._modules import RMSNorm as RMSNorm
 from anynorm_torch._modules import frozen_statistics as frozen_statistics
 from anynorm_torch._spread import spread as spread
+
+# What users call. The rest is what anynorm asks of a backend.
+__all__ = [
+    "Acceleration",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
+    "accelerate",
+    "frozen_statistics",
+]

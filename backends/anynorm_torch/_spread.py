@@ -8,6 +8,8 @@ import torch
 
 from anynorm_torch._formula import compiling, sum
 
+jit: Any = torch.jit  # not annotated by torch
+
 
 def spread(x: Any, shape: tuple[int, ...]) -> Any:
     """Broadcast x to a shape, so that its gradient is summed axis by axis.
@@ -16,6 +18,9 @@ def spread(x: Any, shape: tuple[int, ...]) -> Any:
     return: that of the bias of batch norm on (65536, 32, 2) float32 is 1600 eps off if the elements of dy are equal.
     """
     if not (x.requires_grad and torch.is_grad_enabled()):
+        return x
+    # torch.jit.trace records no autograd.Function.
+    if not compiling() and jit.is_tracing():
         return x
     function: Any = _Spread if compiling() else _SpreadWithTangent
     return function.apply(x, shape)

@@ -252,7 +252,11 @@ def update_running(
     share = share if isinstance(share, float) else library.astype(share, compute)
     # Also where n is an int: one expression for eager and traced, and never the caller's own array back.
     counts = n if is_array(n) else xp.full_like(batch.mean, n)
-    enters = (counts > correction) & (share != 0)
+    enters = counts > correction
+    if not isinstance(share, float):
+        enters = enters & (share != 0)
+    elif share == 0:
+        enters = xp.zeros_like(enters)
 
     def moved(running: Any, new: Any) -> Any:
         old, new = library.astype(running, compute), library.astype(new, compute)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -102,10 +103,13 @@ class Library:
         self._peak = _offered(package, "peak")
         self._reshape = _offered(package, "reshape")
         self._constant = _offered(package, "constant")
+        self.normalize = _offered(package, "normalize")
         self._spread = _offered(package, "spread")
         self._laid_out_like = _offered(package, "laid_out_like")
         self._compiling = _offered(package, "compiling")
         self._traced = _offered(package, "traced")
+        # A context without warnings of what NaN, infinity and rounding to 0 do: they are results like any other.
+        self.quiet: Callable[[], AbstractContextManager[Any]] = _offered(package, "quiet") or nullcontext
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
         named = [(getattr(xp, name, None), compute) for name, compute in _COMPUTE.items()]
         self._formats: dict[Any, Format | None] = {dtype: compute for dtype, compute in named if dtype is not None}

@@ -101,13 +101,12 @@ def forward(
     if 0 in plan.shape:
         # y is computed from all arguments even so, or automatic differentiation would find it depends on none.
         saved = _saved_of_nothing(plan, z, library)
-        e, r = z, saved.rstd
+        y = z * saved.rstd
     elif stats is None:
-        e, r, saved = _measure(plan, z, eps, library)
+        y, saved = (library.normalize or normalize)(plan, z, eps, library=library)
     else:
         saved = given(plan, stats, eps, x, library=library)
-        e, r = z * saved.scale - saved.mean, saved.rstd
-    y = e * library.spread(r, plan.shape)
+        y = (z * saved.scale - saved.mean) * saved.rstd
     if weight is not None:
         y = y * library.spread(_as_computed(weight, plan.weight, x, library), plan.shape)
     if bias is not None:
@@ -130,17 +129,55 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, library:
         e = e if plan.given else e - saved.correction
     unit = e * saved.rstd
     g = dy if weight is None else dy * _as_computed(weight, plan.weight, x, library)
-    across = g
-    if not plan.given:
-        across = g - unit * _mean(library.sum(g * unit, plan.reduced), plan.n, library.xp)
-        if plan.centres:
-            across = across - _mean(library.sum(g, plan.reduced), plan.n, library.xp)
-    dx = library.reshape(library.astype(across * saved.rstd * saved.scale, x.dtype), library.shape(x))
+    dx = library.reshape(library.astype(slope(plan, g, unit, saved, library=library), x.dtype), library.shape(x))
     dweight = None if plan.weight is None else library.sum(dy * unit, _shared(plan.weight))
     dbias: Any = None if plan.bias is None else library.sum(dy, _shared(plan.bias))
     if dbias is dy:  # the caller's own array
         dbias = library.xp.astype(dy, dy.dtype, copy=True)
     return library.laid_out_like(dx, x), dweight, dbias
+
+
+def normalize(plan: Plan, z: Any, eps: float, *, library: Library) -> tuple[Any, Saved]:
+    """Return the normalized z, and what was learned of its sets.
+
+    A library that differentiates by itself should be told that `slope` is the derivative: by the chain rule it comes to
+    r³, and where the deviation is 1e14 a gradient of 1e-10 is lost to underflow.
+    """
+    e, r, saved = _measure(plan, z, eps, library)
+    return e * r, saved
+
+
+def slope(plan: Plan, g: Any, unit: Any, saved: Saved, *, library: Library) -> Any:
+    """Return the derivative of the normalized z, applied to a gradient of it or to a change of z: it is symmetric."""
+    across = g if plan.given else project(plan, g, unit, library=library)
+    return times_rstd(plan, across, saved, library=library)
+
+
+def times_rstd(plan: Plan, a: Any, saved: Saved, *, library: Library) -> Any:
+    """Return a/√(var + eps), of x and not of z.
+
+    In one step where that factor is a normal number; of `rstd` and `scale` either may take a large a out of range.
+    """
+    xp, compute = library.xp, _format(a, library)
+    true = saved.rstd * saved.scale
+    fits = (true >= compute.smallest) & (true <= compute.largest)
+    first, second = xp.where(fits, true, saved.rstd), xp.where(fits, xp.ones_like(true), saved.scale)
+    return a * library.spread(first, plan.shape) * library.spread(second, plan.shape)
+
+
+def project(plan: Plan, g: Any, unit: Any, *, library: Library) -> Any:
+    """Return g without what normalization takes out of it: its component along x̂, and its mean."""
+
+    def spread_mean(a: Any) -> Any:
+        return library.spread(library.sum(a, plan.reduced) / plan.n, plan.shape)
+
+    across = g - unit * spread_mean(g * unit)
+    return across - spread_mean(g) if plan.centres else across
+
+
+def slope_of_rstd(saved: Saved) -> Any:
+    """Return by how much `rstd` changes where the mean of x̂·dz is 1."""
+    return -saved.rstd * saved.rstd * saved.scale
 
 
 def _shared(parameter: Shape) -> tuple[int, ...]:

@@ -264,7 +264,8 @@ def update_running(
         updated = (1 - share) * old + share * xp.where(enters, new, xp.zeros_like(new))
         return library.astype(xp.where(enters, updated, old), running.dtype)
 
-    return moved(running_mean, batch.mean), moved(running_var, batch.var(correction))
+    with library.quiet():
+        return moved(running_mean, batch.mean), moved(running_var, batch.var(correction))
 
 
 def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Library]:

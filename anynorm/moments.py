@@ -136,7 +136,8 @@ def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Mo
 
     """
     call = moments_call(x, axis=axis)
-    mean, m2 = _unscaled(measure(call))
+    with call.library.quiet():
+        mean, m2 = _unscaled(measure(call))
     return Moments(call.plan.n, mean, m2) if keepdims else _squeezed(call, mean, m2)
 
 
@@ -216,7 +217,8 @@ def run_with_moments(call: Call) -> tuple[Any, Moments]:
 def moments_of(call: Call, saved: Saved) -> Moments:
     """Return what a call learned of its sets as moments, which are constants to differentiation."""
     constant = call.library.constant
-    return _squeezed(call, *[constant(its) for its in _unscaled(saved)])
+    with call.library.quiet():
+        return _squeezed(call, *[constant(its) for its in _unscaled(saved)])
 
 
 def _unscaled(saved: Saved) -> tuple[Any, Any]:

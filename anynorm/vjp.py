@@ -52,7 +52,7 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
         pullback(dy) returns Gradients(x, weight, bias), however the arguments were passed. dy is an array of x's shape,
         library and device, of any of the four dtypes. dx has x's dtype and its order of axes in memory; dweight and
         dbias have the dtype and shape of the parameter. It may be called any number of times, from several threads. It
-        keeps x, weight and two numbers per set: leave x and weight as they are until the last call.
+        keeps x, weight and a few numbers per set: leave x and weight as they are until the last call.
 
     Raises
     ------
@@ -82,12 +82,15 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
             "array anyway. Leave out as None."
         )
         raise TypeError(msg)
-    y, saved, backward = run_for_gradient(call)
+    quiet = call.library.quiet
+    with quiet():
+        y, saved, backward = run_for_gradient(call)
 
     def pullback(dy: Array) -> Gradients:
         _check_dy(call, dy)
-        dx, dweight, dbias = backward(dy)
-        return Gradients(dx, _like(call.weight, dweight, call), _like(call.bias, dbias, call))
+        with quiet():
+            dx, dweight, dbias = backward(dy)
+            return Gradients(dx, _like(call.weight, dweight, call), _like(call.bias, dbias, call))
 
     result: Any = (y, moments_of(call, saved)) if options.get("return_moments") else y
     return result, pullback

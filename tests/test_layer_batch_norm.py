@@ -352,3 +352,35 @@ def test_compiled_by_torch() -> None:
         torch.testing.assert_close(compiled(its), other(its))
     torch.testing.assert_close(layer.running_var, other.running_var)
     assert int(layer.num_batches_tracked) == 2
+
+
+def test_overflow_in_the_dtype_of_the_statistics() -> None:
+    """A batch whose variance the running one's float16 cannot hold enters nothing and is counted as skipped."""
+    layer = an.BatchNorm(3, dtype="float16")
+    layer(1e4 * np.random.default_rng(0).normal(size=(8, 3)).astype("float32"))
+    assert layer.running_var.tolist() == [1, 1, 1]
+    assert (int(layer.num_batches_tracked), int(layer.num_batches_skipped)) == (0, 1)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transformed_by_torch(transform: str) -> None:
+    """Inside torch.func the statistics would keep a wrapper that is dead afterwards, so training raises."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    layer = an.BatchNorm(3, xp=torch)
+    call = getattr(torch.func, transform)(lambda x: layer(x).sum())
+    x = torch.ones(2, 4, 3) if transform == "vmap" else torch.ones(4, 3)
+    with pytest.raises(RuntimeError, match="while torch is tracing or transforming"):
+        call(x)
+    layer.eval()
+    call(x)
+
+
+def test_repr_of_a_subclass() -> None:
+    """A subclass with arguments of its own shows those of the layer it is."""
+
+    class Block(an.BatchNorm):
+        def __init__(self, name: str) -> None:
+            super().__init__(3)
+            self.name = name
+
+    assert repr(Block("a")) == "Block(3, eps=1e-05, momentum=0.1)"

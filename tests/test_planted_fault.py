@@ -44,8 +44,9 @@ FAULTS = {
         "mixed",
     ),
     "rounded_before_weight": (
-        "y = e * library.spread(r, plan.shape)\n",
-        "y = library.astype(library.astype(e * r, x.dtype), z.dtype)\n",
+        "y, saved = (library.normalize or normalize)(plan, z, eps, library=library)\n",
+        "y, saved = normalize(plan, z, eps, library=library)\n"
+        "        y = library.astype(library.astype(y, x.dtype), z.dtype)\n",
         "mixed",
     ),
     "given_statistics_ignored": ("if stats is None:", "if True:", "ordinary"),

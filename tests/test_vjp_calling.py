@@ -13,6 +13,7 @@ from layouts import LAYOUTS
 from libraries import ONE_OF_EACH, ArrayLibrary, each_library
 
 import anynorm as an
+from anynorm._dispatch import library_of
 
 BY_NAME = {norm.name: norm for norm in NORMS}
 
@@ -205,3 +206,31 @@ def test_torch_vmap(library: ArrayLibrary, norm: Norm) -> None:
         for i, case in enumerate(of):
             one = an.Gradients(*[None if its is None else its[i] for its in found])
             verify_gradients(to_numpy(one, library), case, exact_gradients(case, dy))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fast_paths_of_the_backward_pass(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fast paths off no backend computes the gradients either, whatever holds when the pullback is called."""
+    called = []
+    x = np.ones((2, 3), "float32")
+    library = library_of("test", "x", x)
+    own: Any = library.backward
+
+    def watch(*args: Any, **options: Any) -> Any:
+        called.append(True)
+        return own(*args, **options)
+
+    monkeypatch.setattr(library, "backward", watch)
+    with an.fast_paths(enabled):
+        _, pullback = an.vjp(an.layer_norm, x)
+    pullback(x)
+    assert called == [True] * enabled
+
+
+def test_no_warning_of_what_is_a_result() -> None:
+    """NumPy warns of no NaN, infinity or overflow in gradients, moments and statistics, as of none in results."""
+    x = np.asarray([[1.0, 3.0], [-2.0, 5.0]], "float32")
+    an.vjp(an.batch_norm, x, mean=x[0], var=-x[0])[1](x)
+    an.vjp(an.layer_norm, x, np.ones(2, "float16"))[1](x * 1e30)
+    an.BatchNorm(2)(x * 1e30)
+    an.moments(x * 1e30)

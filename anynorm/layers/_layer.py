@@ -198,7 +198,8 @@ class Layer(Stateful):
         from inspect import Parameter, signature  # here, because importing it takes long
 
         shown = []
-        for name, parameter in signature(type(self)).parameters.items():
+        own = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("anynorm."))  # not a subclass of it
+        for name, parameter in signature(own).parameters.items():
             if name in ("xp", "dtype", "device"):
                 continue
             value = getattr(self, name)
@@ -228,9 +229,10 @@ class Layer(Stateful):
         for argument, its in self._arrays().items():
             own = library_of(name, argument, its)
             if own.name != library.name:
+                module = library.xp.__name__.removeprefix("array_api_compat.")
                 msg = (
                     f"{name}: x is an array of {library.name}, but the layer holds arrays of {own.name}. Nothing is "
-                    f"converted silently: convert x, or move the layer with layer.to({library.name}), given the module."
+                    f"converted silently: convert x, or move the layer with layer.to({module}), given the module."
                 )
                 raise TypeError(msg)
             check_beside(name, argument, its, x, library)

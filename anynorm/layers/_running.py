@@ -36,10 +36,12 @@ def accumulate(
 
     """
     xp = library_of("accumulate", "running_mean", running_mean).xp
+    moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
+    # Those of the new statistics too: what a float32 batch measures may be infinite in float16.
     accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2))
+    accepted = accepted & xp.all(xp.isfinite(moved[0])) & xp.all(xp.isfinite(moved[1]))
     if is_array(batch.n):
         accepted = accepted & xp.any(batch.n > correction)
     elif batch.n <= correction:
         accepted = xp.zeros_like(accepted)
-    moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
     return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted

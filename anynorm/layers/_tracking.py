@@ -75,9 +75,10 @@ class TrackingLayer(Layer):
         if any(library.traced(its) for its in (x, *self._arrays().values())):
             name, function = type(self).__name__, type(self)._function.__name__
             msg = (
-                f"{name}: running statistics cannot be updated while {library.name} is tracing (jit, grad or vmap): "
-                f"the layer would keep a tracer. Use the pure functions, {function}(x, ..., return_moments=True) and "
-                "update_running(...), and return the new statistics; or call layer(x, update=False) or layer.eval()."
+                f"{name}: running statistics cannot be updated while {library.name} is tracing or transforming the "
+                f"call (jit, grad or vmap): the layer would keep a tracer. Use the pure functions, {function}(x, ..., "
+                "return_moments=True) and update_running(...), and return the new statistics; or call layer(x, "
+                "update=False) or layer.eval()."
             )
             raise RuntimeError(msg)
         return True

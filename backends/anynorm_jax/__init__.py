@@ -5,8 +5,9 @@ from anynorm_jax._compiled import constant as constant
 from anynorm_jax._compiled import declines as declines
 from anynorm_jax._compiled import forward as forward
 from anynorm_jax._compiled import moments as moments
-from anynorm_jax._compiled import spread as spread
 from anynorm_jax._compiled import sum as sum
+from anynorm_jax._derivatives import normalize as normalize
+from anynorm_jax._derivatives import spread as spread
 from anynorm_jax._pytrees import traced as traced
 
 places_itself = immutable = True

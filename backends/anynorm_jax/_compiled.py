@@ -27,21 +27,6 @@ def sum(x: Any, axes: tuple[int, ...]) -> Any:
     return x
 
 
-def spread(x: Any, shape: tuple[int, ...]) -> Any:
-    """Broadcast x to a shape, one axis after the other, so that its gradient is summed in the same way.
-
-    The gradient of one broadcast is a plain sum over all axes at once: that of the bias of batch norm on ten axes of 4
-    is 1600 eps off. The longest axis comes last, so that what is made before it is small.
-    """
-    axes = [axis for axis, length in enumerate(shape) if x.shape[axis] != length]
-    if not axes:
-        return x
-    for axis in sorted(axes, key=lambda axis: shape[axis])[:-1]:
-        x = jnp.broadcast_to(x, (*x.shape[:axis], shape[axis], *x.shape[axis + 1 :]))
-        x = lax.optimization_barrier(x)
-    return jnp.broadcast_to(x, shape)
-
-
 def constant(x: Any) -> Any:
     """Return x without its derivatives."""
     return lax.stop_gradient(x)

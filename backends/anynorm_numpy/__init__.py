@@ -1,6 +1,7 @@
 """NumPy arrays in NumPy alone: block by block in cache, with accurate sums in an order fixed by their length."""
 
 from anynorm_numpy._backward import backward as backward
+from anynorm_numpy._backward import quiet as quiet
 from anynorm_numpy._normalize import declines as declines
 from anynorm_numpy._normalize import forward as forward
 from anynorm_numpy._normalize import laid_out_like as laid_out_like

@@ -29,13 +29,17 @@ Index = tuple[slice, ...]
 Shape = tuple[int, ...]
 
 
+def quiet() -> Any:
+    """Return a context in which NumPy does not warn of NaN, infinity and the like."""
+    return np.errstate(all="ignore")
+
+
 def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved) -> tuple[Any, Any, Any]:
     """Return dx like x, and dweight and dbias in the compute dtype and in the plan's shapes for them."""
     library = library_of("backward", "x", x)
-    with np.errstate(all="ignore"):
-        if 0 in plan.shape:
-            return _formula.backward(plan, dy, x, weight, saved, library=library)
-        return _in_slices(plan, dy, x, weight, saved, library)
+    if 0 in plan.shape:
+        return _formula.backward(plan, dy, x, weight, saved, library=library)
+    return _in_slices(plan, dy, x, weight, saved, library)
 
 
 def _in_slices(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, library: Library) -> tuple[Any, Any, Any]:

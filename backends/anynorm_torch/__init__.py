@@ -6,6 +6,8 @@ For those who use torch.nn: its normalization layers by anynorm, and `accelerate
 
 from anynorm_torch._accelerate import Acceleration as Acceleration
 from anynorm_torch._accelerate import accelerate as accelerate
+from anynorm_torch._derivatives import normalize as normalize
+from anynorm_torch._derivatives import spread as spread
 from anynorm_torch._formula import compiling as compiling
 from anynorm_torch._formula import constant as constant
 from anynorm_torch._formula import sum as sum
@@ -14,6 +16,7 @@ from anynorm_torch._memory import declines as declines
 from anynorm_torch._memory import laid_out_like as laid_out_like
 from anynorm_torch._memory import refuses as refuses
 from anynorm_torch._memory import refuses_out as refuses_out
+from anynorm_torch._memory import traced as traced
 from anynorm_torch._memory import unreadable as unreadable
 from anynorm_torch._modules import BatchNorm1d as BatchNorm1d
 from anynorm_torch._modules import BatchNorm2d as BatchNorm2d
@@ -25,7 +28,6 @@ from anynorm_torch._modules import InstanceNorm3d as InstanceNorm3d
 from anynorm_torch._modules import LayerNorm as LayerNorm
 from anynorm_torch._modules import RMSNorm as RMSNorm
 from anynorm_torch._modules import frozen_statistics as frozen_statistics
-from anynorm_torch._spread import spread as spread
 
 # What users call. The rest is what anynorm asks of a backend.
 __all__ = [

@@ -86,6 +86,11 @@ def declines(
     return f"anynorm has no engine for {x.device.type} tensors yet"
 
 
+def traced(x: Any) -> bool:
+    """Say whether torch.func is transforming a call with x, which nothing may keep."""
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
 def laid_out_like(y: Any, x: Any) -> Any:
     """Return y with its axes in memory as x's are: with other operands beside it, arithmetic follows the first."""
     if unreadable(x) is not None or unreadable(y) is not None:

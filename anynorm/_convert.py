@@ -77,14 +77,20 @@ def to_numpy(array: Any) -> NumPyArray:
 def from_numpy(array: NumPyArray, library: Library, dtype: str, device: Any = None) -> Any:
     """Return the values as a library's array of the dtype of this name, on `device` (None: the library's choice).
 
-    The result shares no memory with `array`. A ValueError where the library has no such dtype.
+    The result shares no memory with `array`. A ValueError where the library has no such dtype, or where a value that is
+    finite does not fit it.
     """
     import numpy as np
 
     wanted = dtype_of(library, dtype, device)
     through = wanted if library.name in LIKE_NUMPY else np.dtype("float32" if dtype == "bfloat16" else dtype)
     # A copy of NumPy's own, in C order and native bytes, may be given away: torch and JAX take it over as it is.
-    own = np.array(array, dtype=through, order="C", copy=True)
+    with np.errstate(all="ignore"):
+        own = np.array(array, dtype=through, order="C", copy=True)
+        wrong = own != array if array.dtype.kind in "iu" else np.isinf(own) & np.isfinite(array)
+    if wrong.any():
+        msg = f"{array[wrong].flat[0]} does not fit {dtype}. Choose a dtype that holds it."
+        raise ValueError(msg)
     if library.name == "numpy":
         return own
     placed = library.xp.asarray(own) if device is None else library.xp.asarray(own, device=device)

@@ -52,7 +52,7 @@ def save_state(state: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
     TypeError
         state is not a mapping, a name not a str or a value not an array; nothing is written.
     ValueError
-        Two entries come to the same name, or a dtype is none of the format's.
+        Two entries come to the same name, one is named "__metadata__", or a dtype is none of the format's.
     ImportError
         safetensors is not installed; or ml_dtypes is not, and an array of torch is in bfloat16.
 
@@ -72,13 +72,22 @@ def save_state(state: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
         raise TypeError(msg)
     arrays: dict[str, NumPyArray] = {}
     for name, value in _flat(state, ""):
+        if name == "__metadata__":
+            msg = "save_state: the format keeps the name '__metadata__' for itself. Rename that entry."
+            raise ValueError(msg)
         if name in arrays:
             msg = f"save_state: two entries come to the name {name!r}. Rename one of them."
             raise ValueError(msg)
         arrays[name] = _contiguous(name, value)
     numpy_format = _safetensors("save_state").numpy
     data = numpy_format.save(arrays)
-    Path(file).write_bytes(data)
+    # Under another name first: what was there before is whole until all of the new is.
+    unfinished = Path(f"{os.fspath(file)}.unfinished")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def load_state(file: str | os.PathLike[str]) -> dict[str, NumPyArray]:

@@ -352,3 +352,38 @@ def test_conversion_of_what_torch_marks(library: ArrayLibrary) -> None:
     assert to_numpy(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]
     with pytest.raises(ValueError, match="array_api_strict has no float16 here"):
         dtype_of(library_of("test", "x", pytest.importorskip("array_api_strict").ones(1)), "float16")
+
+
+def test_values_that_do_not_fit() -> None:
+    """A count beyond JAX's int32 and a weight beyond float16 are refused, and nothing is loaded."""
+    jnp: Any = pytest.importorskip("jax.numpy", reason="jax is not installed")
+    state = an.BatchNorm(2).state_dict() | {"num_batches_tracked": np.asarray(2**31 + 5), "weight": np.full(2, 7.0)}
+    layer = an.BatchNorm(2, xp=jnp)
+    with pytest.raises(ValueError, match="2147483653 does not fit int32"):
+        layer.load_state_dict(state)
+    assert layer.weight.tolist() == [1, 1]
+    with pytest.raises(ValueError, match="does not fit float16"):
+        an.LayerNorm(2, dtype="float16").load_state_dict({"weight": np.full(2, 1e6), "bias": np.zeros(2)})
+
+
+def test_file_that_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was saved before stays whole where saving fails halfway, and no other file is left."""
+    file = tmp_path / "model.safetensors"
+    an.save_state({"a": np.ones(3)}, file)
+
+    def fail(self: Path, data: bytes) -> None:
+        with self.open("wb") as out:
+            out.write(data[:10])
+        raise OSError
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError):  # noqa: PT011  the one raised above
+        an.save_state({"a": np.zeros(3)}, file)
+    assert an.load_state(file)["a"].tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_name_of_the_format() -> None:
+    """The one name that the format keeps for itself is refused."""
+    with pytest.raises(ValueError, match="Rename that entry"):
+        an.save_state({"__metadata__": np.ones(3)}, "never.safetensors")

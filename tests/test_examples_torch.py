@@ -52,6 +52,12 @@ CASES = {
 NAMES = sorted({example.name for example in CASES.values()})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def torch_knows_its_functions() -> None:
+    """Let torch's compiler look its functions up before they are replaced, or it would keep the replaced ones."""
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+
+
 @pytest.fixture(autouse=True)
 def torch_norms_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every norm of torch's own raise."""

@@ -201,7 +201,7 @@ def why_formula(call: Call) -> str | None:
 
 
 def run(call: Call, *, save: bool = False) -> tuple[Any, Any]:
-    """Compute y, and what was learned of the statistics if `save` asks for it (None where they were given)."""
+    """Compute y, and what was learned of the statistics if `save` asks for it, as it may where they are measured."""
     plan, library, x, weight, bias, eps, stats, out = call
     if why_formula(call) is not None or library.forward is None:
         return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, library=library)

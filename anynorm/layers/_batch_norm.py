@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._array import Array
-from anynorm._dispatch import library_of
 from anynorm._plan import Axes, axes_argument, index_argument
 from anynorm.batch_norm import batch_norm
 from anynorm.group_norm import instance_norm
 from anynorm.layers._layer import Step, check_apart, count
+from anynorm.layers._running import over_samples
 from anynorm.layers._tracking import TrackingLayer
 from anynorm.moments import Moments
 
@@ -179,19 +179,9 @@ class InstanceNorm(_ByChannel):
         return {"batch_axis": self.batch_axis}
 
     def _by_channel(self, x: Any, batch: Moments) -> Moments:
-        """Return the mean over the samples of each channel's mean and m2 (and so of its variance)."""
-        library = library_of("InstanceNorm", "x", x)
+        """Return the mean over the samples of each channel's moments."""
         ndim = len(x.shape)
         in_batch = () if self.batch_axis is None else self.batch_axis
         samples = {axis % ndim for axis in ((in_batch,) if isinstance(in_batch, int) else in_batch)}
         kept = sorted({self.channel_axis % ndim, *samples})
-        axes = tuple([place for place, axis in enumerate(kept) if axis in samples])
-        if not axes:
-            return batch
-        # Summed, because Dask may not know the length of the batch.
-        number = library.sum(library.xp.ones_like(batch.mean), axes)
-
-        def mean(its: Any) -> Any:
-            return library.xp.squeeze(library.sum(its, axes) / number, axis=axes)
-
-        return Moments(batch.n, mean(batch.mean), mean(batch.m2))
+        return over_samples(batch, tuple([place for place, axis in enumerate(kept) if axis in samples]))

@@ -1,4 +1,4 @@
-"""How a batch enters running statistics in training: not at all where it is not finite. A pure function, no layer."""
+"""How a batch enters running statistics in training: not at all where it is not finite. Pure functions, no layer."""
 
 from __future__ import annotations
 
@@ -45,3 +45,27 @@ def accumulate(
     elif batch.n <= correction:
         accepted = xp.zeros_like(accepted)
     return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted
+
+
+def cumulative_share(tracked: Any, running_mean: Any, batch: Moments) -> Any:
+    """Return the weight of a new batch, after `tracked` others, that makes running statistics the average of all."""
+    library = library_of("cumulative_share", "running_mean", running_mean)
+    compute = library.xp.result_type(library.compute_dtype(running_mean.dtype), batch.mean.dtype)
+    return 1 / library.xp.astype(tracked + 1, compute)
+
+
+def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
+    """Return the mean over the samples, which lie along `axes`, of their mean and m2 (and so of their variance).
+
+    That is what instance norm tracks in torch, not the statistics of all values.
+    """
+    if not axes:
+        return batch
+    library = library_of("over_samples", "batch.mean", batch.mean)
+    # Summed, because Dask may not know the length of the batch.
+    number = library.sum(library.xp.ones_like(batch.mean), axes)
+
+    def mean(its: Any) -> Any:
+        return library.xp.squeeze(library.sum(its, axes) / number, axis=axes)
+
+    return Moments(batch.n, mean(batch.mean), mean(batch.m2))

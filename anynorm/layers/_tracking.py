@@ -11,7 +11,7 @@ from anynorm._dispatch import library_of
 from anynorm._plan import index_argument
 from anynorm.layers._arrays import Home
 from anynorm.layers._layer import Layer
-from anynorm.layers._running import accumulate
+from anynorm.layers._running import accumulate, cumulative_share
 from anynorm.moments import Moments
 
 
@@ -91,10 +91,7 @@ class TrackingLayer(Layer):
             assert self._statistics is not None  # only layers that track learn
             mean, var, tracked, skipped = self._statistics
             xp = library.xp
-            share: Any = self.momentum
-            if share is None:
-                compute = xp.result_type(library.compute_dtype(mean.dtype), batch.mean.dtype)
-                share = 1 / xp.astype(tracked + 1, compute)
+            share = cumulative_share(tracked, mean, batch) if self.momentum is None else self.momentum
             mean, var, accepted = accumulate(mean, var, batch, momentum=share, correction=self.correction)
             step = xp.astype(accepted, tracked.dtype)
             # asarray, because NumPy's 0-d arrays become scalars under arithmetic.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules import batchnorm, instancenorm
 
 import anynorm as an
-from anynorm.layers._running import accumulate
+from anynorm.layers._running import accumulate, cumulative_share, over_samples
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -55,18 +55,18 @@ class _BatchNorm(batchnorm._BatchNorm):
             return _by_running(self, input)
         y, batch = an.batch_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
         if self.track_running_stats and self.running_mean is not None:
-            accepted = _move_running(self, batch, self._share(self.running_mean.dtype))
+            accepted = _move_running(self, batch, self._share(batch))
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(accepted)
         return y
 
-    def _share(self, dtype: torch.dtype) -> float | Tensor:
+    def _share(self, batch: an.Moments) -> Any:
         """Return the weight of the new batch: momentum, or what makes running statistics the average of all batches."""
         if self.momentum is not None:
             return float(self.momentum)
         if self.num_batches_tracked is None:
             return 0.0
-        return 1 / (self.num_batches_tracked + 1).to(torch.promote_types(dtype, torch.float32))
+        return cumulative_share(self.num_batches_tracked, self.running_mean, batch)
 
 
 class _InstanceNorm(instancenorm._InstanceNorm):
@@ -84,9 +84,7 @@ class _InstanceNorm(instancenorm._InstanceNorm):
             raise ValueError(msg)
         y, each = an.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
         if self.track_running_stats and self.running_mean is not None:
-            # torch tracks the average over the batch of the samples' statistics, not the statistics of all its values.
-            batch = an.Moments(each.n, each.mean.mean(0), each.m2.mean(0))
-            _move_running(self, batch, 0.0 if self.momentum is None else float(self.momentum))
+            _move_running(self, over_samples(each, (0,)), 0.0 if self.momentum is None else float(self.momentum))
         return y
 
 

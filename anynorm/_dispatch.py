@@ -177,7 +177,12 @@ class Route(NamedTuple):
 def route(call: Call) -> Route:
     """Decide which implementation serves a call. Nothing is computed."""
     reason = why_formula(call)
-    return Route(call.library.package.__name__ if reason is None else "formula", reason)
+    if reason is not None:
+        return Route("formula", reason)
+    plan, library, x, weight, bias, _, stats, out = call
+    if library.path is None:
+        return Route(library.package.__name__, None)
+    return Route(*library.path(plan, x, weight, bias, stats=stats, out=out))
 
 
 def why_formula(call: Call) -> str | None:

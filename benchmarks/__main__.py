@@ -1,4 +1,4 @@
-"""python -m benchmarks numpy [--dtype float32] [--rounds 15] [--json FILE]."""
+"""python -m benchmarks numpy|cpu: the command line. What is timed is in the modules of those names."""
 
 from __future__ import annotations
 
@@ -9,19 +9,64 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks import numpy_alone
+_RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Run a benchmark, print its table, and write it as JSON if asked to."""
+    """Run a benchmark, print its tables, and write them as JSON, and as a picture, if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Timings as ratios measured in one run.")
-    parser.add_argument("what", choices=["numpy"], help="numpy: NumPy alone against the five-line NumPy formula")
-    parser.add_argument("--dtype", action="append", choices=["float16", "float32", "float64"], help="default: float32")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
+    commands = parser.add_subparsers(dest="what", required=True)
+    alone = commands.add_parser("numpy", help="NumPy alone, without the engine, against the five-line NumPy formula")
+    alone.add_argument("--dtype", action="append", choices=["float16", "float32", "float64"], help="default: float32")
+    alone.add_argument("--rounds", type=int, default=15)
+    alone.add_argument("--json", type=Path, help="write the results to this file")
+    cpu = commands.add_parser("cpu", help="NumPy arrays and torch tensors, against torch, others, and a copy")
+    cpu.add_argument("--quick", action="store_true", help="fewer rounds, and no large data: a minute or two")
+    cpu.add_argument("--only", metavar="PATTERN", default="", help="only what matches this regular expression")
+    cpu.add_argument(
+        "--list", action="store_true", help="print what would be timed, which is what the expression is matched with"
+    )
+    for name in ("json", "picture"):
+        default = _RESULTS / f"cpu.{'json' if name == 'json' else 'png'}"
+        cpu.add_argument(f"--{name}", type=Path, nargs="?", const=default, metavar="FILE", help=f"write it: {default}")
     options = parser.parse_args()
+    if options.what == "numpy":
+        _numpy(options)
+    else:
+        _cpu(options)
+
+
+def _cpu(options: argparse.Namespace) -> None:
+    from benchmarks import machine
+
+    machine.use_cores()  # before anything starts threads
+
+    import torch
+
+    from anynorm._cli.show import progress
+    from benchmarks import cpu, picture
+    from benchmarks.report import report
+
+    items = cpu.plan(only=options.only, few=options.quick)
+    if options.list:
+        print(*items, sep="\n")
+        return
+    torch.set_num_threads(machine.THREADS)
+    with progress() as steps:
+        result = cpu.measure(items, cpu.QUICK_SECONDS if options.quick else cpu.SECONDS, steps.step)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.picture:
+        picture.draw(options.picture, result)
+    report(result)
+
+
+def _numpy(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from benchmarks import numpy_alone
+
+    numpy_alone.without_engine()
     rows: list[dict[str, Any]] = []
     print(f"{'norm':14}{'direction':10}{'shape':21}{'dtype':9}{'ns/element':>11}{'five lines / ours':>19}   quartiles")
     for dtype in options.dtype or ["float32"]:

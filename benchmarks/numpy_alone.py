@@ -7,6 +7,7 @@ this compares time on easy input only.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,11 @@ import anynorm as an
 from anynorm._dispatch import library_of, why_formula
 from anynorm.layer_norm import layer_norm_call
 from benchmarks.timing import Pair, interleaved, per_call
+
+
+def without_engine() -> None:
+    """Switch the engine off in this process, for good: what is timed here is NumPy alone."""
+    sys.modules["numba"] = None  # type: ignore[assignment]  # as if it were not installed: to import it fails
 
 
 def five_lines(x: Any, axes: tuple[int, ...], weight: Any, bias: Any) -> Any:

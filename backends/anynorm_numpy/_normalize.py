@@ -18,6 +18,7 @@ from anynorm import _memory
 from anynorm._array import FLOAT32, FLOAT64, Format
 from anynorm._formula import LARGE, RESCUES, Saved, rsqrt_eps
 from anynorm._plan import Plan
+from anynorm_numpy import _engine
 from anynorm_numpy._affine import Affine
 from anynorm_numpy._block import Block, buffers, partition
 from anynorm_numpy._sets import Sets
@@ -39,6 +40,16 @@ def declines(
     if type(x) not in (np.ndarray, np.memmap):
         return f"{type(x).__name__} is a subclass of ndarray, whose own arithmetic the formula respects"
     return None
+
+
+def path(
+    plan: Plan, x: Any, weight: Any, bias: Any, *, stats: tuple[Any, Any] | None, out: Any  # noqa: ARG001
+) -> tuple[str, str | None]:
+    """Return which package serves a call that is not declined, and why the engine does not."""
+    y = np.empty_like(x, subok=False) if out is None else out
+    laid = [_engine.layout(_engine.parameter(its, x)) for its in (weight, bias)]
+    job = _engine.job_of(plan, x, *laid, (y,))
+    return ("anynorm_numpy", job) if isinstance(job, str) else ("anynorm_numba", None)
 
 
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
@@ -72,6 +83,10 @@ def forward(
 ) -> tuple[Any, Saved | None]:
     """Return y, and what was learned of the statistics if `save` asks for it."""
     y = np.empty_like(x, subok=False) if out is None else out
+    laid = [_engine.parameter(its, x) for its in (weight, bias)]
+    job = _engine.job_of(plan, x, *[_engine.layout(its) for its in laid], (y,))
+    if not isinstance(job, str):
+        return y, _engine.forward(plan, job, x, y, *laid, eps, stats, save=save)
     compute = _compute(x)
     target = Sets.of(y, plan)
     affine = Affine(plan, *[None if its is None else its.astype(compute.name, copy=False) for its in (weight, bias)])
@@ -87,6 +102,9 @@ def forward(
 
 def moments(plan: Plan, x: Any) -> Saved:
     """Return the statistics of each set."""
+    job = _engine.job_of(plan, x, None, None, (x,))
+    if not isinstance(job, str):
+        return cast(Saved, _engine.forward(plan, job, x, None, None, None, 0.0, None, save=True))
     with np.errstate(all="ignore"):
         return _saved(list(_lanes(plan, x, 0.0, None)), plan, x)
 

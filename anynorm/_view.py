@@ -1,0 +1,172 @@
+"""From strides to the five-dimensional view that engines run: which axes of memory take which place in a kernel.
+
+Tuples of ints in, tuples of ints out. No array, no address, no dtype, and nothing of how a kernel runs enters here.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple, cast
+
+from anynorm._plan import Plan
+
+Ints = tuple[int, ...]
+Five = tuple[int, int, int, int, int]
+
+# A parameter's shape as the caller passed it, and its strides.
+Layout = tuple[Ints, Ints]
+
+# A and B are kept; R, S and P are reduced, and along P neither weight nor bias varies.
+_PLACES = "ARBSP"
+
+# The places that an axis may take, the best first. Channels within a group have one alone, so that a group is summed
+# channel by channel, in the same order with a weight and without.
+_KEPT = "AB"
+_CHANNELS = "S"
+_VARYING = "SR"  # reduced, and weight or bias varies along it
+_UNIFORM = "PRS"  # reduced, and neither does
+
+_KINDS = {_KEPT: "kept", _CHANNELS: "channels of a group", _VARYING: "reduced with weight", _UNIFORM: "reduced"}
+
+
+class View(NamedTuple):
+    """How loops over (a, r, b, s, p) run through memory: one statistic per (a, b), reduced over (r, s, p).
+
+    Steps are in the unit of the strides, and 0 along a length of 1 and where a parameter does not vary.
+    """
+
+    lengths: Five
+    steps: tuple[Five, ...]  # of each tensor, x first
+    weight: Five | None
+    bias: Five | None
+    axes: tuple[Ints, ...]  # those of the plan that lie along A, R, B, S, P, outermost first
+
+
+class _Axis(NamedTuple):
+    length: int
+    steps: Ints  # of each tensor, x first, then of weight and of bias
+    places: str
+    members: Ints  # the axes of the plan that it is made of, outermost first
+
+
+@lru_cache(maxsize=4096)
+def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | None, bias: Layout | None) -> View | str:
+    """Return the view of tensors of one shape, x first, or half a sentence that says why there is none.
+
+    `strides` are those of each tensor on x's own axes, in any one unit. No length may be 0.
+    """
+    tensors = [(shape, its) for its in strides]
+    names = ["x", *["an array beside x"] * (len(tensors) - 1), "weight", "bias"]
+    for name, own in zip(names, [*tensors, weight, bias], strict=True):
+        if own is not None and any(length > 1 and step <= 0 for length, step in zip(*own, strict=True)):
+            return f"{name} has a zero or negative stride"
+    laid = [_along(plan.shape, its) for its in tensors]
+    laid += [_along(its, own) for its, own in ((plan.weight, weight), (plan.bias, bias))]
+    axes = _axes(plan, shape, laid)
+    if not _nested(axes):
+        return "axes of x overlap in memory"
+    axes = _merged(axes)
+    places = _places(axes)
+    if places is None:
+        order = ", ".join([_KINDS[axis.places] for axis in axes])
+        return f"the order of x's axes in memory, outermost first, is {order}, which no five-dimensional view holds"
+    taken = dict(zip(places, axes, strict=True))
+    absent = _Axis(1, (0,) * len(laid), "", ())
+    five = [taken.get(place, absent) for place in _PLACES]
+    steps = [cast("Five", its) for its in zip(*[axis.steps for axis in five], strict=True)]
+    return View(
+        cast("Five", tuple([axis.length for axis in five])),
+        tuple(steps[: len(strides)]),
+        None if weight is None else steps[-2],
+        None if bias is None else steps[-1],
+        tuple([axis.members for axis in five]),
+    )
+
+
+def _along(lengths: tuple[int | None, ...] | None, own: Layout | None) -> Ints | None:
+    """Return an array's strides along axes of these lengths: its own axes, one of which may be split in two.
+
+    Both run in the same order, and axes of length 1, which one may have where the other has none, lead nowhere.
+    """
+    if lengths is None or own is None:
+        return None
+    remaining = [(length, stride) for length, stride in zip(*own, strict=True) if length > 1]
+    steps, left, step = [], 1, 0
+    for length in reversed(cast("Ints", lengths)):
+        if length > 1 and left == 1:
+            left, step = remaining.pop()
+        steps.append(step if length > 1 else 0)
+        left, step = left // length, step * length
+    return tuple(reversed(steps))
+
+
+def _axes(plan: Plan, shape: Ints, laid: list[Ints | None]) -> list[_Axis]:
+    """Return the axes longer than 1 in the order of x's strides, outermost first."""
+    channels = _channels(plan, shape)
+    axes = []
+    for axis, length in enumerate(cast("Ints", plan.shape)):
+        steps = tuple([0 if its is None else its[axis] for its in laid])
+        if axis in plan.kept:
+            places = _KEPT
+        elif axis == channels:
+            places = _CHANNELS
+        else:
+            places = _VARYING if any(steps[-2:]) else _UNIFORM
+        if length > 1:
+            axes.append(_Axis(length, steps, places, (axis,)))
+    return sorted(axes, key=lambda axis: -axis.steps[0])
+
+
+def _channels(plan: Plan, shape: Ints) -> int | None:
+    """Return the axis of a group norm's plan that runs over the channels of a group; None for another norm."""
+    if len(plan.shape) == len(shape):
+        return None
+    known = cast("Ints", plan.shape)
+    splits = [
+        axis
+        for axis in plan.kept
+        if axis + 1 in plan.reduced and (*known[:axis], known[axis] * known[axis + 1], *known[axis + 2 :]) == shape
+    ]
+    # Where lengths of 1 leave it open, all but the last have one channel a group: the last never misses channels.
+    return splits[-1] + 1
+
+
+def _nested(axes: list[_Axis]) -> bool:
+    """Say whether each step of x leads beyond all that the axes inside it reach, so that no two elements are one."""
+    reach = 0
+    for axis in reversed(axes):
+        if axis.steps[0] <= reach:
+            return False
+        reach += (axis.length - 1) * axis.steps[0]
+    return True
+
+
+def _merged(axes: list[_Axis]) -> list[_Axis]:
+    """Return axes where each that continues the one inside it, in every array, is one with it."""
+    merged: list[_Axis] = []
+    for inner in axes:
+        outer = merged[-1] if merged else None
+        if outer is not None and _continues(outer, inner):
+            merged[-1] = inner._replace(length=outer.length * inner.length, members=outer.members + inner.members)
+        else:
+            merged.append(inner)
+    return merged
+
+
+def _continues(outer: _Axis, inner: _Axis) -> bool:
+    """Say whether a step along `outer` is, in every array, the one after the last along `inner`."""
+    # Channels within a group, of which there is one axis, share their places with none.
+    return outer.places == inner.places and outer.steps == tuple([step * inner.length for step in inner.steps])
+
+
+def _places(axes: list[_Axis]) -> tuple[str, ...] | None:
+    """Return the place that each axis takes, in order, or None where they do not fit."""
+
+    def fit(places: tuple[str, ...]) -> bool:
+        return all(place in axis.places for place, axis in zip(places, axes, strict=True))
+
+    def regret(places: tuple[str, ...]) -> int:
+        return sum(axis.places.index(place) for place, axis in zip(places, axes, strict=True))
+
+    return min(filter(fit, combinations(_PLACES, len(axes))), key=regret, default=None)

@@ -1,0 +1,266 @@
+"""The backward pass of sets that lie side by side: see `_columns`.
+
+A column's Σdy and Σdy·(z − mean) are its shares of dbias and dweight, and with its weight those of its set's sums. Where
+the weight varies from row to row, g = dy·weight is what columns sum, and each row sums its own dy·x̂ and dy.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from anynorm_numba import _geometry as at
+from anynorm_numba._columns import add_rows, block_of, fold_lanes, lay_parameter, recall_block, repeat, total_of
+from anynorm_numba._loops import gradient_across, parameters_along, slope, slope_rows
+from anynorm_numba._rows import folded
+from anynorm_numba._statistics import plus
+from anynorm_numba._vectors import (
+    GROUP,
+    LANES,
+    clear,
+    computed_bytes,
+    field,
+    number,
+    planes,
+    put_number,
+    put_real,
+    real,
+    scratch,
+    stored_bytes,
+)
+
+CHUNK = at.CHUNK
+
+# Planes of a room: float64 for the sums, then numbers of C. The fifth of what is saved is not needed: there lies weight.
+SCALE, MEAN, CORRECTION, RSTD, SAVED, WEIGHT, OF_MEAN, OF_UNIT, TOTALS = 0, 1, 2, 3, 4, 8, 9, 10, 11
+
+
+@register_jitable
+def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
+    """Lay out beside the columns of a block what its rows are read with."""
+    size = computed_bytes(kind)
+    recall_block(kind, geometry, saved, a, first, room + SAVED * plane, plane, width)
+    if not field(kind, geometry, at.BY_ROW):
+        lay_parameter(kind, geometry, at.WEIGHT, weight, a, first, width, room + WEIGHT * plane)
+    for j in range(width):
+        for which in range(4):
+            value = number(kind, room + (SAVED + which) * plane + j * size)
+            target = MEAN if which == 0 else CORRECTION if which == 1 else RSTD if which == 2 else SCALE
+            put_real(kind, room + target * plane + 8 * j, value)
+    for which in range(SAVED):
+        repeat(kind, geometry, room + which * plane, 8, width)
+
+
+@register_jitable
+def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area):
+    """Sum a chunk of rows: afterwards the area begins with Σg and Σg·(z − mean) for each column."""
+    step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
+    narrow, by_row = field(kind, geometry, at.NARROW), field(kind, geometry, at.BY_ROW)
+    of_weight = field(kind, geometry, at.WEIGHT + at.R)
+    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
+    of_plane = 8 * LANES * width
+    for i in range(2 * planes(kind) * LANES * width):
+        put_real(kind, area + 8 * i, 0.0)
+    while row < last:
+        whole, left = divmod(min(LANES * GROUP, last - row), LANES)
+        for part in range(2 if narrow else LANES):
+            # Of a narrow table all lanes at once: first those that have a row more.
+            lane = left * part if narrow else part
+            lanes = 1 if not narrow else left if part == 0 else LANES - left
+            count = whole + 1 if lane < left else whole
+            w = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+            if by_row:
+                begins, far = weight + (row + lane) * of_weight, LANES * of_weight
+                w = (
+                    number(kind, begins),
+                    number(kind, begins + min(1, count - 1) * far),
+                    number(kind, begins + min(2, count - 1) * far),
+                    number(kind, begins + min(3, count - 1) * far),
+                    number(kind, begins + min(4, count - 1) * far),
+                    number(kind, begins + min(5, count - 1) * far),
+                    number(kind, begins + min(6, count - 1) * far),
+                    number(kind, begins + min(7, count - 1) * far),
+                )
+            skipped = 8 * lane * width
+            planes_from = skipped if narrow else 0
+            gradient_across(
+                kind,
+                lanes * width if count else 0,
+                count,
+                area + skipped,
+                of_plane,
+                x + (row + lane) * step,
+                LANES * step,
+                dy + (row + lane) * dy_step,
+                LANES * dy_step,
+                w[0],
+                w[1],
+                w[2],
+                w[3],
+                w[4],
+                w[5],
+                w[6],
+                w[7],
+                room + SCALE * plane + planes_from,
+                room + MEAN * plane + planes_from,
+                room + CORRECTION * plane + planes_from,
+            )
+        row += LANES * GROUP
+    fold_lanes(kind, area, width)
+
+
+@register_jitable
+def settle_gradients(kind, geometry, weight, partial, a, first, room, plane, width):
+    """Settle S(g) and S(g·x̂) of a block's sets, and store its columns' shares of dweight and dbias."""
+    members = field(kind, geometry, at.S) * field(kind, geometry, at.P)
+    columns = field(kind, geometry, at.B) * members
+    by_row, size = field(kind, geometry, at.BY_ROW), computed_bytes(kind)
+    n = float(field(kind, geometry, at.R) * members)
+    totals = room + TOTALS * plane
+    for begins in range(0, width, members):
+        of_g = of_unit = (0.0, 0.0)
+        rstd = real(kind, room + RSTD * plane + 8 * begins)
+        for j in range(begins, begins + members):
+            s, q = total_of(kind, totals, width, 0, j), total_of(kind, totals, width, 1, j)
+            w = 1.0
+            if not by_row:
+                w = number(kind, room + WEIGHT * plane + j * size)
+                if partial:
+                    address = partial + 8 * (a * columns + first + j)
+                    put_real(kind, address, (q[0] + q[1]) * rstd)
+                    put_real(kind, address + 8 * field(kind, geometry, at.A) * columns, s[0] + s[1])
+            of_g, of_unit = plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
+        of_mean = mean_of_unit = 0.0
+        if not field(kind, geometry, at.GIVEN):
+            mean_of_unit = (of_unit[0] + of_unit[1]) / n * rstd
+            if field(kind, geometry, at.CENTRES):
+                of_mean = (of_g[0] + of_g[1]) / n
+        for j in range(begins, begins + members):
+            put_number(kind, room + OF_MEAN * plane + j * size, of_mean)
+            put_number(kind, room + OF_UNIT * plane + j * size, mean_of_unit)
+    for which in range(SAVED, TOTALS):
+        repeat(kind, geometry, room + which * plane, size, width)
+
+
+@register_jitable
+def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room, plane, width):
+    """Write dx of a chunk of rows; and where the weight varies from row to row, each row's shares of the gradients."""
+    step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
+    dx_step, of_weight = field(kind, geometry, at.Y + at.R), field(kind, geometry, at.WEIGHT + at.R)
+    rows = field(kind, geometry, at.R)
+    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, rows)
+    mean, correction = room + SAVED * plane, room + (SAVED + 1) * plane
+    rstd, scale = room + (SAVED + 2) * plane, room + (SAVED + 3) * plane
+    weights, of_mean, of_unit = room + WEIGHT * plane, room + OF_MEAN * plane, room + OF_UNIT * plane
+    if field(kind, geometry, at.BY_ROW):
+        sums = scratch(kind)
+        blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
+        while row < last:
+            source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
+            w = number(kind, weight + row * of_weight)
+            if partial:
+                clear(kind, sums)
+                parameters_along(
+                    kind,
+                    width,
+                    0,
+                    sums,
+                    source,
+                    gradient,
+                    room + SCALE * plane,
+                    room + MEAN * plane,
+                    room + CORRECTION * plane,
+                    room + RSTD * plane,
+                )
+                of_weights, of_biases = folded(kind, sums)
+                address = partial + 8 * (block * rows + row)
+                put_real(kind, address, of_weights[0] + of_weights[1])
+                put_real(kind, address + 8 * blocks * rows, of_biases[0] + of_biases[1])
+            slope(kind, width, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
+            row += 1
+        return
+    together = LANES if field(kind, geometry, at.NARROW) else 1
+    while row + GROUP * together <= last:
+        source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
+        slope_rows(
+            kind,
+            together * width,
+            target,
+            together * dx_step,
+            source,
+            together * step,
+            gradient,
+            together * dy_step,
+            weights,
+            scale,
+            mean,
+            correction,
+            rstd,
+            of_mean,
+            of_unit,
+        )
+        row += GROUP * together
+    while row < last:
+        count = min(together, last - row)
+        source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
+        slope(
+            kind, count * width, target, source, gradient, weights, scale, mean, correction, rstd, of_mean, of_unit
+        )
+        row += count
+
+
+def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):
+    """Write dx of sets that lie side by side; at `partial`, unless 0, what the gradients of weight and bias sum up."""
+    chunks, tasks = field(kind, geometry, at.CHUNKS), field(kind, geometry, at.TASKS)
+    blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
+    room_bytes, area_bytes = field(kind, geometry, at.ROOM), field(kind, geometry, at.AREA)
+    plane = 8 * field(kind, geometry, at.WIDTH) * (LANES if field(kind, geometry, at.NARROW) else 1)
+    size = stored_bytes(kind)
+    if phase == at.WHOLE:
+        begins, ends = index * blocks // tasks, (index + 1) * blocks // tasks
+    else:
+        begins = index if phase == at.START or phase == at.SETTLE else index // chunks
+        ends = begins + 1
+    for block in range(begins, ends):
+        a, first, width = block_of(kind, geometry, block)
+        source = x + a * field(kind, geometry, at.X + at.A) + first * size
+        gradient = dy + a * field(kind, geometry, at.DY + at.A) + first * size
+        target = dx + a * field(kind, geometry, at.Y + at.A) + first * size
+        its_weight = weight + a * field(kind, geometry, at.WEIGHT + at.A)
+        if phase == at.WHOLE:
+            room = work + index * (room_bytes + area_bytes)
+            area = room + room_bytes
+            first_chunk, last_chunk = 0, chunks
+        else:
+            room = work + block * room_bytes
+            area = work + blocks * room_bytes + block * chunks * area_bytes
+            first_chunk = index - block * chunks if phase == at.SUM or phase == at.WRITE else 0
+            last_chunk = first_chunk + 1
+        if phase == at.WHOLE or phase == at.START:
+            prepare(kind, geometry, weight, saved, a, first, room, plane, width)
+        if phase == at.WHOLE or phase == at.SUM:
+            for chunk in range(first_chunk, last_chunk):
+                where = area if phase == at.WHOLE else area + chunk * area_bytes
+                sum_gradients(kind, geometry, source, gradient, its_weight, chunk, room, plane, width, where)
+                if phase == at.WHOLE:
+                    add_rows(kind, room + TOTALS * plane, width, where, chunk)
+        if phase == at.SETTLE:
+            for chunk in range(chunks):
+                add_rows(kind, room + TOTALS * plane, width, area + chunk * area_bytes, chunk)
+        if phase == at.WHOLE or phase == at.SETTLE:
+            settle_gradients(kind, geometry, its_weight, partial, a, first, room, plane, width)
+        if phase == at.WHOLE or phase == at.WRITE:
+            for chunk in range(first_chunk, last_chunk):
+                write_slopes(
+                    kind,
+                    geometry,
+                    source,
+                    gradient,
+                    target,
+                    its_weight,
+                    partial,
+                    block,
+                    chunk,
+                    room,
+                    plane,
+                    width,
+                )

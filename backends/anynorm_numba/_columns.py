@@ -1,0 +1,325 @@
+"""Sets that lie side by side in memory: the columns of a table of R rows, each or a few neighbours of them a set.
+
+A column is a line: it is summed chunk by chunk, its elements in lanes by the number of their row, so that its sum has
+the bits it would have along a run. M = S·P columns are a set. The weight varies from column to column, or from row to
+row (BY_ROW). Work goes by blocks of WIDTH columns; where a table is NARROW and nothing lies between its rows, eight rows
+are taken for one.
+
+A block has a room in memory, planes of numbers for each of its columns, and an area for the lanes of its sums. In one go
+(WHOLE) a task has one room and one area for all its blocks. For a few large blocks it does one step for one chunk of
+rows, and there is a room for each block and an area for each of its chunks.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from anynorm_numba import _geometry as at
+from anynorm_numba._loops import normalize, normalize_rows, spread_across
+from anynorm_numba._rows import in_numbers_of_c, keep, kept
+from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
+from anynorm_numba._vectors import (
+    GROUP,
+    LANES,
+    computed_bytes,
+    element,
+    field,
+    merge_sums,
+    number,
+    planes,
+    put_number,
+    put_real,
+    real,
+    stored_bytes,
+)
+
+CHUNK = at.CHUNK
+
+# Planes of a room: float64 for the pivot and its scale, then numbers of C, in the order of what is saved.
+PIVOT, SCALE, OUTCOME, WEIGHT, BIAS, TOTALS = 0, 1, 2, 7, 8, 9
+
+# A room's last number: whether some set of the block is to be measured again, and how often it was.
+PENDING, ATTEMPT = -1, -2
+
+
+@register_jitable
+def block_of(kind, geometry, block):
+    """Return a block's a, its first column and how many it has."""
+    blocks, width = field(kind, geometry, at.BLOCKS), field(kind, geometry, at.WIDTH)
+    columns = field(kind, geometry, at.B) * field(kind, geometry, at.S) * field(kind, geometry, at.P)
+    a = block // blocks
+    first = (block - a * blocks) * width
+    return a, first, min(width, columns - first)
+
+
+@register_jitable
+def repeat(kind, geometry, begins, size, width):
+    """Repeat a plane of a room, of numbers of this size, for each of the rows that are taken for one."""
+    if field(kind, geometry, at.NARROW):
+        for j in range(width, LANES * width):
+            if size == 8:
+                put_real(kind, begins + j * size, real(kind, begins + (j - width) * size))
+            else:
+                put_number(kind, begins + j * size, number(kind, begins + (j - width) * size))
+
+
+@register_jitable
+def begin(kind, geometry, source, room, plane, width):
+    """Choose a pivot for each set: its first element."""
+    of_set, size = field(kind, geometry, at.S) * field(kind, geometry, at.P), stored_bytes(kind)
+    centres = field(kind, geometry, at.CENTRES)
+    for j in range(width):
+        pivot = element(kind, source + j // of_set * of_set * size) if centres else 0.0
+        put_real(kind, room + PIVOT * plane + 8 * j, pivot)
+        put_real(kind, room + SCALE * plane + 8 * j, 1.0)
+    for which in range(OUTCOME):
+        repeat(kind, geometry, room + which * plane, 8, width)
+
+
+@register_jitable
+def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
+    """Lay a parameter that varies along columns out beside them."""
+    s_length, p_length = field(kind, geometry, at.S), field(kind, geometry, at.P)
+    of_b, of_s = field(kind, geometry, tensor + at.B), field(kind, geometry, tensor + at.S)
+    begins, size = address + a * field(kind, geometry, tensor + at.A), computed_bytes(kind)
+    s, b = first // p_length % s_length, first // (p_length * s_length)
+    p = 0
+    for j in range(width):
+        put_number(kind, target + j * size, number(kind, begins + b * of_b + s * of_s))
+        p += 1
+        if p == p_length:
+            p, s = 0, s + 1
+        if s == s_length:
+            s, b = 0, b + 1
+
+
+@register_jitable
+def sum_rows(kind, geometry, source, chunk, room, plane, width, area):
+    """Sum a chunk of rows: afterwards the area begins with Σ(z − pivot) and its squares for each column."""
+    step = field(kind, geometry, at.X + at.R)
+    narrow = field(kind, geometry, at.NARROW)
+    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
+    of_plane = 8 * LANES * width
+    pivot, scale = room + PIVOT * plane, room + SCALE * plane
+    for i in range(2 * planes(kind) * LANES * width):
+        put_real(kind, area + 8 * i, 0.0)
+    while row < last:
+        whole, left = divmod(min(LANES * GROUP, last - row), LANES)
+        base = source + row * step
+        if narrow:
+            split = 8 * left * width
+            elements = left * width
+            spread_across(kind, elements, whole + 1, area, of_plane, base, LANES * step, scale, pivot)
+            base += elements * stored_bytes(kind)
+            elements = (LANES - left) * width
+            spread_across(
+                kind, elements, whole, area + split, of_plane, base, LANES * step, scale + split, pivot + split
+            )
+        else:
+            for lane in range(LANES):
+                count = whole + 1 if lane < left else whole
+                sums = area + 8 * width * lane
+                spread_across(kind, width, count, sums, of_plane, base + lane * step, LANES * step, scale, pivot)
+        row += LANES * GROUP
+    fold_lanes(kind, area, width)
+
+
+@register_jitable
+def fold_lanes(kind, area, width):
+    """Add up the lanes of two sums for each column."""
+    of_plane = 8 * LANES * width
+    for term in range(2):
+        sums = area + term * planes(kind) * of_plane
+        lanes = LANES // 2
+        while lanes > 0:
+            merge_sums(kind, lanes * width, sums, of_plane, sums + 8 * lanes * width, of_plane)
+            lanes //= 2
+
+
+@register_jitable
+def add_rows(kind, totals, width, area, chunk):
+    """Add the sums of a chunk of rows to those of the block."""
+    of_plane = 8 * LANES * width
+    if chunk == 0:
+        for i in range(2 * planes(kind) * width):
+            put_real(kind, totals + 8 * i, 0.0)
+    for term in range(2):
+        begins = totals + 8 * term * planes(kind) * width
+        merge_sums(kind, width, begins, 8 * width, area + term * planes(kind) * of_plane, of_plane)
+
+
+@register_jitable
+def total_of(kind, totals, width, term, j):
+    """Return a column's sum, and what it lost."""
+    address = totals + 8 * (term * planes(kind) * width + j)
+    return real(kind, address), real(kind, address + 8 * width) if planes(kind) == 2 else 0.0
+
+
+@register_jitable
+def settle_block(kind, geometry, source, room, plane, width, eps, attempt):
+    """Settle the statistics of a block's sets; return whether some are to be measured again."""
+    of_set = field(kind, geometry, at.S) * field(kind, geometry, at.P)
+    centres = field(kind, geometry, at.CENTRES)
+    n = float(field(kind, geometry, at.R) * of_set)
+    outcome, size = room + OUTCOME * plane, computed_bytes(kind)
+    pivots, scales = room + PIVOT * plane, room + SCALE * plane
+    totals = room + TOTALS * plane
+    special = 1
+    if of_set == 1:
+        special = settle_ordinary(kind, width, n, eps, centres, totals, 8 * width, scales, pivots, outcome, plane)
+    again = False
+    if special:
+        for first in range(0, width, of_set):
+            if of_set > 1 or number(kind, outcome + 2 * plane + first * size) == SPECIAL:
+                s = q = (0.0, 0.0)
+                for j in range(first, first + of_set):
+                    s = plus(s, total_of(kind, totals, width, 0, j))
+                    q = plus(q, total_of(kind, totals, width, 1, j))
+                pivot, scale = real(kind, pivots + 8 * first), real(kind, scales + 8 * first)
+                value = element(kind, source + first * stored_bytes(kind))
+                (once_more, pivot, scale), found = settle(
+                    kind, planes(kind) == 2, centres != 0, n, eps, attempt, value, pivot, scale, s, q
+                )
+                again = again or once_more
+                found = in_numbers_of_c(kind, found)
+                for j in range(first, first + of_set):
+                    put_real(kind, pivots + 8 * j, pivot)
+                    put_real(kind, scales + 8 * j, scale)
+                    keep(kind, outcome + j * size, plane, found)
+    if again:
+        for which in range(OUTCOME):
+            repeat(kind, geometry, room + which * plane, 8, width)
+    return again
+
+
+@register_jitable
+def save_block(kind, geometry, saved, a, first, room, plane, width):
+    """Store the statistics of a block's sets."""
+    of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
+    sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
+    target = saved + (a * inner + first // of_set) * size
+    for i in range(5):
+        for k in range(width // of_set):
+            value = number(kind, room + (OUTCOME + i) * plane + k * of_set * size)
+            put_number(kind, target + i * sets * size + k * size, value)
+
+
+@register_jitable
+def recall_block(kind, geometry, saved, a, first, target, plane, width):
+    """Lay the statistics of a block's sets out beside its columns, in planes of a room."""
+    of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
+    sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
+    begins = saved + (a * inner + first // of_set) * size
+    for k in range(width // of_set):
+        found = kept(kind, begins + k * size, sets * size)
+        for j in range(k * of_set, (k + 1) * of_set):
+            keep(kind, target + j * size, plane, found)
+
+
+@register_jitable
+def write_rows(kind, geometry, source, target, weight, bias, chunk, room, plane, width):
+    """Write y of a chunk of rows."""
+    step, y_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
+    of_weight, of_bias = field(kind, geometry, at.WEIGHT + at.R), field(kind, geometry, at.BIAS + at.R)
+    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
+    outcome = room + OUTCOME * plane
+    mean, correction, rstd, scale = outcome, outcome + plane, outcome + 2 * plane, outcome + 3 * plane
+    if field(kind, geometry, at.BY_ROW):
+        while row < last:
+            w, b = number(kind, weight + row * of_weight), number(kind, bias + row * of_bias)
+            y, x = target + row * y_step, source + row * step
+            normalize(kind, width, y, x, scale, mean, correction, rstd, w, b)
+            row += 1
+        return
+    weights, biases = room + WEIGHT * plane, room + BIAS * plane
+    together = LANES if field(kind, geometry, at.NARROW) else 1
+    while row + GROUP * together <= last:
+        y, x = target + row * y_step, source + row * step
+        far, x_far = together * y_step, together * step
+        normalize_rows(kind, together * width, y, far, x, x_far, scale, mean, correction, rstd, weights, biases)
+        row += GROUP * together
+    while row < last:
+        rows = min(together, last - row)
+        y, x = target + row * y_step, source + row * step
+        normalize(kind, rows * width, y, x, scale, mean, correction, rstd, weights, biases)
+        row += rows
+
+
+@register_jitable
+def prepare_write(kind, geometry, weight, bias, a, first, room, plane, width):
+    """Lay out beside the columns of a block what its rows are written with."""
+    if not field(kind, geometry, at.BY_ROW):
+        lay_parameter(kind, geometry, at.WEIGHT, weight, a, first, width, room + WEIGHT * plane)
+        lay_parameter(kind, geometry, at.BIAS, bias, a, first, width, room + BIAS * plane)
+    for which in range(OUTCOME, TOTALS):
+        repeat(kind, geometry, room + which * plane, computed_bytes(kind), width)
+
+
+def columns(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, eps):
+    """Normalize sets that lie side by side."""
+    chunks, tasks = field(kind, geometry, at.CHUNKS), field(kind, geometry, at.TASKS)
+    blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
+    room_bytes, area_bytes = field(kind, geometry, at.ROOM), field(kind, geometry, at.AREA)
+    plane = 8 * field(kind, geometry, at.WIDTH) * (LANES if field(kind, geometry, at.NARROW) else 1)
+    size = stored_bytes(kind)
+    if phase == at.WHOLE:
+        room = work + index * (room_bytes + area_bytes)
+        area = room + room_bytes
+        for block in range(index * blocks // tasks, (index + 1) * blocks // tasks):
+            a, first, width = block_of(kind, geometry, block)
+            source = x + a * field(kind, geometry, at.X + at.A) + first * size
+            if given:
+                recall_block(kind, geometry, saved, a, first, room + OUTCOME * plane, plane, width)
+            else:
+                begin(kind, geometry, source, room, plane, width)
+                attempt = 0
+                again = True
+                while again:
+                    for chunk in range(chunks):
+                        sum_rows(kind, geometry, source, chunk, room, plane, width, area)
+                        add_rows(kind, room + TOTALS * plane, width, area, chunk)
+                    again = settle_block(kind, geometry, source, room, plane, width, eps, attempt)
+                    attempt += 1
+                if saved:
+                    save_block(kind, geometry, saved, a, first, room, plane, width)
+            if y:
+                prepare_write(kind, geometry, weight, bias, a, first, room, plane, width)
+                target = y + a * field(kind, geometry, at.Y + at.A) + first * size
+                its_weight = weight + a * field(kind, geometry, at.WEIGHT + at.A)
+                its_bias = bias + a * field(kind, geometry, at.BIAS + at.A)
+                for chunk in range(chunks):
+                    write_rows(kind, geometry, source, target, its_weight, its_bias, chunk, room, plane, width)
+        return
+    block, chunk = (index, 0) if phase == at.START or phase == at.SETTLE else divmod(index, chunks)
+    a, first, width = block_of(kind, geometry, block)
+    room = work + block * room_bytes
+    areas = work + blocks * room_bytes + block * chunks * area_bytes
+    pending, attempt = room + room_bytes + 8 * PENDING, room + room_bytes + 8 * ATTEMPT
+    source = x + a * field(kind, geometry, at.X + at.A) + first * size
+    if phase == at.START:
+        if given:
+            recall_block(kind, geometry, saved, a, first, room + OUTCOME * plane, plane, width)
+            prepare_write(kind, geometry, weight, bias, a, first, room, plane, width)
+        else:
+            begin(kind, geometry, source, room, plane, width)
+        put_real(kind, pending, 0.0 if given else 1.0)
+        put_real(kind, attempt, 0.0)
+    elif phase == at.SUM:
+        if real(kind, pending) != 0.0:
+            sum_rows(kind, geometry, source, chunk, room, plane, width, areas + chunk * area_bytes)
+    elif phase == at.SETTLE:
+        if real(kind, pending) != 0.0:
+            for its in range(chunks):
+                add_rows(kind, room + TOTALS * plane, width, areas + its * area_bytes, its)
+            again = settle_block(kind, geometry, source, room, plane, width, eps, real(kind, attempt))
+            put_real(kind, attempt, real(kind, attempt) + 1.0)
+            if not again:
+                put_real(kind, pending, 0.0)
+                if saved:
+                    save_block(kind, geometry, saved, a, first, room, plane, width)
+                prepare_write(kind, geometry, weight, bias, a, first, room, plane, width)
+    else:
+        target = y + a * field(kind, geometry, at.Y + at.A) + first * size
+        its_weight = weight + a * field(kind, geometry, at.WEIGHT + at.A)
+        its_bias = bias + a * field(kind, geometry, at.BIAS + at.A)
+        write_rows(kind, geometry, source, target, its_weight, its_bias, chunk, room, plane, width)

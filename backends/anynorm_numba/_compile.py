@@ -1,0 +1,149 @@
+"""How functions become machine code and where that is kept: in memory, and on disk where a directory can be written.
+
+Knows numba, no kernel. numba is imported when something is first compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from types import FunctionType
+from typing import Any
+
+# numba's type for the storage of each dtype. Of the shorter ones kernels see the bits.
+STORAGE = {"float64": "float64", "float32": "float32", "float16": "int16", "bfloat16": "uint16"}
+
+# What a task is given beside phase and index: the addresses of its geometry and of seven buffers.
+ADDRESSES = 8
+
+# Settings of numba that change machine code and that its cache does not tell apart.
+SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE", "USING_SVML")
+
+_built: dict[tuple[Any, ...], Any] = {}
+_lock = threading.RLock()
+
+
+def task(function: Callable[..., None], kind: str) -> int:
+    """Return the address of a kernel compiled for one dtype.
+
+    The kernel's first argument is a null pointer. Only its type counts: it tells a kernel the dtype of its buffers, and
+    numba's cache the kernels of one source apart.
+
+    Parameters
+    ----------
+    function : function
+        A module's own `kernel(storage, phase, index, geometry, a0, ..., a6, eps)`: a pointer, ten integers, a float.
+    kind : {"float64", "float32", "float16", "bfloat16"}
+        The dtype.
+
+    """
+    key = function, kind
+    built = _built.get(key)
+    if built is None:
+        types = numba().types
+        signature = task_signature(types.CPointer(getattr(types, STORAGE[kind])))
+        built = _build(key, numba().cfunc, function, signature, error_model="numpy", nogil=True)
+    address: int = built.address
+    return address
+
+
+def numba() -> Any:
+    """Return numba, imported when first asked for. It is annotated in part, and wrongly: here it is Any."""
+    with _lock:
+        import numba
+
+    return numba
+
+
+def task_signature(*first: Any) -> Any:
+    """Return the numba signature of a task: what comes first, then phase, index, the addresses and eps."""
+    types = numba().types
+    return types.void(*first, *[types.int64] * (2 + ADDRESSES), types.float64)
+
+
+def compiled(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
+    """Return a module's own function compiled by `numba.njit` for one signature.
+
+    A function must not be compiled twice with other options: numba's cache would not tell the two apart.
+    """
+    key = function, signature
+    built = _built.get(key)
+    return _build(key, _njit, function, signature, **options) if built is None else built
+
+
+def _njit(signature: Any, **options: Any) -> Any:
+    return numba().njit([signature], **options)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep other threads from compiling, and processes from being forked, until the block ends.
+
+    A child forked while another thread compiles, or imports numba, would wait for ever: that thread holds numba's lock,
+    or that of the import, and does not exist in the child. What others compile with numba is not waited for.
+    """
+    with _lock:
+        yield
+
+
+def _build(key: tuple[Any, ...], decorator: Callable[..., Any], function: Any, signature: Any, **options: Any) -> Any:
+    with alone():
+        if key not in _built:
+            stamped = _stamped(function)
+            try:
+                built = decorator(signature, cache=True, **options)(stamped)
+            except Exception:  # no directory can be written, the disk is full, a cached file is damaged
+                built = decorator(signature, **options)(stamped)  # a fault of the function's own comes again here
+            _built[key] = built
+        return _built[key]
+
+
+def _stamped(function: Any) -> Any:
+    """Return a copy whose qualified name, from which numba makes the name of the cached file, ends in the digest."""
+    copy = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__qualname__ = f"{function.__qualname__}_{_digest()}"
+    copy.__module__ = function.__module__
+    return copy
+
+
+@cache
+def _digest() -> str:
+    """Return what stands for all that a compiled kernel depends on and that numba's cache does not look at.
+
+    It looks at the file a kernel is written in, its own version, the processor and the system; not at the other files
+    whose functions are compiled into the kernel.
+    """
+    import llvmlite
+
+    digest = hashlib.blake2b(digest_size=6)
+    for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            digest.update(f"{file.name} {hashlib.blake2b(file.read_bytes()).hexdigest()}\n".encode())
+    digest.update(f"llvmlite {llvmlite.__version__}\n".encode())
+    for name in SETTINGS:
+        digest.update(f"{name} {getattr(numba().config, name, None)}\n".encode())
+    return digest.hexdigest()
+
+
+def _acquire() -> None:
+    _lock.acquire()
+
+
+def _release() -> None:
+    _lock.release()
+
+
+def _renew() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_acquire, after_in_parent=_release, after_in_child=_renew)

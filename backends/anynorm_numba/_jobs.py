@@ -1,0 +1,169 @@
+"""From a view to a job: which kernel runs, how the work is cut, and the geometry it reads. No array is touched."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from anynorm._plan import Plan
+from anynorm._view import Ints, Layout, View, view
+from anynorm_numba import _geometry as at
+
+# Bytes of an element, and of a number of C, in which weights and statistics are.
+SIZES = {"float16": (2, 4), "bfloat16": (2, 4), "float32": (4, 4), "float64": (8, 8)}
+
+# Rows shorter than this, of sets that have several, go side by side with those of other sets.
+SHORT = 64
+
+# Columns of a block: of 256 float32 the lanes of their sums take 32 KiB.
+WIDTH = 256
+
+# Columns in a table so narrow that loops over one row would be short.
+NARROW = 64
+
+# Tasks for each thread: enough that one that is held up does not keep the others waiting.
+SHARES = 4
+
+
+class Job(NamedTuple):
+    """What to run for arrays of one layout, in a number of threads."""
+
+    rows: bool  # sets as runs; or side by side
+    kind: str
+    view: View
+    geometry: Any  # an array of int64, kept alive here
+    address: int
+    elements: int
+    units: int  # sets, or blocks of columns
+    items: int  # pieces of a unit
+    split: bool  # a step at a time for each piece, instead of all of it for a share of the units
+    tasks: int
+    work: int  # bytes
+    partial: Ints  # lengths of what the gradients of weight and bias are summed from: along A, R, B, S, P
+
+
+@lru_cache(maxsize=4096)
+def job_for(
+    plan: Plan,
+    kind: str,
+    shape: Ints,
+    strides: tuple[Ints, ...],
+    weight: Layout | None,
+    bias: Layout | None,
+    threads: int,
+) -> Job | str:
+    """Return the job for tensors of these strides in bytes, x first, or half a sentence that says why there is none."""
+    found = view(plan, shape, strides, weight, bias)
+    if isinstance(found, str):
+        return found
+    reason = _unfit(found, kind)
+    if reason is not None:
+        return reason
+    return _rows_job(plan, found, kind, threads) if _as_rows(found) else _columns_job(plan, found, kind, threads)
+
+
+def _as_rows(its: View) -> bool:
+    """Say whether sets lie as runs. It follows from the lengths of a set alone."""
+    _, r, _, s, p = its.lengths
+    if p > 1:
+        return r == 1 or s * p >= SHORT
+    return s > 1 and r == 1
+
+
+def _unfit(its: View, kind: str) -> str | None:
+    """Return why no kernel runs a view, or None."""
+    size, number = SIZES[kind]
+    _, r, b, s, p = its.lengths
+    rows = _as_rows(its)
+    along = [("P", p, size), ("S", s, p * size), ("B", b, s * p * size)]
+    if rows:
+        along = along[:1] if p > 1 else along[1:2]
+    for steps in its.steps:
+        for place, length, needed in along:
+            if length > 1 and steps["ARBSP".index(place)] != needed:
+                return "neighbours in x's innermost axis do not lie side by side in memory"
+    parameters = [steps for steps in (its.weight, its.bias) if steps is not None]
+    by_row = [steps[at.R] != 0 for steps in parameters]
+    by_column = [steps[at.B] != 0 or steps[at.S] != 0 for steps in parameters]
+    if any(by_row) and (rows or any(by_column)):
+        return "weight or bias varies along axes on both sides of one along which it does not"
+    if rows and p == 1 and any(steps[at.S] for steps in parameters):
+        if any(steps[at.S] != number for steps in parameters):
+            return "weight or bias does not lie along x's innermost axis as x does"
+        if len(its.steps) == 3 and any(steps[at.A] for steps in parameters):
+            return "the gradient of a weight or bias of each sample is wanted"
+    return None
+
+
+def _geometry(plan: Plan, its: View, tensors: tuple[int, ...]) -> Any:
+    """Return a geometry with what does not depend on the kernel."""
+    geometry = np.zeros(at.FIELDS, dtype=np.int64)
+    geometry[at.LENGTH : at.LENGTH + 5] = its.lengths
+    for begin, steps in zip(tensors, its.steps, strict=True):
+        geometry[begin : begin + 5] = steps
+    for begin, found in ((at.WEIGHT, its.weight), (at.BIAS, its.bias)):
+        geometry[begin : begin + 5] = found or (0,) * 5
+    geometry[at.CENTRES], geometry[at.GIVEN] = plan.centres, plan.given
+    return geometry
+
+
+TENSORS = {2: (at.X, at.Y), 3: (at.X, at.DY, at.Y)}
+
+
+def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
+    geometry = _geometry(plan, its, TENSORS[len(its.steps)])
+    backward = len(its.steps) == 3
+    a, r, b, s, p = its.lengths
+    lines, run = (s, p) if p > 1 else (1, s)
+    parameters = [steps for steps in (its.weight, its.bias) if steps is not None]
+    vector = p == 1 and any(steps[at.S] for steps in parameters)
+    chunks = -(-r * run // at.CHUNK)
+    sets, items = a * b, lines * chunks
+    split = threads > 1 and sets < 2 * threads and items > 1
+    tasks = min(sets, SHARES * threads)
+    header = 2 if backward else 8
+    work = 8 * sets * (header + 4 * items)
+    partial = (a, 1, b, lines, 1)
+    if backward and vector:
+        # From the lengths alone: each place's sum has the same order in any number of threads.
+        split = a < at.FEW and chunks > 1
+        tasks = min(at.PARTS, max(1, a // 16))
+        sums = 8 * 2 * (2 if kind == "float64" else 1) * b * s
+        work = work + sums if split else tasks * sums
+        partial = (1, 1, b, s, 1)
+    elif not split:
+        work = 0
+    geometry[at.VECTOR], geometry[at.TASKS] = vector, tasks
+    geometry[at.LINES], geometry[at.RUN], geometry[at.CHUNKS] = lines, run, chunks
+    if vector:  # where one of the two is absent, a constant stands for it
+        for begin, steps in ((at.WEIGHT, its.weight), (at.BIAS, its.bias)):
+            geometry[begin + at.S] = SIZES[kind][1] if steps is None else steps[at.S]
+    elements = sets * r * s * p
+    return Job(True, kind, its, geometry, geometry.ctypes.data, elements, sets, items, split, tasks, work, partial)
+
+
+def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
+    geometry = _geometry(plan, its, TENSORS[len(its.steps)])
+    size, _ = SIZES[kind]
+    a, r, b, s, p = its.lengths
+    columns, of_set = b * s * p, s * p
+    width = columns if columns <= WIDTH else max(of_set, WIDTH // of_set * of_set)
+    blocks, chunks = -(-columns // width), -(-r // at.CHUNK)
+    by_row = any(steps is not None and steps[at.R] for steps in (its.weight, its.bias))
+    dense = all(steps[at.R] == columns * size for steps in its.steps)
+    narrow = columns < NARROW and dense and not by_row
+    planes, repeated = 2 if kind == "float64" else 1, 8 if narrow else 1
+    room = 8 * (at.ROOM_PLANES[len(its.steps)] * width * repeated + 2 * planes * width + 2)
+    area = 8 * 2 * planes * 8 * width
+    units = a * blocks
+    split = threads > 1 and units < 2 * threads and chunks > 1
+    tasks = min(units, SHARES * threads)
+    geometry[at.BY_ROW], geometry[at.NARROW], geometry[at.TASKS] = by_row, narrow, tasks
+    geometry[at.WIDTH], geometry[at.BLOCKS], geometry[at.CHUNKS] = width, blocks, chunks
+    geometry[at.ROOM], geometry[at.AREA] = room, area
+    work = units * (room + chunks * area) if split else tasks * (room + area)
+    partial = (units, r, 1, 1, 1) if by_row else (a, 1, b, s, p)
+    elements = a * r * columns
+    return Job(False, kind, its, geometry, geometry.ctypes.data, elements, units, chunks, split, tasks, work, partial)

@@ -1,0 +1,297 @@
+"""Sets that lie in memory as runs: a line of R runs, or several, is summed chunk by chunk, then a set written run by run.
+
+A set (a, b) has `LINES` lines, each of R runs of `RUN` neighbouring elements. A line has one weight, which the sums of
+the backward pass leave out until the line is done; or it is all there is, and the weight varies along its run (VECTOR).
+
+A kernel is called as kernel(kind, phase, index, geometry, seven addresses, eps). In one go (WHOLE) a task measures and
+writes its share of the sets. For a few long sets it does one step of that, for one piece: measure a chunk (SUM), settle
+what the chunks of a set come to (SETTLE), write a chunk (WRITE); what they tell each other lies in `work`, a room for
+each set with four numbers for each of its chunks.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from anynorm_numba import _geometry as at
+from anynorm_numba._loops import normalize, spread_along, spread_of_line
+from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
+from anynorm_numba._vectors import (
+    LANES,
+    clear,
+    computed_bytes,
+    element,
+    field,
+    fold,
+    number,
+    planes,
+    put_number,
+    put_real,
+    real,
+    rounded,
+    scratch,
+    stored_bytes,
+)
+
+CHUNK = at.CHUNK
+
+# In a set's room, in float64: whether it is settled, from where it is measured, and what came out.
+SETTLED, PIVOT, SCALE, OUTCOME = range(4)
+HEADER = 8
+
+
+@register_jitable
+def start(kind, geometry, tensor, address, a, b):
+    """Return where the set (a, b) begins."""
+    return address + a * field(kind, geometry, tensor + at.A) + b * field(kind, geometry, tensor + at.B)
+
+
+@register_jitable
+def folded(kind, sums):
+    """Return two sums from their lanes."""
+    return fold(kind, sums), fold(kind, sums + 8 * LANES * (1 + planes(kind)))
+
+
+@register_jitable
+def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
+    """Return Σ(z − pivot) and its squares over a piece of the set at x."""
+    runs, run, of_run = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.X + at.R)
+    i = chunk * CHUNK
+    last = min(i + CHUNK, runs * run)
+    r, p = (0, i) if runs == 1 else (i // run, i % run)
+    x += line * field(kind, geometry, at.X + at.S)
+    clear(kind, sums)
+    while i < last:
+        n = min(run - p, last - i)
+        spread_along(kind, n, i, sums, x + r * of_run + p * stored_bytes(kind), scale, pivot)
+        i += n
+        r += 1
+        p = 0
+    return folded(kind, sums)
+
+
+@register_jitable
+def write_chunk(kind, geometry, line, chunk, x, y, weight, bias, found):
+    """Write y of a piece of a set; weight and bias are where the set's begin."""
+    mean, correction, rstd, scale, _ = found
+    runs, run = field(kind, geometry, at.R), field(kind, geometry, at.RUN)
+    size, number_size = stored_bytes(kind), computed_bytes(kind)
+    x_run, y_run = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
+    vector = field(kind, geometry, at.VECTOR)
+    i = chunk * CHUNK
+    last = min(i + CHUNK, runs * run)
+    r, p = (0, i) if runs == 1 else (i // run, i % run)
+    x += line * field(kind, geometry, at.X + at.S)
+    y += line * field(kind, geometry, at.Y + at.S)
+    w = b = 0.0
+    if not vector:
+        w = number(kind, weight + line * field(kind, geometry, at.WEIGHT + at.S))
+        b = number(kind, bias + line * field(kind, geometry, at.BIAS + at.S))
+    while i < last:
+        n = min(run - p, last - i)
+        source, target = x + r * x_run + p * size, y + r * y_run + p * size
+        if vector:
+            along_weight, along_bias = weight + p * number_size, bias + p * number_size
+            normalize(kind, n, target, source, scale, mean, correction, rstd, along_weight, along_bias)
+        else:
+            normalize(kind, n, target, source, scale, mean, correction, rstd, w, b)
+        i += n
+        r += 1
+        p = 0
+
+
+@register_jitable
+def in_numbers_of_c(kind, found):
+    """Return (mean, correction, rstd, scale, m2) as C holds them."""
+    mean = rounded(kind, found[0])
+    correction = rounded(kind, (found[0] - mean) + found[1])
+    return mean, correction, rounded(kind, found[2]), found[3], rounded(kind, found[4])
+
+
+@register_jitable
+def keep(kind, address, plane, found):
+    """Store the statistics of a set: numbers of C, `plane` bytes apart."""
+    for i in range(5):
+        put_number(kind, address + i * plane, found[i])
+
+
+@register_jitable
+def kept(kind, address, plane):
+    """Return (mean, correction, rstd, scale, m2) of a set."""
+    mean, correction = number(kind, address), number(kind, address + plane)
+    rstd, scale = number(kind, address + 2 * plane), number(kind, address + 3 * plane)
+    return mean, correction, rstd, scale, number(kind, address + 4 * plane)
+
+
+@register_jitable
+def write_set(kind, geometry, source, y, weight, bias, a, b, found):
+    """Write y of the set (a, b), which is read at `source`."""
+    target = start(kind, geometry, at.Y, y, a, b)
+    its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
+    its_bias = start(kind, geometry, at.BIAS, bias, a, b)
+    for line in range(field(kind, geometry, at.LINES)):
+        for chunk in range(field(kind, geometry, at.CHUNKS)):
+            write_chunk(kind, geometry, line, chunk, source, target, its_weight, its_bias, found)
+
+
+@register_jitable
+def measured(kind, geometry, x, eps, sums):
+    """Return the statistics of the set at x."""
+    wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
+    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
+    n = float(lines * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
+    first = element(kind, x)
+    again, pivot, scale = True, first if centres else 0.0, 1.0
+    found = (0.0, 0.0, 0.0, 1.0, 0.0)
+    attempt = 0
+    while again:
+        s = q = (0.0, 0.0)
+        for line in range(lines):
+            of_line = squares_of_line = (0.0, 0.0)
+            for chunk in range(chunks):
+                more, more_squares = spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums)
+                of_line, squares_of_line = plus(of_line, more), plus(squares_of_line, more_squares)
+            s, q = plus(s, of_line), plus(q, squares_of_line)
+        (again, pivot, scale), found = settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q)
+        attempt += 1
+    return in_numbers_of_c(kind, found)
+
+
+@register_jitable
+def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, room):
+    """Normalize a few sets of one run, no longer than a chunk: measure them all, settle them together, write them."""
+    run, centres = field(kind, geometry, at.RUN), field(kind, geometry, at.CENTRES)
+    inner = field(kind, geometry, at.B)
+    sets = field(kind, geometry, at.A) * inner
+    plane = 8 * LANES
+    pivots, target = room + 6 * plane, room + 7 * plane  # `measured` needs the first six planes
+    for k in range(count):
+        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
+        source = start(kind, geometry, at.X, x, a, b)
+        pivot = element(kind, source) if centres else 0.0
+        sums = spread_of_line(kind, run, source, 1.0, pivot)
+        put_real(kind, pivots + 8 * k, pivot)
+        put_real(kind, room + 8 * k, sums[0])
+        if planes(kind) == 1:
+            put_real(kind, room + plane + 8 * k, sums[2])
+        else:
+            put_real(kind, room + plane + 8 * k, sums[1])
+            put_real(kind, room + 2 * plane + 8 * k, sums[2])
+            put_real(kind, room + 3 * plane + 8 * k, sums[3])
+    special = settle_ordinary(kind, count, float(run), eps, centres, room, plane, 1.0, pivots, target, plane)
+    size = computed_bytes(kind)
+    for k in range(count):
+        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
+        source = start(kind, geometry, at.X, x, a, b)
+        found = kept(kind, target + k * size, plane)
+        if special and found[2] == SPECIAL:
+            found = measured(kind, geometry, source, eps, room)
+            for i in range(5):
+                put_number(kind, target + i * plane + k * size, found[i])
+        if y:
+            write_set(kind, geometry, source, y, weight, bias, a, b, found)
+    if saved:
+        for i in range(5):
+            for k in range(count):
+                value = number(kind, target + i * plane + k * size)
+                put_number(kind, saved + (i * sets + first + k) * size, value)
+
+
+def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, eps):
+    """Normalize sets that lie as runs."""
+    inner = field(kind, geometry, at.B)
+    sets = field(kind, geometry, at.A) * inner
+    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
+    items = lines * chunks
+    size = computed_bytes(kind)
+    if phase == at.WHOLE:
+        room = scratch(kind)
+        tasks = field(kind, geometry, at.TASKS)
+        u, last = index * sets // tasks, (index + 1) * sets // tasks
+        if items == 1 and field(kind, geometry, at.R) == 1 and not given:
+            while u < last:
+                short_rows(kind, geometry, u, min(LANES, last - u), x, y, weight, bias, saved, eps, room)
+                u += LANES
+            return
+        while u < last:
+            a, b = u // inner, u % inner
+            source = start(kind, geometry, at.X, x, a, b)
+            if given:
+                found = kept(kind, saved + u * size, sets * size)
+            else:
+                found = measured(kind, geometry, source, eps, room)
+                if saved:
+                    keep(kind, saved + u * size, sets * size, found)
+            if y:
+                write_set(kind, geometry, source, y, weight, bias, a, b, found)
+            u += 1
+        return
+    u = index if phase == at.START or phase == at.SETTLE else index // items
+    item = index - u * items
+    a, b = u // inner, u % inner
+    room = work + u * 8 * (HEADER + 4 * items)
+    source = start(kind, geometry, at.X, x, a, b)
+    if phase == at.START:
+        first = element(kind, source) if field(kind, geometry, at.CENTRES) else 0.0
+        put_real(kind, room + 8 * SETTLED, 0.0)
+        put_real(kind, room + 8 * PIVOT, first)
+        put_real(kind, room + 8 * SCALE, 1.0)
+        put_real(kind, room + 8 * OUTCOME, 0.0)
+    elif phase == at.SUM:
+        if real(kind, room + 8 * SETTLED) == 0.0:
+            scale, pivot = real(kind, room + 8 * SCALE), real(kind, room + 8 * PIVOT)
+            s, q = spread_of_chunk(
+                kind, geometry, source, item // chunks, item % chunks, scale, pivot, scratch(kind)
+            )
+            put_pairs(kind, room + 8 * (HEADER + 4 * item), s, q)
+    elif phase == at.SETTLE:
+        if real(kind, room + 8 * SETTLED) == 0.0:
+            settle_rows(kind, geometry, source, room, saved, sets, u, eps)
+    else:
+        found = kept(kind, saved + u * size, sets * size)
+        target = start(kind, geometry, at.Y, y, a, b)
+        its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
+        its_bias = start(kind, geometry, at.BIAS, bias, a, b)
+        write_chunk(kind, geometry, item // chunks, item % chunks, source, target, its_weight, its_bias, found)
+
+
+@register_jitable
+def put_pairs(kind, address, s, q):
+    """Store two sums, each with what it lost."""
+    put_real(kind, address, s[0])
+    put_real(kind, address + 8, s[1])
+    put_real(kind, address + 16, q[0])
+    put_real(kind, address + 24, q[1])
+
+
+@register_jitable
+def pairs(kind, address):
+    """Return two sums, each with what it lost."""
+    s = real(kind, address), real(kind, address + 8)
+    return s, (real(kind, address + 16), real(kind, address + 24))
+
+
+@register_jitable
+def settle_rows(kind, geometry, source, room, saved, sets, u, eps):
+    """Add up what the chunks of a set came to, and settle its statistics or have it measured again."""
+    wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
+    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
+    n = float(lines * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
+    s = q = (0.0, 0.0)
+    for line in range(lines):
+        of_line = squares_of_line = (0.0, 0.0)
+        for item in range(line * chunks, (line + 1) * chunks):
+            more, more_squares = pairs(kind, room + 8 * (HEADER + 4 * item))
+            of_line, squares_of_line = plus(of_line, more), plus(squares_of_line, more_squares)
+        s, q = plus(s, of_line), plus(q, squares_of_line)
+    attempt = real(kind, room + 8 * OUTCOME)
+    pivot, scale = real(kind, room + 8 * PIVOT), real(kind, room + 8 * SCALE)
+    first = element(kind, source)
+    (again, pivot, scale), found = settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q)
+    put_real(kind, room + 8 * PIVOT, pivot)
+    put_real(kind, room + 8 * SCALE, scale)
+    put_real(kind, room + 8 * OUTCOME, attempt + 1.0)
+    if not again:
+        put_real(kind, room + 8 * SETTLED, 1.0)
+        size = computed_bytes(kind)
+        keep(kind, saved + u * size, sets * size, in_numbers_of_c(kind, found))

@@ -1,0 +1,256 @@
+"""In how many threads tasks run, and in whose: the caller's own, numba's, or a pool of Python's. Knows no kernel.
+
+What is safe differs by numba's threading layer and by how the process came to be:
+
+- omp and tbb take parallel loops from several Python threads at once; workqueue aborts the process then.
+- GNU OpenMP cannot be used in a forked child whose parent used it, in numba or in torch: the child is killed or hangs.
+  A fork is noticed where Python makes it, and on Linux also afterwards, by a flag of the process.
+
+So numba's threads are used on omp and tbb, in a process that is not known to be a forked child; else the pool is, whose
+threads run compiled code without holding Python's lock. What cannot be known: that a process on another system than
+Linux was forked before this module was imported. macOS and Windows start processes afresh by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from anynorm_numba import _compile
+
+# Below these a call runs in the caller's thread. Rows of 256 float32, statistics and y, on 2 cores of an EPYC 9004,
+# serial over parallel, called back to back. numba's omp: 8192 elements 0.92, 16384 1.24, 32768 1.55, 65536 1.71; tbb:
+# 16384 0.92, 32768 1.25. The pool: 131072 0.7 to 0.97, 262144 0.8 to 1.2, 524288 0.9 to 1.45; the lower ones where the
+# system left both threads on one core. A thread that sleeps takes some 50 µs to wake, the time of 80000 elements.
+PARALLEL_ELEMENTS = 1 << 15
+POOL_ELEMENTS = 1 << 19
+
+FORKED = 0x40  # PF_FORKNOEXEC among Linux's flags of a process: it was forked and still runs its parent's program
+
+
+def run(
+    fn: int,
+    phase: int,
+    tasks: int,
+    elements: int,
+    geometry: int,
+    a0: int,
+    a1: int,
+    a2: int,
+    a3: int,
+    a4: int,
+    a5: int,
+    a6: int,
+    eps: float,
+) -> None:
+    """Run tasks 0 to tasks - 1 of one phase, in several threads where that pays, and return when all are done.
+
+    Parameters
+    ----------
+    fn : int
+        What `_compile.task` returned.
+    phase : int
+        Given to each task.
+    tasks : int
+        How many there are. None may need what another one writes.
+    elements : int
+        How many elements all tasks together read.
+    geometry, a0, a1, a2, a3, a4, a5, a6 : int
+        Addresses, given to each task. What they point to must stay alive until the call returns.
+    eps : float
+        Given to each task.
+
+    """
+    if tasks < 2 or elements < PARALLEL_ELEMENTS or (wanted := min(threads(), tasks)) < 2:
+        _serial(fn, phase, 0, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+        return
+    arguments = (geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+    if (parallel := _process.parallel()) is not None:
+        _run_parallel(parallel, wanted, fn, phase, tasks, *arguments)
+    elif elements < POOL_ELEMENTS:
+        _serial(fn, phase, 0, tasks, *arguments)
+    else:
+        _Shared(wanted, fn, phase, tasks, *arguments).run(_process.pool())
+
+
+def threads() -> int:
+    """Return in how many threads a call made now by this thread may run.
+
+    The least of NUMBA_NUM_THREADS, OMP_NUM_THREADS, the processors this thread may use, `numba.set_num_threads` and,
+    where torch is loaded, `torch.set_num_threads`.
+    """
+    wanted = _process.limit()
+    if wanted > 1 and sys.platform == "linux":
+        wanted = min(wanted, len(os.sched_getaffinity(0)))
+    if wanted > 1:
+        torch_threads = getattr(sys.modules.get("torch"), "get_num_threads", None)  # absent while torch is imported
+        wanted = min(wanted, torch_threads() if torch_threads else wanted, _numba_threads() or wanted)
+    return wanted
+
+
+def _numba_threads() -> int | None:
+    """Return what `numba.get_num_threads` does, or None if numba has started no threads, which that would do.
+
+    It would also take a lock that forked processes share: one killed while it holds the lock stops all others for good.
+    """
+    counted = getattr(sys.modules.get("numba.np.ufunc.parallel"), "_get_num_threads", None)
+    return int(counted()) if counted else None
+
+
+def _run_parallel(parallel: Any, wanted: int, *arguments: Any) -> None:
+    """Run the parallel driver in no more of numba's threads than wanted."""
+    numba: Any = sys.modules["numba"]
+    before = _numba_threads() or numba.get_num_threads()
+    if wanted >= before:
+        parallel(*arguments)
+        return
+    numba.set_num_threads(wanted)  # for what this Python thread starts, no other
+    try:
+        parallel(*arguments)
+    finally:
+        numba.set_num_threads(before)
+
+
+def _load_serial(*arguments: Any) -> None:
+    """Compile the serial driver, put it in this function's own place, and run it."""
+    global _serial
+    with _compile.alone():
+        from anynorm_numba import _drivers
+
+    _serial = _compile.compiled(_drivers.serial, _drivers.SERIAL, nogil=True)
+    _serial(*arguments)
+
+
+_serial: Any = _load_serial
+
+
+class _Process:
+    """What has been found out about this process, and its pool. A forked child starts with a new one."""
+
+    def __init__(self, *, forked: bool) -> None:
+        self._forked = forked
+        self._limit = 0
+        self._decided = False
+        self._parallel: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def limit(self) -> int:
+        """Return the most threads that the environment allows, which is read once, as OpenMP and numba do."""
+        if not self._limit:
+            first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": 2 are for nested loops
+            allowed = int(first) if first.isdecimal() else 0
+            numba_threads = int(_compile.numba().config.NUMBA_NUM_THREADS)
+            self._limit = min(numba_threads, allowed) if allowed else numba_threads
+        return self._limit
+
+    def parallel(self) -> Any:
+        """Return the compiled parallel driver, or None where numba's threads must not be used."""
+        if not self._decided:
+            with _compile.alone():
+                if not self._forked and not _forked() and _layer() in ("omp", "tbb"):
+                    from anynorm_numba import _drivers
+
+                    self._parallel = _compile.compiled(_drivers.parallel, _drivers.PARALLEL, parallel=True)
+                self._decided = True
+        return self._parallel
+
+    def pool(self) -> ThreadPoolExecutor:
+        """Return the pool of Python threads that help the caller."""
+        if self._pool is None:
+            with _compile.alone():
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(self.limit() - 1, thread_name_prefix="anynorm")
+        return self._pool
+
+
+def _layer() -> str | None:
+    """Return the name of numba's threading layer, started if need be, or None if there is none."""
+    numba = _compile.numba()
+    try:
+        numba.get_num_threads()
+        return str(numba.threading_layer())
+    except ValueError:  # NUMBA_THREADING_LAYER names one that is not installed
+        return None
+
+
+def _forked() -> bool:
+    """Return whether Linux knows this process to have been forked from one that runs the same program."""
+    try:
+        stat = Path("/proc/self/stat").read_text()
+    except OSError:
+        return False
+    return bool(int(stat.rpartition(")")[2].split()[6]) & FORKED)  # the name before may contain spaces and parentheses
+
+
+class _Shared:
+    """Ranges of tasks that the caller and the threads of a pool take, one at a time, until none is left."""
+
+    def __init__(self, workers: int, fn: int, phase: int, tasks: int, *arguments: Any) -> None:
+        self._ranges = deque(pairwise(tasks * i // workers for i in range(workers + 1)))
+        self._workers = workers
+        self._call = (fn, phase), arguments
+        self._idle = threading.Condition()
+        self._helpers = 0  # how many may hold a range
+
+    def run(self, pool: ThreadPoolExecutor) -> None:
+        """Run all ranges; come back only when no other thread runs one, whatever is raised."""
+        try:
+            for _ in range(self._workers - 1):
+                pool.submit(self._help)
+        except RuntimeError:  # the interpreter ends, or the system has no more threads: the caller does what is left
+            pass
+        finally:
+            try:
+                self._take()
+            finally:
+                self._ranges.clear()
+                self._wait()
+
+    def _help(self) -> None:
+        with self._idle:
+            self._helpers += 1  # before a range is taken, so that the caller never misses one
+        try:
+            self._take()
+        finally:
+            with self._idle:
+                self._helpers -= 1
+                self._idle.notify_all()
+
+    def _take(self) -> None:
+        while True:
+            try:
+                first, last = self._ranges.popleft()
+            except IndexError:
+                return
+            before, after = self._call
+            _serial(*before, first, last, *after)
+
+    def _wait(self) -> None:
+        """Wait for the helpers through every interruption: until they are done, they use the caller's memory."""
+        interruption: BaseException | None = None
+        while True:
+            try:
+                with self._idle:
+                    self._idle.wait_for(lambda: not self._helpers)
+            except BaseException as error:
+                interruption = error
+            else:
+                break
+        if interruption is not None:
+            raise interruption
+
+
+def _after_fork() -> None:
+    global _process
+    _process = _Process(forked=True)
+
+
+_process = _Process(forked=False)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

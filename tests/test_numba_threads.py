@@ -1,0 +1,206 @@
+"""In how many threads compiled tasks run, and that every way of making threads and processes is survived.
+
+The scenarios are in tests/numba_tasks.py, each in a process of its own, because what goes wrong here ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("numba")
+
+import numba_tasks
+from numba_tasks import scenario
+
+LAYERS = ("omp", "workqueue", "tbb")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the scenarios fork, and count threads as Linux does"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor, so there is one thread"),
+]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a directory in which the processes of all tests keep what they compile."""
+    return str(tmp_path_factory.mktemp("numba"))
+
+
+@pytest.fixture(params=LAYERS)
+def settings(request: pytest.FixtureRequest, cache: str) -> dict[str, str]:
+    """Return the environment for one threading layer of numba, or skip where it is not installed."""
+    chosen = {"NUMBA_THREADING_LAYER": request.param, "NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": ""}
+    probe = [sys.executable, "-c", "import numba; numba.get_num_threads()"]
+    if request.param != "workqueue":
+        found = subprocess.run(probe, env={**os.environ, **chosen}, capture_output=True, check=False, timeout=60)
+        if found.returncode:
+            pytest.skip(f"numba's threading layer {request.param} is not installed")
+    return chosen
+
+
+def test_python_threads_at_once(settings: dict[str, str]) -> None:
+    """Calls from four Python threads at once, beside torch, run every task once, on every threading layer."""
+    pytest.importorskip("torch")
+    layer, took_part = scenario("at_once", "torch", **settings)
+
+    assert layer == settings["NUMBA_THREADING_LAYER"]
+    assert took_part > 1
+
+
+def test_forked_pool(settings: dict[str, str]) -> None:
+    """Workers forked before and after the parent's own calls run, and the parent does, while it uses torch."""
+    pytest.importorskip("torch")
+    before, here, after, again = scenario("fork_pool", **settings)
+
+    assert max(before) >= 1
+    assert max(after) >= 1
+    assert min(here, again) >= 1
+
+
+def test_forks_at_work(settings: dict[str, str]) -> None:
+    """A child forked while threads of the parent compute runs as well, and leaves the parent at work."""
+    assert scenario("forks_at_work", **settings) >= 1
+
+
+def test_spawned_pool(settings: dict[str, str]) -> None:
+    """Spawned workers run in several threads as their parent does."""
+    assert min(scenario("spawn_pool", **settings)) > 1
+
+
+def test_data_loader(settings: dict[str, str]) -> None:
+    """The workers of torch's DataLoader run in the one thread that torch allows them."""
+    pytest.importorskip("torch")
+    _, items, _ = scenario("data_loader", **settings)
+
+    assert items == [1, 1, 1, 1]
+
+
+def test_imported_in_forked_child(cache: str) -> None:
+    """A child of a process that used torch's threads can import the engine and run, though no fork was seen by it."""
+    pytest.importorskip("torch")
+
+    assert not scenario("imported_in_a_child", NUMBA_CACHE_DIR=cache, OMP_NUM_THREADS="")
+
+
+def test_fork_while_compiling(tmp_path: Path) -> None:
+    """A child forked while another thread compiles can compile what it needs."""
+    assert scenario("fork_while_compiling", NUMBA_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("OMP_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1,4"), ("NUMBA_NUM_THREADS", "1")]
+)
+def test_one_thread_allowed(cache: str, variable: str, value: str) -> None:
+    """Where the environment allows one thread, one takes part and no other is ever started."""
+    chosen = {"OMP_NUM_THREADS": "", "OPENBLAS_NUM_THREADS": "1", variable: value}  # NumPy and SciPy start their own
+
+    assert scenario("limited", NUMBA_CACHE_DIR=cache, **chosen) == [1, 1, 0]
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_number_of_threads(cache: str, layer: str) -> None:
+    """The least that numba, torch and the affinity allow takes part, of more that numba has; numba's setting stays."""
+    pytest.importorskip("torch")
+    chosen = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4", "OMP_NUM_THREADS": "2"}
+    said = scenario("masked", NUMBA_CACHE_DIR=cache, **chosen)
+
+    assert said == {
+        "free": 2,
+        "numba": 4,
+        "numba at 1": 1,
+        "torch at 1": 1,
+        "torch at 2": 2,
+        "one processor": 1,
+        "numba after": 4,
+    }
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2])
+def test_interruption(cache: str, layer: str) -> None:
+    """An exception from a signal leaves the call only once no thread writes to the caller's memory any more."""
+    chosen = {"NUMBA_THREADING_LAYER": layer, "NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": ""}
+    raised, changed = scenario("interrupted", **chosen)
+
+    assert raised == 3
+    assert changed == [False] * 3
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2])
+def test_process_ends(cache: str, layer: str) -> None:
+    """A process whose threads wait for work ends at once."""
+    code = "import numba_tasks, time; numba_tasks.ran_in_several(); print(time.time())"
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    settings |= {"NUMBA_THREADING_LAYER": layer, "NUMBA_CACHE_DIR": cache}
+    settings.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=settings, capture_output=True, text=True, check=True, timeout=60)
+
+    assert time.time() - float(result.stdout) < 2
+    assert result.stderr == ""
+
+
+class NoThreads:
+    """A pool that keeps what it is given and starts nothing."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.kept: list[Any] = []
+        self.fails = fails
+
+    def submit(self, work: Any) -> None:
+        self.kept.append(work)
+        if self.fails:
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["busy", "failing"])
+def test_no_helper_comes(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Where no thread of the pool comes to help, the caller runs every task, and a late helper runs none."""
+    from anynorm_numba import _threads
+
+    ranges: list[Any] = []
+    monkeypatch.setattr(_threads, "_serial", lambda *arguments: ranges.append(arguments))
+    pool: Any = NoThreads(fails=fails)
+    _threads._Shared(3, 5, 6, 16, "geometry", "eps").run(pool)
+    for late in pool.kept:
+        late()
+
+    assert pool.kept
+    assert ranges == [(5, 6, a, b, "geometry", "eps") for a, b in ((0, 5), (5, 10), (10, 16))]
+
+
+def test_raised_before_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an exception has left the call, a helper that comes late touches nothing."""
+    from anynorm_numba import _threads
+
+    def interrupted(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(_threads, "_serial", interrupted)
+    pool: Any = NoThreads(fails=False)
+    with pytest.raises(InterruptedError):
+        _threads._Shared(3, 5, 6, 16, "geometry", "eps").run(pool)
+    for late in pool.kept:
+        late()
+
+    assert pool.kept
+
+
+def test_small_calls_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call with one task or few elements runs in the caller's thread without asking for the number of threads."""
+    from anynorm_numba import _threads
+
+    def asked() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(_threads, "threads", asked)
+
+    assert numba_tasks.ran(elements=_threads.PARALLEL_ELEMENTS - 1) == 1
+    with pytest.raises(AssertionError):
+        numba_tasks.ran(elements=_threads.PARALLEL_ELEMENTS)

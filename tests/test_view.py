@@ -1,0 +1,368 @@
+"""The five-dimensional view: how each norm lies in it, and that it leads to every element, set and weight.
+
+Read by NumPy. No kernel runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from libraries import NumPyArray
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
+from test_properties import _by_channel, _over_axes
+
+import anynorm as an
+from anynorm._calls import NORMS, call_of
+from anynorm._dispatch import Call
+from anynorm._view import Five, Ints, View, view
+
+# Elements of memory before, between and after those of an axis.
+Margin = tuple[int, int, int]
+NONE: Margin = (0, 0, 0)
+
+# A norm, with its positional and keyword arguments between x and the parameters.
+Norm = tuple[Callable[..., Any], tuple[int, ...], dict[str, Any]]
+BATCH: Norm = (an.batch_norm, (), {})
+INSTANCE: Norm = (an.instance_norm, (), {})
+
+
+def layer(*axis: int) -> Norm:
+    """Return layer norm over these axes."""
+    return an.layer_norm, (), {"axis": axis}
+
+
+def group(groups: int, **options: Any) -> Norm:
+    """Return group norm of so many groups."""
+    return an.group_norm, (groups,), options
+
+
+def planned(norm: Norm, x: NumPyArray, weight: NumPyArray | None = None, bias: NumPyArray | None = None) -> Call:
+    """Return a call that was checked and planned, and not computed."""
+    function, args, options = norm
+    return call_of("planned", function, NORMS)(x, *args, weight=weight, bias=bias, **options)
+
+
+def numbered(*shape: int) -> NumPyArray:
+    """Return an array whose values are the positions of its elements."""
+    return np.arange(math.prod(shape), dtype="float64").reshape(shape)
+
+
+def laid(x: NumPyArray, order: Sequence[int], margins: tuple[Margin, ...] | None = None) -> NumPyArray:
+    """Return x in memory where its axes come in another order, with margins, which are in that order too."""
+    inner = x.transpose(order)
+    spans, slices = [], []
+    for length, (before, between, after) in zip(inner.shape, margins or (NONE,) * x.ndim, strict=True):
+        stop = before + (length - 1) * (between + 1) + 1
+        spans.append(stop + after)
+        slices.append(slice(before, stop, between + 1))
+    memory = np.full(spans, -1.0)
+    memory[tuple(slices)] = inner
+    return memory[tuple(slices)].transpose(np.argsort(order))
+
+
+def steps_of(array: NumPyArray) -> Ints:
+    """Return an array's strides in elements."""
+    return tuple([stride // array.itemsize for stride in array.strides])
+
+
+def view_of(call: Call, *others: NumPyArray) -> View | str:
+    """Return the view of a call's x and of other arrays of its shape, in elements."""
+    weight, bias = [None if its is None else (its.shape, steps_of(its)) for its in (call.weight, call.bias)]
+    return view(call.plan, call.x.shape, tuple([steps_of(its) for its in (call.x, *others)]), weight, bias)
+
+
+def read(array: NumPyArray, lengths: Five, steps: Five) -> NumPyArray:
+    """Return what loops find from an array's first element on; an IndexError past the end of its memory."""
+    memory = array if array.base is None else array.base
+    start = array.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+    offsets = np.tensordot(steps, np.indices(lengths), 1)
+    found: NumPyArray = memory.ravel(order="K")[start // array.itemsize + offsets]
+    return found
+
+
+def verify(norm: Norm, call: Call, others: tuple[NumPyArray, ...], found: View | str) -> None:
+    """Raise unless a view of numbered arrays leads to what the plan says: elements, sets, weight and bias."""
+    assert isinstance(found, View), found
+    plan, lengths = call.plan, found.lengths
+    places = read(call.x, lengths, found.steps[0]).astype(int)
+    np.testing.assert_array_equal(np.sort(places, axis=None), np.arange(call.x.size))
+    for array, steps in zip((call.x, *others), found.steps, strict=True):
+        np.testing.assert_array_equal(read(array, lengths, steps), places)
+        assert [step > 0 for step in steps] == [length > 1 for length in lengths]
+
+    def broadcast(values: NumPyArray, shape: Any) -> NumPyArray:
+        spread = np.broadcast_to(values.reshape(shape), plan.shape)  # type: ignore[arg-type]
+        found: NumPyArray = spread.reshape(-1)[places]
+        return found
+
+    sets = broadcast(numbered(*plan.statistic), plan.statistic)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(sets, np.broadcast_to(sets[:, :1, :, :1, :1], lengths))
+    np.testing.assert_array_equal(np.sort(sets[:, 0, :, 0, 0], axis=None), np.arange(math.prod(plan.statistic)))  # type: ignore[arg-type]
+    for parameter, shape, its in ((call.weight, plan.weight, found.weight), (call.bias, plan.bias, found.bias)):
+        assert (parameter is None) == (its is None)
+        if its is not None:
+            np.testing.assert_array_equal(read(parameter, lengths, its), broadcast(parameter, shape))
+            assert its[4] == 0
+    verify_merged(norm, call, found)
+
+
+def verify_merged(norm: Norm, call: Call, found: View) -> None:
+    """Raise if two neighbours could be one axis. Channels within a group are S, and no neighbour to any."""
+    function, args, options = norm
+    grouped = function is an.group_norm
+    if grouped:
+        channels = call.x.shape[options.get("channel_axis", 1)] // args[0]
+        assert channels in (1, found.lengths[3])
+    arrays = [*found.steps, *[its for its in (found.weight, found.bias) if its is not None]]
+    for outer, inner in itertools.pairwise([place for place in range(5) if found.lengths[place] > 1]):
+        alike = (outer in (0, 2)) == (inner in (0, 2)) and not (grouped and 3 in (outer, inner))
+        assert not (alike and all(its[outer] == its[inner] * found.lengths[inner] for its in arrays))
+
+
+X = numbered(2, 6, 5, 7)
+
+LAYOUTS = {
+    "dense": laid(X, (0, 1, 2, 3)),
+    "channels_last": laid(X, (0, 2, 3, 1)),
+    "cropped": laid(X, (0, 1, 2, 3), (NONE, NONE, NONE, (2, 0, 1))),
+    "every-second": laid(X, (0, 1, 2, 3), (NONE, NONE, NONE, (0, 1, 0))),
+    "samples-sliced": laid(X, (0, 1, 2, 3), ((0, 3, 0), NONE, NONE, NONE)),
+}
+
+GIVEN: Norm = (an.batch_norm, (), {"mean": numbered(6), "var": numbered(6)})
+
+# name, layout, norm, the parameters' shape, lengths, the weight's steps, and the lengths without one where they differ.
+TABLE: tuple[tuple[str, str, Norm, Ints, Ints, Ints, Ints | None], ...] = (
+    ("layer", "dense", layer(-1), (7,), (60, 1, 1, 7, 1), (0, 0, 0, 1, 0), (60, 1, 1, 1, 7)),
+    ("layer", "cropped", layer(-1), (7,), (60, 1, 1, 7, 1), (0, 0, 0, 1, 0), (60, 1, 1, 1, 7)),
+    ("layer", "every-second", layer(-1), (7,), (60, 1, 1, 7, 1), (0, 0, 0, 1, 0), (60, 1, 1, 1, 7)),
+    ("layer-trailing", "dense", layer(1, 2, 3), (6, 5, 7), (2, 1, 1, 210, 1), (0, 0, 0, 1, 0), (2, 1, 1, 1, 210)),
+    ("layer-trailing", "samples-sliced", layer(2, 3), (5, 7), (2, 1, 6, 35, 1), (0, 0, 0, 1, 0), (2, 1, 6, 1, 35)),
+    ("layer-all", "dense", layer(0, 1, 2, 3), X.shape, (1, 1, 1, 420, 1), (0, 0, 0, 1, 0), (1, 1, 1, 1, 420)),
+    ("layer-leading", "dense", layer(0, 1), (2, 6), (1, 12, 35, 1, 1), (0, 1, 0, 0, 0), None),
+    ("layer-per-sample", "dense", layer(-1), (2, 1, 1, 7), (2, 1, 30, 7, 1), (7, 0, 0, 1, 0), (60, 1, 1, 1, 7)),
+    ("layer-outer-weight", "dense", layer(2, 3), (1, 1, 5, 1), (12, 1, 1, 5, 7), (0, 0, 0, 1, 0), (12, 1, 1, 1, 35)),
+    ("layer-inner-weight", "dense", layer(2, 3), (1, 1, 1, 7), (12, 5, 1, 7, 1), (0, 0, 0, 1, 0), (12, 1, 1, 1, 35)),
+    ("layer-two-axes", "cropped", layer(2, 3), (5, 7), (12, 5, 1, 7, 1), (0, 7, 0, 1, 0), (12, 5, 1, 1, 7)),
+    ("layer-channels", "dense", layer(1), (6,), (2, 6, 35, 1, 1), (0, 1, 0, 0, 0), None),
+    ("layer-channels", "channels_last", layer(1), (6,), (70, 1, 1, 6, 1), (0, 0, 0, 1, 0), (70, 1, 1, 1, 6)),
+    ("rms", "dense", (an.rms_norm, (), {}), (7,), (60, 1, 1, 7, 1), (0, 0, 0, 1, 0), (60, 1, 1, 1, 7)),
+    ("batch", "dense", BATCH, (6,), (1, 2, 6, 1, 35), (0, 0, 1, 0, 0), None),
+    ("batch", "channels_last", BATCH, (6,), (1, 70, 6, 1, 1), (0, 0, 1, 0, 0), None),
+    ("batch", "cropped", BATCH, (6,), (1, 2, 6, 5, 7), (0, 0, 1, 0, 0), None),
+    ("batch", "samples-sliced", BATCH, (6,), (1, 2, 6, 1, 35), (0, 0, 1, 0, 0), None),
+    ("batch-given", "dense", GIVEN, (6,), (1, 2, 6, 1, 35), (0, 0, 1, 0, 0), None),
+    ("instance", "dense", INSTANCE, (6,), (2, 1, 6, 1, 35), (0, 0, 1, 0, 0), (12, 1, 1, 1, 35)),
+    ("instance", "channels_last", INSTANCE, (6,), (2, 35, 6, 1, 1), (0, 0, 1, 0, 0), None),
+    ("instance-per-sample", "dense", INSTANCE, (2, 6, 1, 1), (12, 1, 1, 1, 35), (1, 0, 0, 0, 0), None),
+    ("group", "dense", group(3), (6,), (2, 1, 3, 2, 35), (0, 0, 2, 1, 0), (6, 1, 1, 2, 35)),
+    ("group", "channels_last", group(3), (6,), (2, 35, 3, 2, 1), (0, 0, 2, 1, 0), None),
+    ("group-per-sample", "dense", group(3), (2, 6, 1, 1), (6, 1, 1, 2, 35), (2, 0, 0, 1, 0), None),
+    ("group-of-all", "dense", group(1), (6,), (2, 1, 1, 6, 35), (0, 0, 0, 1, 0), None),
+    ("group-of-one", "dense", group(6), (6,), (2, 1, 6, 1, 35), (0, 0, 1, 0, 0), (12, 1, 1, 1, 35)),
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "norm", "shape", "lengths", "along", "bare"),
+    [pytest.param(*row, id=f"{name}-{row[0]}") for name, *row in TABLE],
+)
+def test_table(layout: str, norm: Norm, shape: Ints, lengths: Ints, along: Ints, bare: Ints | None) -> None:
+    """Each norm takes the places that the design's table gives it, with weight and bias, with either, without."""
+    x, parameter = LAYOUTS[layout], numbered(*shape)
+    for parameters in ((parameter, parameter), (parameter, None), (None, parameter)):
+        call = planned(norm, x, *parameters)
+        found = view_of(call, x)
+        verify(norm, call, (x,), found)
+        steps = tuple([None if its is None else along for its in parameters])
+        assert isinstance(found, View)
+        assert (found.lengths, found[2:]) == (lengths, steps)
+    call = planned(norm, x)
+    found = view_of(call, x)
+    verify(norm, call, (x,), found)
+    assert found[0] == (bare or lengths)
+
+
+@pytest.mark.parametrize("ndim", range(2, 7))
+def test_dense_arrays_merge(ndim: int) -> None:
+    """However many axes a dense array has, trailing axes are one, and so are those on each side of the channels."""
+    shape = (3, 2, 4, 2, 3, 2)[:ndim]
+    x = numbered(*shape)
+    for first in range(ndim):
+        outer, inner = math.prod(shape[:first]), math.prod(shape[first:])
+        found = view_of(planned(layer(*range(first, ndim)), x, numbered(*shape[first:])))
+        assert found[0] == (outer, 1, 1, inner, 1)
+        found = view_of(planned((an.batch_norm, (), {"channel_axis": first}), x, numbered(shape[first])))
+        before, after = math.prod(shape[:first]), math.prod(shape[first + 1 :])
+        assert found[0] == ((1, before, shape[first], 1, after) if first else (shape[0], 1, 1, 1, after))
+
+
+Y = numbered(2, 3, 4, 5)
+Z = numbered(2, 3, 2, 3, 2)
+
+ORDERS: dict[str, tuple[Call, str]] = {
+    "apart": (planned(layer(0, 2), Y), "reduced, kept, reduced, kept"),
+    "apart-of-five": (planned(layer(1, 3), Z), "kept, reduced, kept, reduced, kept"),
+    "fortran-group": (planned(group(3), np.asfortranarray(X)), "reduced, kept, channels of a group, kept"),
+    "channels-first-group": (planned(group(3), laid(X, (1, 0, 2, 3))), "kept, channels of a group, kept, reduced"),
+    "weight-around": (
+        planned(layer(1, 2, 3), Y, numbered(1, 3, 1, 5)),
+        "kept, reduced with weight, reduced, reduced with weight",
+    ),
+    "bias-around": (
+        planned(layer(1, 2, 3), Y, None, numbered(1, 3, 1, 5)),
+        "kept, reduced with weight, reduced, reduced with weight",
+    ),
+    "three-kept": (planned(layer(3), laid(Y, (0, 1, 2, 3), ((1, 0, 1),) * 4)), "kept, kept, kept, reduced"),
+    "four-reduced": (
+        planned(layer(0, 1, 2, 3), laid(Y, (0, 1, 2, 3), ((1, 0, 1),) * 4)),
+        "reduced, reduced, reduced, reduced",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_order_that_does_not_fit(case: str) -> None:
+    """An order of axes that five dimensions do not hold is the reason given, in words."""
+    call, order = ORDERS[case]
+    expected = f"the order of x's axes in memory, outermost first, is {order}, which no five-dimensional view holds"
+    assert view_of(call) == expected
+
+
+def test_strides_that_do_not_fit() -> None:
+    """Elements of x that repeat, run backwards or overlap are refused, and zero or negative strides of any array."""
+    weight = numbered(5)
+    fits = planned(layer(-1), Y, weight, weight)
+    assert isinstance(view_of(fits, Y), View)
+    for name, bad in (("backwards", np.flip), ("repeated", lambda its: np.broadcast_to(its[..., :1], its.shape))):
+        reason = "has a zero or negative stride"
+        assert view_of(fits._replace(x=bad(Y)), Y) == f"x {reason}", name
+        assert view_of(fits, Y, bad(Y)) == f"an array beside x {reason}", name
+        assert view_of(fits._replace(weight=bad(weight)), Y) == f"weight {reason}", name
+        assert view_of(fits._replace(bias=bad(weight)), Y) == f"bias {reason}", name
+    for overlapping in (sliding_window_view(numbered(9), 5), as_strided(numbered(9), (3, 3), (16, 8))):
+        assert view_of(planned(layer(-1), overlapping)) == "axes of x overlap in memory"
+
+
+@pytest.mark.parametrize("stride", [0, -8, 8, 800])
+def test_strides_of_axes_of_length_one(stride: int) -> None:
+    """Along an axis of length 1 an array may have any stride, x, weight or another: it leads nowhere."""
+    x = as_strided(numbered(24), (2, 1, 3, 4), (96, stride, 32, 8))
+    weight = as_strided(numbered(4), (1, 1, 1, 4), (stride, stride, stride, 8))
+    dense = numbered(2, 1, 3, 4)
+    expected = view_of(planned(layer(-1), dense, numbered(4)), dense)
+    assert isinstance(expected, View)
+    assert view_of(planned(layer(-1), x, weight), x) == expected
+
+
+def test_cached() -> None:
+    """A layout that was met before costs a look-up: the very same view comes back."""
+    assert view_of(planned(group(3), X, numbered(6)), X) is view_of(planned(group(3), X.copy(), numbered(6)), X)
+
+
+@pytest.mark.parametrize(
+    "shape", [*itertools.product((1, 2, 4), repeat=3), *itertools.product((1, 2), repeat=4)], ids=str
+)
+def test_any_split_of_the_channels(shape: Ints) -> None:
+    """Whichever axis group norm splits, its view is right, also where lengths of 1 leave open which axis it is."""
+    x, fitting = numbered(*shape), 0
+    for channel, length in enumerate(shape):
+        others = [axis for axis in range(len(shape)) if axis != channel]
+        for count, groups in itertools.product(range(len(shape)), (1, 2, 4)):
+            if length % groups:
+                continue
+            for batch in itertools.combinations(others, count):
+                norm = group(groups, channel_axis=channel, batch_axis=batch)
+                for weight in (None, numbered(length)):
+                    call = planned(norm, x, weight)
+                    found = view_of(call, x)
+                    if isinstance(found, View):
+                        verify(norm, call, (x,), found)
+                        fitting += 1
+    assert fitting >= 10
+
+
+MARGINS = st.sampled_from([NONE, NONE, NONE, (1, 0, 0), (0, 0, 2), (0, 1, 0)])
+
+
+@st.composite
+def _memory(draw: st.DrawFn, x: NumPyArray, *orders: Ints) -> NumPyArray:
+    """Draw the same numbers lying in one of these orders, or any, and often in wider memory."""
+    order = draw(st.sampled_from(orders) if orders else st.permutations(range(x.ndim)))
+    return laid(x, order, draw(st.none() | st.tuples(*[MARGINS] * x.ndim)))
+
+
+@st.composite
+def _calls(draw: st.DrawFn) -> tuple[Norm, Call, tuple[NumPyArray, ...]]:
+    """Draw a norm on arrays of up to six axes, and up to two arrays beside x, which often lie as x does."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=6)))
+    function = draw(st.sampled_from(["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"]))
+    drawn = draw((_over_axes if function in ("layer_norm", "rms_norm") else _by_channel)(function, shape))
+    arrays = {name: numbered(*its) for name, its in drawn.parameters.items()}
+    parameters = [arrays.pop(name, None) for name in ("weight", "bias")]
+    norm = getattr(an, function), drawn.groups, drawn.options | arrays
+    axes = tuple(range(len(shape)))
+    usual = axes, (*axes[:1], *axes[2:], *axes[1:2])
+    x = draw(_memory(numbered(*shape), *usual) | _memory(numbered(*shape)))
+    others = tuple([draw(st.just(x) | _memory(numbered(*shape))) for _ in range(draw(st.integers(0, 2)))])
+    return norm, planned(norm, x, *[None if its is None else draw(_memory(its)) for its in parameters]), others
+
+
+def test_any_layout() -> None:
+    """A view, where there is one, leads once to every element, of every set, in every array; else the order is why."""
+    fitting = []
+
+    @settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+    @given(drawn=_calls())
+    def holds(drawn: tuple[Norm, Call, tuple[NumPyArray, ...]]) -> None:
+        norm, call, others = drawn
+        found = view_of(call, *others)
+        if isinstance(found, View):
+            verify(norm, call, others, found)
+            fitting.append(tuple([length > 1 for length in found.lengths]))
+        else:
+            assert "the order of x's axes" in found
+
+    holds()
+    assert len(fitting) >= 200
+    assert len(set(fitting)) >= 15
+
+
+@st.composite
+def _fitting_calls(draw: st.DrawFn) -> tuple[Norm, Call, tuple[NumPyArray, ...]]:
+    """Draw arrays that lie as (A, R, B, S, P), in any order of their axes, for layer norm or group norm."""
+    a, r, b, s, p = lengths = draw(st.tuples(*[st.integers(1, 3)] * 5))
+    grouped = draw(st.booleans())
+    inside = (a, r, b * s, p) if grouped else lengths
+    order = draw(st.permutations(range(len(inside))))  # where in x's shape each axis stands
+    shape = tuple([inside[axis] for axis in np.argsort(order)])
+    norm = (
+        group(b, channel_axis=order[2], batch_axis=order[0])
+        if grouped
+        else layer(*[order[place] for place in (1, 3, 4)])
+    )
+    parameters = []
+    for _ in ("weight", "bias"):
+        along = {order[place] for place in range(len(inside) - 1) if draw(st.booleans())}
+        parameters.append(numbered(*[length if axis in along else 1 for axis, length in enumerate(shape)]))
+    x = draw(_memory(numbered(*shape), tuple(order)))
+    return (
+        norm,
+        planned(norm, x, *[draw(st.none() | _memory(its)) for its in parameters]),
+        (draw(_memory(numbered(*shape))),),
+    )
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(drawn=_fitting_calls())
+def test_what_fits_has_a_view(drawn: tuple[Norm, Call, tuple[NumPyArray, ...]]) -> None:
+    """Arrays that lie as the five dimensions do have a view, whatever order their axes are named in."""
+    norm, call, others = drawn
+    verify(norm, call, others, view_of(call, *others))

@@ -5,6 +5,7 @@ Importing it imports no numba; that happens when the first kernel is needed.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib.util import find_spec
 
@@ -14,4 +15,6 @@ from anynorm_numba._warm_up import warm_up as warm_up
 @cache
 def missing() -> str | None:
     """Return why there are no kernels in this environment, or None."""
-    return None if find_spec("numba") is not None and find_spec("numpy") is not None else "numba is not installed"
+    if find_spec("numba") is None or find_spec("numpy") is None:
+        return "numba is not installed"
+    return "numba's compiler is turned off by NUMBA_DISABLE_JIT" if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -89,22 +89,20 @@ def compile_all(kinds: Iterable[str], *, gradients: bool) -> None:
 
 def _kernel(job: Job) -> int:
     """Return the address of the kernel that runs a job, compiled or loaded if it is the first of its kind."""
-    return _compile.task(_source(job.rows, backward=len(job.view.steps) == 3), job.kind)
+    if not job.kernel:
+        job.kernel.append(_compile.task(_source(job.rows, backward=len(job.view.steps) == 3), job.kind))
+    return job.kernel[0]
 
 
 def _source(rows: bool, *, backward: bool) -> Callable[..., None]:
-    if rows and backward:
-        from anynorm_numba._row_gradients import row_gradients
-
-        return row_gradients
-    if rows:
-        from anynorm_numba._rows import rows as forward_rows
-
-        return forward_rows
-    if backward:
-        from anynorm_numba._column_gradients import column_gradients
-
-        return column_gradients
-    from anynorm_numba._columns import columns
-
-    return columns
+    # These import numba, amid which no process must be forked.
+    with _compile.alone():
+        if rows and backward:
+            from anynorm_numba._row_gradients import row_gradients as kernel
+        elif rows:
+            from anynorm_numba._rows import rows as kernel
+        elif backward:
+            from anynorm_numba._column_gradients import column_gradients as kernel
+        else:
+            from anynorm_numba._columns import columns as kernel
+    return cast("Callable[..., None]", kernel)

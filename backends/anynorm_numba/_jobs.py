@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,10 +40,16 @@ class Job(NamedTuple):
     split: bool  # a step at a time for each piece, instead of all of it for a share of the units
     tasks: int
     work: int  # bytes
+    kernel: list[int]  # its address, once it is compiled
     partial: Ints  # lengths of what the gradients of weight and bias are summed from: along A, R, B, S, P
 
 
-@lru_cache(maxsize=4096)
+# Jobs met before, each with its plan. A plan is known by its address, because its hash takes longer than all the rest
+# (1 µs); that the plan is kept makes this safe.
+_met: dict[tuple[Any, ...], tuple[Plan, Job | str]] = {}
+MANY = 4096
+
+
 def job_for(
     plan: Plan,
     kind: str,
@@ -55,6 +60,28 @@ def job_for(
     threads: int,
 ) -> Job | str:
     """Return the job for tensors of these strides in bytes, x first, or half a sentence that says why there is none."""
+    key = (id(plan), kind, shape, strides, weight, bias, threads)
+    met = _met.get(key)
+    if met is not None:
+        return met[1]
+    if len(_met) >= MANY:
+        _met.clear()
+    job = _made(plan, kind, shape, strides, weight, bias, threads)
+    _met[key] = plan, job
+    return job
+
+
+def _made(
+    plan: Plan,
+    kind: str,
+    shape: Ints,
+    strides: tuple[Ints, ...],
+    weight: Layout | None,
+    bias: Layout | None,
+    threads: int,
+) -> Job | str:
+    if any(step % SIZES[kind][0] for steps in strides for step in steps):
+        return "elements do not lie whole elements apart"
     found = view(plan, shape, strides, weight, bias)
     if isinstance(found, str):
         return found
@@ -141,7 +168,7 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
         for begin, steps in ((at.WEIGHT, its.weight), (at.BIAS, its.bias)):
             geometry[begin + at.S] = SIZES[kind][1] if steps is None else steps[at.S]
     elements = sets * r * s * p
-    return Job(True, kind, its, geometry, geometry.ctypes.data, elements, sets, items, split, tasks, work, partial)
+    return Job(True, kind, its, geometry, geometry.ctypes.data, elements, sets, items, split, tasks, work, [], partial)
 
 
 def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
@@ -166,4 +193,4 @@ def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     work = units * (room + chunks * area) if split else tasks * (room + area)
     partial = (units, r, 1, 1, 1) if by_row else (a, 1, b, s, p)
     elements = a * r * columns
-    return Job(False, kind, its, geometry, geometry.ctypes.data, elements, units, chunks, split, tasks, work, partial)
+    return Job(False, kind, its, geometry, geometry.ctypes.data, elements, units, chunks, split, tasks, work, [], partial)

@@ -17,8 +17,9 @@ from anynorm_numba._jobs import Job
 class Learned:
     """The statistics of each set, as `anynorm._formula.Saved` describes them: five planes in the order of memory."""
 
-    def __init__(self, planes: Any, plan: Plan, job: Job) -> None:
+    def __init__(self, planes: Any, plan: Plan, job: Job, eps: float) -> None:
         self.planes = planes
+        self.eps = eps
         self._plan = plan
         self._job = job
 

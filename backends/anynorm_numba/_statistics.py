@@ -55,7 +55,10 @@ def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
     set. If `again`, the set is to be measured from the new pivot and scale, and the rest means nothing.
     """
     c = (s[0] + s[1]) / n if centres else 0.0
-    rough = (q[0] + q[1]) / n
+    squares = q[0] + q[1]
+    if squares != squares:  # what infinity lost is NaN
+        squares = q[0]
+    rough = squares / n
     v = rough - c * c
     if v < 0.0:
         v = 0.0

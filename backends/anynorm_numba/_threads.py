@@ -79,6 +79,13 @@ def run(
         _Shared(wanted, fn, phase, tasks, *arguments).run(_process.pool())
 
 
+def start() -> None:
+    """Compile or load what runs tasks, and start numba's threads where they will be used."""
+    _serial(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
+    if threads() > 1:
+        _process.parallel()
+
+
 def threads() -> int:
     """Return in how many threads a call made now by this thread may run.
 

@@ -15,8 +15,21 @@ from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm._view import Layout
 
-# By the name of a dtype: what is computed in it.
 COMPUTE = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
+
+# By dtype, of which only those in the machine's own byte order: its name and what is computed in. bfloat16, another
+# package's dtype, is met by name.
+_kinds = {np.dtype(name): (name, np.dtype(COMPUTE[name])) for name in ("float16", "float32", "float64")}
+
+
+def kind_of(x: Any) -> tuple[str, Any]:
+    """Return the name of x's dtype, and the dtype it is computed in; for another byte order no name."""
+    try:
+        return _kinds[x.dtype]
+    except KeyError:
+        name = x.dtype.name if x.dtype.isnative else ""
+        found = _kinds[x.dtype] = (name, np.dtype(COMPUTE[x.dtype.name]))
+        return found
 
 
 class Engine:
@@ -39,23 +52,24 @@ def job_of(plan: Plan, x: Any, weight: Layout | None, bias: Layout | None, other
     reason = anynorm_numba.missing()
     if reason is not None:
         return reason
-    for its in (x, *others):
-        if not its.dtype.isnative or not its.flags.aligned:
-            return "an array is not aligned, or of another byte order"
+    kind, _ = kind_of(x)
+    if not kind or any(not array.flags.aligned for array in (x, *others)):
+        return "an array is not aligned, or of another byte order"
     its = engine()
     strides = (x.strides, *[other.strides for other in others])
     threads = its.threads.threads() if x.size >= its.threads.PARALLEL_ELEMENTS else 1
-    return its.jobs.job_for(plan, x.dtype.name, x.shape, strides, weight, bias, threads)
+    return its.jobs.job_for(plan, kind, x.shape, strides, weight, bias, threads)
 
 
 def parameter(its: Any, x: Any) -> Any:
     """Return weight or bias in the compute dtype, as the engine reads it: no step leads back."""
     if its is None:
         return None
-    compute = COMPUTE[x.dtype.name]
-    if its.dtype != compute or not its.flags.aligned or not its.dtype.isnative:
+    _, compute = kind_of(x)
+    flags = its.flags
+    if its.dtype is not compute or not flags.aligned:
         its = its.astype(compute)
-    return its if its.flags.c_contiguous or all(step > 0 for step in its.strides) else its.copy()
+    return its if flags.c_contiguous or all(step > 0 for step in its.strides) else its.copy()
 
 
 def layout(its: Any) -> Layout | None:
@@ -73,7 +87,7 @@ def forward(
     if stats is not None:
         saved = _planes(plan, _given(plan, stats, eps, x))
     elif save or job.split:
-        saved = np.empty((5, sets), dtype=COMPUTE[x.dtype.name])
+        saved = np.empty((5, sets), dtype=kind_of(x)[1])
     its.run.forward(
         job,
         address(x),
@@ -83,7 +97,7 @@ def forward(
         eps,
         given=stats is not None,
     )
-    return its.learned.Learned(saved, plan, job) if save and stats is None else None
+    return its.learned.Learned(saved, plan, job, eps) if save and stats is None else None
 
 
 def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, saved: Any) -> tuple[Any, Any]:

@@ -8,11 +8,15 @@ from anynorm_torch._accelerate import Acceleration as Acceleration
 from anynorm_torch._accelerate import accelerate as accelerate
 from anynorm_torch._derivatives import normalize as normalize
 from anynorm_torch._derivatives import spread as spread
+from anynorm_torch._engine import backward as backward
+from anynorm_torch._engine import declines as declines
+from anynorm_torch._engine import forward as forward
+from anynorm_torch._engine import moments as moments
+from anynorm_torch._engine import path as path
 from anynorm_torch._formula import compiling as compiling
 from anynorm_torch._formula import constant as constant
 from anynorm_torch._formula import sum as sum
 from anynorm_torch._formula import writable as writable
-from anynorm_torch._memory import declines as declines
 from anynorm_torch._memory import laid_out_like as laid_out_like
 from anynorm_torch._memory import refuses as refuses
 from anynorm_torch._memory import refuses_out as refuses_out

@@ -10,7 +10,6 @@ from torch.overrides import _get_current_function_mode as _function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from anynorm import _memory
-from anynorm._plan import Plan
 
 # Not annotated by torch.
 forward_ad: Any = _forward_ad
@@ -65,25 +64,6 @@ def _observer() -> str | None:
     if mode is not None and type(mode).__module__ != "torch.utils._device":
         return "a function mode is watching torch's operations"
     return None
-
-
-def declines(
-    plan: Plan,  # noqa: ARG001
-    x: Any,
-    weight: Any,
-    bias: Any,
-    *,
-    stats: tuple[Any, Any] | None,
-    out: Any,
-) -> str | None:
-    """Return why no engine may serve the call. There is none yet for torch's memory, so there always is a reason."""
-    for operand in (x, weight, bias, *(stats or ()), out):
-        reason = None if operand is None else unreadable(operand)
-        if reason is not None:
-            return reason
-    if stats is not None and torch.is_grad_enabled() and any(its.requires_grad for its in stats):
-        return "a gradient is wanted for mean or var"
-    return f"anynorm has no engine for {x.device.type} tensors yet"
 
 
 def traced(x: Any) -> bool:

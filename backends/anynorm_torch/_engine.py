@@ -1,0 +1,277 @@
+"""torch's CPU tensors handed to the CPU engine, and its results to autograd. Computes nothing itself."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import anynorm_numba
+from anynorm import _formula
+from anynorm._dispatch import library_of
+from anynorm._plan import Plan
+from anynorm._view import Layout
+from anynorm_torch._memory import unreadable
+
+# By dtype: its name and what is computed in.
+KINDS = {
+    torch.float16: ("float16", torch.float32),
+    torch.bfloat16: ("bfloat16", torch.float32),
+    torch.float32: ("float32", torch.float32),
+    torch.float64: ("float64", torch.float64),
+}
+
+# Above this many bytes an output's memory is NumPy's, which asks the system for large pages: 128 MiB take 35 ms so, and
+# 73 ms from torch's allocator. Below, both reuse what they had.
+LARGE = 2**25
+
+
+class Engine:
+    """The engine's modules, imported when it is first asked for."""
+
+    def __init__(self) -> None:
+        from anynorm_numba import _engine, _jobs, _learned, _threads
+
+        self.run: ModuleType = _engine
+        self.jobs: ModuleType = _jobs
+        self.learned: ModuleType = _learned
+        self.threads: ModuleType = _threads
+
+
+engine = cache(Engine)
+
+
+def declines(
+    plan: Plan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    *,
+    stats: tuple[Any, Any] | None,
+    out: Any,
+) -> str | None:
+    """Return why no engine may or can serve the call, or None."""
+    for operand in (x, weight, bias, *(stats or ()), out):
+        reason = None if operand is None else unreadable(operand)
+        if reason is not None:
+            return reason
+    if stats is not None and torch.is_grad_enabled() and any(its.requires_grad for its in stats):
+        return "a gradient is wanted for mean or var"
+    if x.device.type != "cpu":
+        return f"anynorm has no engine for {x.device.type} tensors yet"
+    if plan.function == "moments" and x.requires_grad and torch.is_grad_enabled():
+        return "a gradient is wanted for the moments"
+    missing = anynorm_numba.missing()
+    if missing is not None:
+        return missing
+    y = x if plan.function == "moments" else _strides_like(x) if out is None else out
+    job = _job_of(plan, x, _layout(parameter(weight, x)), _layout(parameter(bias, x)), (y,))
+    return job if isinstance(job, str) else None
+
+
+def path(*_: Any, **__: Any) -> tuple[str, None]:
+    """Return which package serves a call that is not declined."""
+    return "anynorm_numba", None
+
+
+def forward(
+    plan: Plan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    *,
+    stats: tuple[Any, Any] | None,
+    out: Any,
+    save: bool,
+) -> tuple[Any, Any]:
+    """Return y, and what was learned of the statistics if `save` asks for it."""
+    wanted = out is None and torch.is_grad_enabled() and any(_requires_grad(its) for its in (x, weight, bias))
+    y = _empty_like(x) if out is None else out
+    laid = [parameter(its, x) for its in (weight, bias)]
+    job = _job_of(plan, x, *[_layout(its) for its in laid], (y,))
+    if stats is not None:
+        planes = _planes(plan, stats, eps, x)
+    elif save or wanted or job.split:
+        planes = x.new_empty((5, job.view.lengths[0] * job.view.lengths[2]), dtype=KINDS[x.dtype][1], requires_grad=False)
+    else:
+        planes = None
+    run = (plan, job, y, laid, eps, planes, stats is not None)
+    if wanted:
+        y = _Normalized.apply(x, weight, bias, run)  # type: ignore[no-untyped-call]
+    else:
+        _run(x, run)
+    return y, engine().learned.Learned(planes, plan, job, eps) if save and stats is None else None
+
+
+def moments(plan: Plan, x: Any) -> Any:
+    """Return the statistics of each set."""
+    job = _job_of(plan, x, None, None, (x,))
+    planes = x.new_empty((5, job.view.lengths[0] * job.view.lengths[2]), dtype=KINDS[x.dtype][1])
+    _run(x, (plan, job, None, (None, None), 0.0, planes, False))
+    return engine().learned.Learned(planes, plan, job, 0.0)
+
+
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
+    """Return dx, and dweight and dbias in the compute dtype and in the plan's shapes for them, or None."""
+    library = library_of("backward", "x", x)
+    if torch.is_grad_enabled() and any(_requires_grad(its) for its in (x, dy, weight)):
+        # To be differentiated again: the statistics must be differentiable too.
+        if not plan.given:
+            saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
+        return _formula.backward(plan, dy, x, weight, saved, library=library)
+    found = _gradients(plan, dy, x, weight, saved, (True, plan.weight is not None, plan.bias is not None))
+    return _formula.backward(plan, dy, x, weight, saved, library=library) if found is None else found
+
+
+class _Normalized(torch.autograd.Function):
+    """x, weight, bias -> y by the engine. Its gradient has a gradient by the formula."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, run: tuple[Any, ...]) -> Any:
+        plan, job, y, _, eps, planes, given = run
+        ctx.plan, ctx.job, ctx.eps, ctx.given = plan, job, eps, given
+        ctx.save_for_backward(x, weight, bias, planes)
+        _run(x, run)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        x, weight, bias, planes = ctx.saved_tensors
+        plan = ctx.plan
+        if torch.is_grad_enabled():
+            return *_differentiable(ctx, dy, x, weight, bias, planes), None
+        saved = engine().learned.Learned(planes, plan, ctx.job, ctx.eps)
+        needs = tuple([bool(its) for its in ctx.needs_input_grad[:3]])
+        found = None if unreadable(dy) is not None else _gradients(plan, dy, x, weight, saved, needs)
+        if found is None:
+            found = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
+        dx, *rest = found
+        dweight, dbias = [
+            None if need is False or own is None else its.to(own.dtype).reshape(own.shape)
+            for own, its, need in zip((weight, bias), rest, needs[1:], strict=True)
+        ]
+        return dx if needs[0] else None, dweight, dbias, None
+
+
+def _differentiable(ctx: Any, dy: Any, x: Any, weight: Any, bias: Any, planes: Any) -> list[Any]:
+    """Return the gradients as the formula has them, recorded for a gradient of their own."""
+    library = library_of("backward", "x", x)
+    if ctx.given:
+        saved = engine().learned.Learned(planes, ctx.plan, ctx.job, ctx.eps)
+        gradients = _formula.backward(ctx.plan, dy, x, weight, saved, library=library)
+        return [
+            None if its is None or own is None else its.to(own.dtype).reshape(own.shape)
+            for own, its in zip((x, weight, bias), gradients, strict=True)
+        ]
+    inputs = [its for its, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if need]
+    y, _ = _formula.forward(ctx.plan, x, weight, bias, ctx.eps, library=library)
+    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+    return [next(found) if need else None for need in ctx.needs_input_grad[:3]]
+
+
+def _gradients(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, needs: tuple[bool, ...]) -> Any:
+    """Return the gradients by the engine, or None where it cannot run."""
+    its = engine()
+    if dy.dtype != x.dtype or (plan.given and not isinstance(saved, its.learned.Learned)):
+        return None
+    dx, weight = _empty_like(x), parameter(weight, x)
+    # Bias is not read: it lies as its gradient is wanted.
+    bias = None if plan.bias is None else (plan.bias, _dense(plan.bias, KINDS[x.dtype][1].itemsize))
+    job = _job_of(plan, x, _layout(weight), bias, (dy, dx))
+    if isinstance(job, str) and dy.stride() != dx.stride():
+        dy = _empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten
+        job = _job_of(plan, x, _layout(weight), bias, (dy, dx))
+    if isinstance(job, str):
+        return None
+    wanted = any(needs[1:])
+    begins = _addresses(its, job, weight, None)[0]
+    partial = its.run.backward(
+        job, x.data_ptr(), dy.data_ptr(), dx.data_ptr(), begins, saved.planes.data_ptr(), parameters=wanted
+    )
+    if not wanted:
+        return dx, None, None
+    sums = its.learned.parameter_gradients(plan, job, partial)
+    compute = KINDS[x.dtype][1]
+    return dx, *[None if total is None else torch.from_numpy(total).to(compute) for total in sums]
+
+
+def _run(x: Any, run: tuple[Any, ...]) -> None:
+    """Run the engine on addresses."""
+    _, job, y, laid, eps, planes, given = run
+    its = engine()
+    begins = _addresses(its, job, *laid)
+    target = 0 if y is None else y.data_ptr()
+    its.run.forward(job, x.data_ptr(), target, *begins, 0 if planes is None else planes.data_ptr(), eps, given=given)
+
+
+def _job_of(plan: Plan, x: Any, weight: Layout | None, bias: Layout | None, others: tuple[Any, ...]) -> Any:
+    """Return the job for x and arrays of its shape beside it, or half a sentence that says why there is none."""
+    its, size = engine(), x.element_size()
+    strides = tuple([tuple([step * size for step in array.stride()]) for array in (x, *others)])
+    threads = its.threads.threads() if x.numel() >= its.threads.PARALLEL_ELEMENTS else 1
+    return its.jobs.job_for(plan, KINDS[x.dtype][0], tuple(x.shape), strides, weight, bias, threads)
+
+
+def parameter(its: Any, x: Any) -> Any:
+    """Return weight or bias in the compute dtype, as the engine reads it: no step leads back."""
+    if its is None:
+        return None
+    compute = KINDS[x.dtype][1]
+    its = its.detach()
+    if its.dtype != compute:
+        its = its.to(compute)
+    return its if its.is_contiguous() or all(step > 0 for step in its.stride()) else its.contiguous()
+
+
+def _layout(its: Any) -> Layout | None:
+    if its is None:
+        return None
+    size = its.element_size()
+    return tuple(its.shape), tuple([step * size for step in its.stride()])
+
+
+def _dense(shape: Any, size: int) -> tuple[int, ...]:
+    """Return the strides of an array without gaps, in bytes."""
+    strides = []
+    for length in reversed(shape):
+        strides.append(size)
+        size *= length
+    return tuple(reversed(strides))
+
+
+def _strides_like(x: Any) -> Any:
+    """Return a tensor without memory that lies as y will."""
+    return torch.empty_like(x, device="meta")
+
+
+def _empty_like(x: Any) -> Any:
+    """Return a new tensor that lies as x does, its axes in the same order."""
+    size = x.numel() * x.element_size()
+    if size <= LARGE:
+        return torch.empty_like(x, requires_grad=False)
+    import numpy as np
+
+    memory = torch.from_numpy(np.empty(size, dtype=np.uint8)).view(x.dtype)
+    return memory.as_strided(x.shape, _strides_like(x).stride())
+
+
+def _planes(plan: Plan, stats: Any, eps: float, x: Any) -> Any:
+    """Return given statistics as the engine reads what it learned."""
+    given = _formula.given(plan, stats, eps, x, library=library_of("forward", "x", x))
+    planes = [plane.expand(plan.statistic).reshape(-1) for plane in given[:4]]
+    return torch.stack([*planes, torch.zeros_like(planes[0])])
+
+
+def _addresses(its: Engine, job: Any, weight: Any, bias: Any) -> list[int]:
+    length = job.view.lengths[3]
+    return [
+        its.learned.constant(job.kind, length, value).ctypes.data if own is None else own.data_ptr()
+        for own, value in ((weight, 1.0), (bias, 0.0))
+    ]
+
+
+def _requires_grad(its: Any) -> bool:
+    return its is not None and its.requires_grad

@@ -94,6 +94,7 @@ class Library:
         self.moments = _offered(package, "moments")
         self.declines = _offered(package, "declines")
         self.path = _offered(package, "path")
+        self.decides_within = bool(getattr(package, "decides_within", False))
         self.refuses = _offered(package, "refuses")
         self.refuses_out = _offered(package, "refuses_out")
         self.places_itself = bool(getattr(package, "places_itself", False))

@@ -188,40 +188,51 @@ def route(call: Call) -> Route:
 def why_formula(call: Call) -> str | None:
     """Return the reason why the formula serves a call, or None where a backend does."""
     library = call.library
+    reason = _why_no_backend(call)
+    if reason is None and library.declines is not None:
+        reason = library.declines(call.plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out)
+    return reason
+
+
+def _why_no_backend(call: Call) -> str | None:
+    """Return the reason why a backend is not even asked, or None."""
+    library, plan = call.library, call.plan
     if library.package is None:
         return f"no backend serves {library.name} arrays"
     if library.compiling():
         return f"{library.name} is compiling the call itself"
     if not _fast_paths.get():
         return "fast paths are turned off"
-    plan = call.plan
     if 0 in plan.shape:
         return "x is empty"
-    if library.declines is not None:
-        reason: str | None = library.declines(plan, call.x, call.weight, call.bias, stats=call.stats, out=call.out)
-        if reason is not None:
-            return reason
     needed = library.moments if plan.function == "moments" else library.forward
     return f"no backend computes on {library.name} arrays" if needed is None else None
 
 
 def run(call: Call, *, save: bool = False) -> tuple[Any, Any]:
     """Compute y, and what was learned of the statistics if `save` asks for it, as it may where they are measured."""
+    return _run(call, save=save)[:2]
+
+
+def _run(call: Call, *, save: bool) -> tuple[Any, Any, bool]:
+    """Compute y and what was learned, and say whether a backend did."""
     plan, library, x, weight, bias, eps, stats, out = call
-    if why_formula(call) is not None or library.forward is None:
-        return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, library=library)
-    result: tuple[Any, Any] = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)
-    return result
+    reason = _why_no_backend(call) if library.decides_within else why_formula(call)
+    if reason is None:
+        result: Any = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)  # type: ignore[misc]
+        if not isinstance(result, str):
+            return *result, True
+    return *_formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, library=library), False
 
 
 def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any, Any]]]:
     """Compute y, what was learned of the statistics, and the function from dy to the gradients."""
     plan, library, x, weight, _, eps, stats, _ = call
-    y, saved = run(call, save=stats is None)
+    y, saved, by_backend = _run(call, save=stats is None)
     if stats is not None:
         saved = _formula.given(plan, stats, eps, x, library=library)
     # Decided with the forward pass: `fast_paths` of a later moment, in another thread perhaps, must not mix the two.
-    if why_formula(call) is None and library.backward is not None:
+    if by_backend and library.backward is not None:
         return y, saved, partial(library.backward, plan, x=x, weight=weight, saved=saved)
     return y, saved, partial(_formula.backward, plan, x=x, weight=weight, saved=saved, library=library)
 

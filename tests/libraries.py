@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+
+import anynorm_numba
 
 NumPyArray = np.ndarray[Any, Any]
 
@@ -65,6 +68,13 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, NumPy's bfloat16, is not installed")
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
+
+
+@contextmanager
+def without_engine() -> Iterator[None]:
+    """Let no array meet the CPU engine, as where numba is not installed."""
+    with mock.patch.object(anynorm_numba, "missing", return_value="a test does without it"):
+        yield
 
 
 def _same(array: Any) -> Any:
@@ -155,6 +165,7 @@ def _strict(device: str, *dtypes: str) -> ArrayLibrary:
 
 _TABLE = (
     ArrayLibrary("numpy", "numpy", "numpy", ALL_DTYPES, _same, _same, "numpy"),
+    ArrayLibrary("numpy_alone", "numpy", "numpy", ALL_DTYPES, _same, _same, "numpy", context=without_engine),
     ArrayLibrary("torch", "torch", "torch", ALL_DTYPES, _make_torch, _from_torch, "strided"),
     ArrayLibrary(
         "jax",
@@ -209,6 +220,12 @@ LIBRARIES = {library.name: library for library in _TABLE}
 
 # One configuration of each, where the differences between configurations cannot matter.
 ONE_OF_EACH = ("numpy", "torch", "jax", "dask", "strict_CPU_DEVICE", "cupy", "torch_cuda")
+
+# NumPy's two ways: the CPU engine, wherever it takes the array, and NumPy alone.
+BOTH_NUMPY = ("numpy", "numpy_alone")
+
+# One of each, and both ways of NumPy: for what depends on how a result is computed.
+EACH_WAY = (*BOTH_NUMPY, *ONE_OF_EACH[1:])
 
 DTYPE_FEATURES = {name: [pytest.mark.feature(name)] if name != "float32" else [] for name in ALL_DTYPES}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import ONE_OF_EACH, ArrayLibrary, NumPyArray, each_library
+from libraries import BOTH_NUMPY, EACH_WAY, ArrayLibrary, NumPyArray, each_library
 
 import anynorm as an
 
@@ -121,7 +121,7 @@ def _torch_arguments(name: str, shape: tuple[int, ...]) -> list[tuple[dict[str, 
     ("library", "shape"),
     [
         pytest.param(name, shape, id=f"{name}-{shape}")
-        for name in ("numpy", "torch", "strict_CPU_DEVICE", "jax_x64", "dask")
+        for name in (*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "jax_x64", "dask")
         for shape in (SHAPES[2:3] if name in ("jax_x64", "dask") else SHAPES)  # these take their time over each shape
     ],
     indirect=["library"],
@@ -219,7 +219,7 @@ def _tolerance(x: NumPyArray, y: NumPyArray) -> float:
 
 
 @pytest.mark.parametrize("operator", list(ONNX))
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_onnx_node_tests(library: ArrayLibrary, operator: str) -> None:
     """ONNX's recorded outputs, running statistics included, are anynorm's."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")

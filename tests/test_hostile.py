@@ -14,9 +14,10 @@ import pytest
 from hostile import ARRANGEMENTS, HOSTILE, LARGE, LARGEST, powers_of_two, two_values
 from inputs import Case, Norm, check, pairwise, verify
 from libraries import (
+    BOTH_NUMPY,
     DTYPE_FEATURES,
+    EACH_WAY,
     LIBRARIES,
-    ONE_OF_EACH,
     ArrayLibrary,
     each_library,
     each_library_and_dtype,
@@ -32,6 +33,7 @@ numpy_may_warn = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divi
 BY_NAME = {arrangement.name: arrangement for arrangement in ARRANGEMENTS}
 PAIRS = [(name, dtype) for name, library in LIBRARIES.items() for dtype in library.dtypes]
 SLOW = ("dask", "array_api_strict")
+QUICK = (*BOTH_NUMPY, "torch")
 
 
 def _runs_all(pair: tuple[str, str]) -> bool:
@@ -99,8 +101,8 @@ def _can_be(_: tuple[str, str], length: int, name: str) -> bool:
     [
         pytest.param(*pair, length, name, id=f"{'-'.join(pair)}-{length}-{name}")
         for pair, length, name in [
-            *[(pair, n, name) for pair in PAIRS if pair[0] in ("numpy", "torch") for n in LENGTHS for name in CENTRED],
-            *pairwise([pair for pair in PAIRS if pair[0] not in ("numpy", "torch")], LENGTHS, CENTRED),
+            *[(pair, n, name) for pair in PAIRS if pair[0] in QUICK for n in LENGTHS for name in CENTRED],
+            *pairwise([pair for pair in PAIRS if pair[0] not in QUICK], LENGTHS, CENTRED),
         ]
         if _can_be(pair, length, name)
     ],
@@ -112,7 +114,7 @@ def test_constant_sets_give_exactly_bias(library: ArrayLibrary, dtype: str, leng
     values = np.asarray([1000000.1, 0.1, 12345.678, 1e10, 1e30, largest, -largest, 3 / 8])
     rows = np.repeat(np.clip(values, -largest, largest)[:, None], length, axis=1).astype(numpy_dtype(dtype))
     # At eps=0 an e of any size but 0 comes out as ±1; with another eps, JAX would only compile once more.
-    for eps in (0.0, 1e-5) if library.name in ("numpy", "torch") else (0.0,):
+    for eps in (0.0, 1e-5) if library.name in QUICK else (0.0,):
         case = BY_NAME[arrangement].case(rows, eps)
         ones = (1,) * case.arrays["x"].ndim
         parameters = {"weight": np.full(ones, 2.7, rows.dtype), "bias": np.full(ones, 0.3, rows.dtype)}
@@ -165,7 +167,7 @@ def test_given_statistics_of_extreme_values(library: ArrayLibrary, dtype: str, e
     ids=["1e30", "1e-30", "largest", "subnormal"],
 )
 @pytest.mark.parametrize("arrangement", list(BY_NAME))
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_extreme_parameters(library: ArrayLibrary, arrangement: str, weight: float, bias: float) -> None:
     """Parameters of any size keep the contract wherever y is in range."""
     case = BY_NAME[arrangement].case(HOSTILE["mean_1e2"].rows("float32"), 1e-5)
@@ -184,7 +186,7 @@ def test_extreme_parameters(library: ArrayLibrary, arrangement: str, weight: flo
     ],
     ids=lambda norm: norm.name,
 )
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_batch_of_images(library: ArrayLibrary, norm: Norm) -> None:
     """262144 pixels per channel, summed over leading axes, where NumPy's own sum is off by 0.3 %."""
     images = np.random.default_rng(3).integers(256, size=(16, 128, 128, 3))
@@ -193,7 +195,7 @@ def test_batch_of_images(library: ArrayLibrary, norm: Norm) -> None:
 
 @pytest.mark.parametrize("arrangement", ["layer", "layer-leading", "batch"])
 @pytest.mark.parametrize("start", [1, 128, 1000, 9000])
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_misleading_start(library: ArrayLibrary, start: int, arrangement: str) -> None:
     """However far from the rest a long set begins, its first elements are no measure of its mean."""
     rows = np.random.default_rng(start).normal(size=(4, 70004))
@@ -203,14 +205,14 @@ def test_misleading_start(library: ArrayLibrary, start: int, arrangement: str) -
 
 @pytest.mark.parametrize("function", ["layer_norm", "rms_norm"])
 @pytest.mark.parametrize("shape", list(LARGE))
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_large_sets_over_any_axes(library: ArrayLibrary, shape: str, function: str) -> None:
     """Sums of hundreds of thousands of like numbers are accurate over axes that lead, trail or lie apart."""
     lengths, axes = LARGE[shape]
     check(Case(Norm(shape, function, {"axis": axes}), {"x": two_values(lengths)}), library)
 
 
-LONG = [(name, 22) for name in ONE_OF_EACH] + [(name, 24) for name in ("numpy", "torch", "jax")]
+LONG = [(name, 22) for name in EACH_WAY] + [(name, 24) for name in (*QUICK, "jax")]
 
 
 @pytest.mark.parametrize("norm", [Norm("layer", "layer_norm"), Norm("batch", "batch_norm")], ids=lambda norm: norm.name)
@@ -262,7 +264,7 @@ def test_folded_weights_over_the_whole_range_of_float64(weight: float, size: flo
 
 
 @pytest.mark.parametrize("elements", [2**19, 2**21])
-@each_library(["numpy", "torch", "jax"])
+@each_library([*QUICK, "jax"])
 def test_nearly_equal_magnitudes_over_a_long_leading_axis(library: ArrayLibrary, elements: int) -> None:
     """The drift of a sum of nearly equal squares does not show in an outlier, whose x̂ is large."""
     x = np.full((elements, 4), np.sqrt(1.232311475285531), "float32")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from inputs import NORMS, Case, Norm, check, make_case, verify
 from layouts import LAYOUTS, STRIDED, layouts_of
-from libraries import LIBRARIES, ArrayLibrary, NumPyArray, each_library, numpy_dtype
+from libraries import BOTH_NUMPY, LIBRARIES, ArrayLibrary, NumPyArray, each_library, numpy_dtype
 
 import anynorm as an
 
-WITH_STRIDES = ("numpy", "torch", "cupy", "torch_cuda")
+WITH_STRIDES = (*BOTH_NUMPY, "torch", "cupy", "torch_cuda")
 
 each_norm = pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS])
 
@@ -70,7 +70,7 @@ def test_torch_calls_it_channels_last(norm: Norm, library: ArrayLibrary) -> None
     assert case.function()(arrays).is_contiguous(memory_format=torch.channels_last)
 
 
-WRITABLE = ("numpy", "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
+WRITABLE = (*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
 
 
 @pytest.mark.feature("out=")
@@ -112,7 +112,7 @@ def test_out_may_be_x_itself(norm: Norm, library: ArrayLibrary, layout: str) -> 
 
 @pytest.mark.feature("out=")
 @pytest.mark.parametrize("norm", ["layer", "group", "batch"])
-@each_library(["numpy", "torch", "cupy", "torch_cuda"])
+@each_library(WITH_STRIDES)
 def test_out_may_lie_beside_x(library: ArrayLibrary, norm: str) -> None:
     """`out` may interleave with x in one buffer, as long as they share no element."""
     (found,) = [its for its in NORMS if its.name == norm]
@@ -133,7 +133,7 @@ def _overlapping(kind: str, library: ArrayLibrary) -> tuple[Any, dict[str, Any]]
     if kind == "transposed":
         return x.T, {"x": x}
     if kind == "reversed":
-        return x[::-1] if library.name == "numpy" else memory[1:], {"x": x}
+        return x[::-1] if library.family == "numpy" else memory[1:], {"x": x}
     if kind == "weight":
         return memory[1:], {"x": x + 0, "weight": memory[1]}
     if kind == "bias":
@@ -204,7 +204,7 @@ INTERLEAVED = {"short_axes": ((2, 3), (3, 2)), "long_axis": ((40, 2), (2, 39)), 
 
 @pytest.mark.feature("out=")
 @pytest.mark.parametrize("kind", list(INTERLEAVED))
-@each_library(["numpy", "torch", "cupy", "torch_cuda"])
+@each_library(WITH_STRIDES)
 def test_out_may_interleave_with_itself(library: ArrayLibrary, kind: str) -> None:
     """An `out` whose elements all have places of their own is taken, whatever the order of these."""
     shape, strides = INTERLEAVED[kind]
@@ -217,12 +217,12 @@ def test_out_may_interleave_with_itself(library: ArrayLibrary, kind: str) -> Non
 
 @pytest.mark.feature("out=")
 @pytest.mark.parametrize("steps", [(6, 1), (1, 4), (-6, 1), (6, -1), (-1, -4)], ids=str)
-@each_library(["numpy", "torch", "cupy", "torch_cuda"])
+@each_library(WITH_STRIDES)
 def test_out_may_be_x_with_another_stride_along_an_axis_of_length_1(
     library: ArrayLibrary, steps: tuple[int, int]
 ) -> None:
     """Where an axis has length 1 its stride leads nowhere: `out` is x itself all the same, and x becomes y."""
-    if min(steps) < 0 and library.name != "numpy":
+    if min(steps) < 0 and library.family != "numpy":
         pytest.skip(f"{library.name} has no negative strides")
     memory = library.make(np.random.default_rng(1).normal(size=24).astype("float32"))
     start = sum(-(length - 1) * step for length, step in zip((4, 6), steps, strict=True) if step < 0)
@@ -232,7 +232,7 @@ def test_out_may_be_x_with_another_stride_along_an_axis_of_length_1(
     verify(
         np.ascontiguousarray(library.to_numpy(x)), before, Case(Norm("layer", "layer_norm"), {"x": before}).reference()
     )
-    if library.name == "numpy":  # the same places in another order are not x itself
+    if library.family == "numpy":  # the same places in another order are not x itself
         with pytest.raises(ValueError, match="out overlaps x"):
             an.layer_norm(x, out=out[::-1])
 
@@ -247,11 +247,11 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", list(VIEWS))
 @each_norm
-@each_library(["numpy", "torch", "cupy", "torch_cuda"])
+@each_library(WITH_STRIDES)
 def test_parameters_may_be_views(library: ArrayLibrary, norm: Norm, view: str) -> None:
     """Weight, bias, mean and var may lie in memory as they like."""
     case = make_case(norm, "float32")
-    if view == "reversed" and library.name != "numpy":
+    if view == "reversed" and library.family != "numpy":
         pytest.skip(f"{library.name} has no negative strides")
     check(Case(norm, {name: a if name == "x" else VIEWS[view](a) for name, a in case.arrays.items()}), library)
 
@@ -268,7 +268,7 @@ PER_SAMPLE: dict[str, tuple[tuple[int, ...], Any, tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", list(PER_SAMPLE))
-@each_library(["numpy"])
+@each_library(BOTH_NUMPY)
 def test_parameters_of_a_sample_stay_small(library: ArrayLibrary, kind: str) -> None:
     """A call with per-sample parameters takes the memory of y and of six blocks of 2¹⁸ elements, not of x again."""
     shape, axis, parameter = PER_SAMPLE[kind]
@@ -288,7 +288,7 @@ def test_parameters_of_a_sample_stay_small(library: ArrayLibrary, kind: str) -> 
 @pytest.mark.parametrize("scale", [1.0, 1e30], ids=["ordinary", "computed_again"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1)], ids=["sets_first", "sets_last", "turned"])
 @pytest.mark.parametrize("parameter", [(3, 700, 1), (3, 1, 400), (1, 700, 1), (3, 700, 400), (3, 1, 1)], ids=str)
-@each_library(["numpy"])
+@each_library(BOTH_NUMPY)
 def test_parameters_of_long_sets(
     library: ArrayLibrary, parameter: tuple[int, ...], order: tuple[int, int, int], scale: float
 ) -> None:
@@ -315,14 +315,14 @@ REPEATING = {
 
 @pytest.mark.parametrize("kind", list(REPEATING))
 @each_norm
-@each_library(["numpy", "torch"])
+@each_library([*BOTH_NUMPY, "torch"])
 def test_x_may_repeat_memory(library: ArrayLibrary, norm: Norm, kind: str) -> None:
     """x may be a broadcast view or overlapping windows; y has memory of its own."""
     case = make_case(norm, "float32")
     view = REPEATING[kind](case.arrays["x"])
     arrays = library.make_all(case.arrays)
     x = arrays["x"]
-    if library.name == "numpy":
+    if library.family == "numpy":
         arrays["x"] = view
     else:
         arrays["x"] = x.as_strided(view.shape, [stride // 4 for stride in view.strides])
@@ -333,7 +333,7 @@ def test_x_may_repeat_memory(library: ArrayLibrary, norm: Norm, kind: str) -> No
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @each_norm
-@each_library(["numpy"])
+@each_library(BOTH_NUMPY)
 def test_other_byte_order(library: ArrayLibrary, norm: Norm, dtype: str) -> None:
     """NumPy arrays of the other byte order are normalized and stay so."""
     case = make_case(norm, dtype)

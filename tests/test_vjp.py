@@ -22,9 +22,10 @@ from inputs import NORMS, Case, Norm, make_case
 from layouts import LAYOUTS, layouts_of
 from libraries import (
     ALL_DTYPES,
+    BOTH_NUMPY,
     DTYPE_FEATURES,
+    EACH_WAY,
     LIBRARIES,
-    ONE_OF_EACH,
     ArrayLibrary,
     NumPyArray,
     each_library,
@@ -125,7 +126,7 @@ def _dy_layout(name: str, turn: int) -> str:
 
 WITH_LAYOUTS = [
     (name, ("float32", "float16")[i % 2], norm, layout, _dy_layout(name, i + j))
-    for name in ("numpy", "torch", "cupy", "torch_cuda")
+    for name in (*BOTH_NUMPY, "torch", "cupy", "torch_cuda")
     for i, norm in enumerate(NORMS)
     for j, layout in enumerate(layouts_of(name))
 ]
@@ -196,7 +197,7 @@ EMPTY = (
 
 
 @pytest.mark.parametrize(("norm", "shape"), EMPTY, ids=[norm.name for norm, _ in EMPTY])
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_empty_arrays(library: ArrayLibrary, norm: Norm, shape: tuple[int, ...]) -> None:
     """An x without elements has a dx without any; the sums over nothing are 0."""
     dtype = library.dtypes[0]
@@ -214,7 +215,7 @@ ALONE = (
 
 
 @pytest.mark.parametrize(("norm", "shape"), ALONE, ids=[norm.name for norm, _ in ALONE])
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_one_value_per_set(library: ArrayLibrary, norm: Norm, shape: tuple[int, ...]) -> None:
     """A set of one value has a dx of 0 where the norm centres; its bias has a gradient all the same."""
     random = np.random.default_rng(0)

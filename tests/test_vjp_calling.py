@@ -10,7 +10,7 @@ import pytest
 from gradients import NAMES, bits, cotangent, exact_gradients, pull, to_numpy, verify_gradients, vjp
 from inputs import NORMS, Case, Norm, make_case
 from layouts import LAYOUTS
-from libraries import ONE_OF_EACH, ArrayLibrary, each_library
+from libraries import BOTH_NUMPY, EACH_WAY, ArrayLibrary, each_library
 
 import anynorm as an
 from anynorm._dispatch import library_of
@@ -35,7 +35,7 @@ def each_repeated(*libraries: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("library", "norm"), pairs, indirect=["library"])
 
 
-@each_repeated(*ONE_OF_EACH)
+@each_repeated(*EACH_WAY)
 def test_pullback_again(library: ArrayLibrary, norm: Norm) -> None:
     """A pullback gives the same bits again, also after another dy, and changes none of the arguments."""
     case = make_case(norm, "float32")
@@ -51,7 +51,7 @@ def test_pullback_again(library: ArrayLibrary, norm: Norm) -> None:
         assert library.to_numpy(its).tobytes() == case.arrays[name].tobytes()
 
 
-@each_repeated("numpy", "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
+@each_repeated(*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
 def test_gradients_are_new_arrays(library: ArrayLibrary, norm: Norm) -> None:
     """Gradients may be written to: they share no memory with dy, the arguments or each other."""
     case = make_case(norm, "float32")
@@ -67,7 +67,7 @@ def test_gradients_are_new_arrays(library: ArrayLibrary, norm: Norm) -> None:
     assert library.to_numpy(dy).tobytes() == cotangent(case).tobytes()
 
 
-@each_repeated(*ONE_OF_EACH)
+@each_repeated(*EACH_WAY)
 def test_no_change_of_y_asks_for_none(library: ArrayLibrary, norm: Norm) -> None:
     """Where dy is 0 everywhere, every gradient is exactly 0."""
     case = make_case(norm, "float32")
@@ -76,7 +76,7 @@ def test_no_change_of_y_asks_for_none(library: ArrayLibrary, norm: Norm) -> None
 
 
 @pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in REPEATED[2:5]])
-@each_library([name for name in ONE_OF_EACH if name != "dask"])
+@each_library([name for name in EACH_WAY if name != "dask"])
 def test_several_threads_share_a_pullback(library: ArrayLibrary, norm: Norm) -> None:
     """Called from several threads at once, a pullback gives each of them the gradients of its own dy."""
     case = make_case(norm, "float32")
@@ -93,7 +93,7 @@ def test_several_threads_share_a_pullback(library: ArrayLibrary, norm: Norm) -> 
 
 
 @pytest.mark.parametrize("name", ["layer", "rms-leading", "group"])
-@each_library(["numpy", "torch", "strict_CPU_DEVICE"])
+@each_library([*BOTH_NUMPY, "torch", "strict_CPU_DEVICE"])
 def test_parameters_by_position(library: ArrayLibrary, name: str) -> None:
     """Gradients of weight and bias come in their own place, whether they were passed by position, keyword or not."""
     case = make_case(BY_NAME[name], "float32")
@@ -116,7 +116,7 @@ def test_parameters_by_position(library: ArrayLibrary, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["batch", "instance"])
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_moments_beside_y(library: ArrayLibrary, name: str) -> None:
     """With return_moments=True, vjp returns what the function returns; the gradients are the same as without."""
     case = make_case(BY_NAME[name], "float32")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gradients import NAMES, cotangent, exact_gradients, pull, verify_gradients
 from inputs import Case, Norm
-from libraries import ArrayLibrary, NumPyArray, each_library_and_dtype, numpy_dtype
+from libraries import BOTH_NUMPY, ArrayLibrary, NumPyArray, each_library_and_dtype, numpy_dtype
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -68,7 +68,7 @@ def _by_torch(operator: str, given: dict[str, Any], case: Case, dy: NumPyArray) 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.feature("gradients")
 @pytest.mark.parametrize("operator", OPERATORS)
-@each_library_and_dtype(["numpy", "torch", "jax", "jax_x64", "strict_CPU_DEVICE", "cupy", "torch_cuda"])
+@each_library_and_dtype([*BOTH_NUMPY, "torch", "jax", "jax_x64", "strict_CPU_DEVICE", "cupy", "torch_cuda"])
 def test_torch_sample_inputs(library: ArrayLibrary, dtype: str, operator: str) -> None:
     """On torch's own sample inputs, vjp is within the bound of torch's autograd in float64 on the same numbers."""
     pytest.importorskip("expecttest", reason="expecttest, which torch's sample inputs need, is not installed")

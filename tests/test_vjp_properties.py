@@ -16,13 +16,13 @@ from derivatives import SMALL_NORMS, change, directions, small_case
 from gradients import NAMES, bits, check_gradients, cotangent, exact_gradients, pull
 from hypothesis import HealthCheck, given, settings
 from inputs import Case, Norm
-from libraries import LIBRARIES, ONE_OF_EACH, ArrayLibrary, NumPyArray, each_library
+from libraries import BOTH_NUMPY, EACH_WAY, LIBRARIES, ArrayLibrary, NumPyArray, each_library
 from test_properties import _arrays, _calls
 
 from anynorm import _reference, _reference_gradients
 
-FAST = ("numpy", "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
-EXAMPLES = {"numpy": 200, "torch": 100, "strict_CPU_DEVICE": 50, "dask": 8, "jax": 8}
+FAST = (*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
+EXAMPLES = {"numpy": 200, "numpy_alone": 100, "torch": 100, "strict_CPU_DEVICE": 50, "dask": 8, "jax": 8}
 
 needs_wide_longdouble = pytest.mark.skipif(
     not _reference.CHECKS_FLOAT64, reason="longdouble is no wider than double here"
@@ -42,7 +42,7 @@ def _drawn(call: Any, dtype: str) -> Case:
 
 
 @pytest.mark.feature("gradients")
-@each_library(ONE_OF_EACH)
+@each_library(EACH_WAY)
 def test_any_shape_and_axes(library: ArrayLibrary) -> None:
     """Whatever is reduced, kept or split, and wherever weight and bias lie, the gradients keep the contract."""
 
@@ -69,7 +69,7 @@ def _slope(case: Case, moved: dict[str, NumPyArray], dy: NumPyArray) -> tuple[An
 
 
 @needs_wide_longdouble
-@each_library(["numpy", "torch", "dask", "strict_CPU_DEVICE"])
+@each_library([*BOTH_NUMPY, "torch", "dask", "strict_CPU_DEVICE"])
 def test_pullback_is_the_adjoint(library: ArrayLibrary) -> None:
     """⟨dy, J·v⟩ = ⟨pullback(dy), v⟩ for any direction v of x, weight and bias; J·v is a difference of exact values."""
 
@@ -97,7 +97,7 @@ def test_pullback_is_the_adjoint(library: ArrayLibrary) -> None:
 
 
 @pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in SMALL_NORMS])
-@each_library(["numpy", "torch", "jax_x64", "dask", "strict_CPU_DEVICE"])
+@each_library([*BOTH_NUMPY, "torch", "jax_x64", "dask", "strict_CPU_DEVICE"])
 def test_finite_differences(library: ArrayLibrary, norm: Norm) -> None:
     """In float64 each gradient, along a direction, is the difference quotient of the exact values."""
     case = small_case(norm)

@@ -6,7 +6,7 @@ the weight varies from row to row, g = dy·weight is what columns sum, and each 
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
+from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._columns import add_rows, block_of, fold_lanes, lay_parameter, recall_block, repeat, total_of
@@ -34,7 +34,7 @@ CHUNK = at.CHUNK
 SCALE, MEAN, CORRECTION, RSTD, SAVED, WEIGHT, OF_MEAN, OF_UNIT, TOTALS = 0, 1, 2, 3, 4, 8, 9, 10, 11
 
 
-@register_jitable
+@njit(error_model="numpy")
 def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
     """Lay out beside the columns of a block what its rows are read with."""
     size = computed_bytes(kind)
@@ -50,7 +50,7 @@ def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
         repeat(kind, geometry, room + which * plane, 8, width)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area):
     """Sum a chunk of rows: afterwards the area begins with Σg and Σg·(z − mean) for each column."""
     step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
@@ -108,7 +108,7 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
     fold_lanes(kind, area, width)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def settle_gradients(kind, geometry, weight, partial, a, first, room, plane, width):
     """Settle S(g) and S(g·x̂) of a block's sets, and store its columns' shares of dweight and dbias."""
     members = field(kind, geometry, at.S) * field(kind, geometry, at.P)
@@ -141,7 +141,7 @@ def settle_gradients(kind, geometry, weight, partial, a, first, room, plane, wid
         repeat(kind, geometry, room + which * plane, size, width)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room, plane, width):
     """Write dx of a chunk of rows; and where the weight varies from row to row, each row's shares of the gradients."""
     step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)

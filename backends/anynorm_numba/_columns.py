@@ -12,7 +12,7 @@ rows, and there is a room for each block and an area for each of its chunks.
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
+from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, normalize_rows, spread_across
@@ -42,7 +42,7 @@ PIVOT, SCALE, OUTCOME, WEIGHT, BIAS, TOTALS = 0, 1, 2, 7, 8, 9
 PENDING, ATTEMPT = -1, -2
 
 
-@register_jitable
+@njit(error_model="numpy")
 def block_of(kind, geometry, block):
     """Return a block's a, its first column and how many it has."""
     blocks, width = field(kind, geometry, at.BLOCKS), field(kind, geometry, at.WIDTH)
@@ -52,7 +52,7 @@ def block_of(kind, geometry, block):
     return a, first, min(width, columns - first)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def repeat(kind, geometry, begins, size, width):
     """Repeat a plane of a room, of numbers of this size, for each of the rows that are taken for one."""
     if field(kind, geometry, at.NARROW):
@@ -63,7 +63,7 @@ def repeat(kind, geometry, begins, size, width):
                 put_number(kind, begins + j * size, number(kind, begins + (j - width) * size))
 
 
-@register_jitable
+@njit(error_model="numpy")
 def begin(kind, geometry, source, room, plane, width):
     """Choose a pivot for each set: its first element."""
     of_set, size = field(kind, geometry, at.S) * field(kind, geometry, at.P), stored_bytes(kind)
@@ -76,7 +76,7 @@ def begin(kind, geometry, source, room, plane, width):
         repeat(kind, geometry, room + which * plane, 8, width)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
     """Lay a parameter that varies along columns out beside them."""
     s_length, p_length = field(kind, geometry, at.S), field(kind, geometry, at.P)
@@ -93,7 +93,7 @@ def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
             s, b = 0, b + 1
 
 
-@register_jitable
+@njit(error_model="numpy")
 def sum_rows(kind, geometry, source, chunk, room, plane, width, area):
     """Sum a chunk of rows: afterwards the area begins with Σ(z − pivot) and its squares for each column."""
     step = field(kind, geometry, at.X + at.R)
@@ -124,7 +124,7 @@ def sum_rows(kind, geometry, source, chunk, room, plane, width, area):
     fold_lanes(kind, area, width)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def fold_lanes(kind, area, width):
     """Add up the lanes of two sums for each column."""
     of_plane = 8 * LANES * width
@@ -136,7 +136,7 @@ def fold_lanes(kind, area, width):
             lanes //= 2
 
 
-@register_jitable
+@njit(error_model="numpy")
 def add_rows(kind, totals, width, area, chunk):
     """Add the sums of a chunk of rows to those of the block."""
     of_plane = 8 * LANES * width
@@ -148,14 +148,14 @@ def add_rows(kind, totals, width, area, chunk):
         merge_sums(kind, width, begins, 8 * width, area + term * planes(kind) * of_plane, of_plane)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def total_of(kind, totals, width, term, j):
     """Return a column's sum, and what it lost."""
     address = totals + 8 * (term * planes(kind) * width + j)
     return real(kind, address), real(kind, address + 8 * width) if planes(kind) == 2 else 0.0
 
 
-@register_jitable
+@njit(error_model="numpy")
 def settle_block(kind, geometry, source, room, plane, width, eps, attempt):
     """Settle the statistics of a block's sets; return whether some are to be measured again."""
     of_set = field(kind, geometry, at.S) * field(kind, geometry, at.P)
@@ -192,7 +192,7 @@ def settle_block(kind, geometry, source, room, plane, width, eps, attempt):
     return again
 
 
-@register_jitable
+@njit(error_model="numpy")
 def save_block(kind, geometry, saved, a, first, room, plane, width):
     """Store the statistics of a block's sets."""
     of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
@@ -204,7 +204,7 @@ def save_block(kind, geometry, saved, a, first, room, plane, width):
             put_number(kind, target + i * sets * size + k * size, value)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def recall_block(kind, geometry, saved, a, first, target, plane, width):
     """Lay the statistics of a block's sets out beside its columns, in planes of a room."""
     of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
@@ -216,7 +216,7 @@ def recall_block(kind, geometry, saved, a, first, target, plane, width):
             keep(kind, target + j * size, plane, found)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def write_rows(kind, geometry, source, target, weight, bias, chunk, room, plane, width):
     """Write y of a chunk of rows."""
     step, y_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
@@ -245,7 +245,7 @@ def write_rows(kind, geometry, source, target, weight, bias, chunk, room, plane,
         row += rows
 
 
-@register_jitable
+@njit(error_model="numpy")
 def prepare_write(kind, geometry, weight, bias, a, first, room, plane, width):
     """Lay out beside the columns of a block what its rows are written with."""
     if not field(kind, geometry, at.BY_ROW):
@@ -278,7 +278,7 @@ def columns(kind, phase, index, geometry, x, y, weight, bias, saved, work, given
                     for chunk in range(chunks):
                         sum_rows(kind, geometry, source, chunk, room, plane, width, area)
                         add_rows(kind, room + TOTALS * plane, width, area, chunk)
-                    again = settle_block(kind, geometry, source, room, plane, width, eps, attempt)
+                    again = settle_block(kind, geometry, source, room, plane, width, eps, float(attempt))
                     attempt += 1
                 if saved:
                     save_block(kind, geometry, saved, a, first, room, plane, width)

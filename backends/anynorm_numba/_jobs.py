@@ -41,6 +41,9 @@ class Job(NamedTuple):
     tasks: int
     work: int  # bytes
     kernel: list[int]  # its address, once it is compiled
+    absent: Any  # numbers of C that stand for a weight and a bias that are not there, of the length that is read
+    absent_weight: int  # their addresses
+    absent_bias: int
     partial: Ints  # lengths of what the gradients of weight and bias are summed from: along A, R, B, S, P
 
 
@@ -168,7 +171,9 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
         for begin, steps in ((at.WEIGHT, its.weight), (at.BIAS, its.bias)):
             geometry[begin + at.S] = SIZES[kind][1] if steps is None else steps[at.S]
     elements = sets * r * s * p
-    return Job(True, kind, its, geometry, geometry.ctypes.data, elements, sets, items, split, tasks, work, [], partial)
+    address = geometry.ctypes.data
+    absent = _stand_ins(kind, s if vector else 1)
+    return Job(True, kind, its, geometry, address, elements, sets, items, split, tasks, work, [], *absent, partial)
 
 
 def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
@@ -193,4 +198,13 @@ def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     work = units * (room + chunks * area) if split else tasks * (room + area)
     partial = (units, r, 1, 1, 1) if by_row else (a, 1, b, s, p)
     elements = a * r * columns
-    return Job(False, kind, its, geometry, geometry.ctypes.data, elements, units, chunks, split, tasks, work, [], partial)
+    address = geometry.ctypes.data
+    absent = _stand_ins(kind, 1)
+    return Job(False, kind, its, geometry, address, elements, units, chunks, split, tasks, work, [], *absent, partial)
+
+
+def _stand_ins(kind: str, length: int) -> tuple[Any, int, int]:
+    """Return ones and zeros, and their addresses."""
+    numbers = np.zeros((2, length), dtype=np.float64 if kind == "float64" else np.float32)
+    numbers[0] = 1
+    return numbers, numbers[0].ctypes.data, numbers[1].ctypes.data

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 from typing import Any, cast
-
-import numpy as np
 
 from anynorm._array import tree_sum
 from anynorm._plan import Plan
@@ -36,24 +34,24 @@ class Learned:
 
 def in_order(numbers: Any, axes: Ints, plan: Plan, shape: tuple[int | None, ...]) -> Any:
     """Return numbers that lie along some axes of a plan, outermost first, in a shape that is 1 along all others."""
-    lengths = tuple([cast(int, plan.shape[axis]) for axis in axes])
-    laid = numbers.reshape(lengths or (1,))
     if list(axes) != sorted(axes):
+        laid = numbers.reshape(tuple([cast(int, plan.shape[axis]) for axis in axes]))
         order = tuple(sorted(range(len(axes)), key=axes.__getitem__))
-        laid = laid.permute(order) if hasattr(laid, "permute") else laid.transpose(order)
-    return laid.reshape(shape)
+        numbers = laid.permute(order) if hasattr(laid, "permute") else laid.transpose(order)
+    return numbers.reshape(shape)
 
 
-def parameter_gradients(plan: Plan, job: Job, partial: Any) -> tuple[Any, Any]:
+def parameter_gradients(plan: Plan, job: Job, partial: Any) -> list[Any]:
     """Return the gradients of weight and bias in float64, in the plan's shapes for them; None where there is none."""
-    return tuple([
-        None if lies is None else _summed(partial[which], plan, job, cast(Ints, lies))
-        for which, lies in enumerate((plan.weight, plan.bias))
-    ])  # fmt: skip
+    shapes = plan.weight, plan.bias
+    return [None if lies is None else _summed(its, plan, job, lies) for its, lies in zip(partial, shapes, strict=True)]
 
 
-def _summed(partial: Any, plan: Plan, job: Job, lies: Ints) -> Any:
+def _summed(partial: Any, plan: Plan, job: Job, lies: Any) -> Any:
     """Sum what a kernel left over all axes along which a parameter does not vary."""
+    if partial.size == math.prod(lies):
+        axes = tuple([axis for place in range(5) for axis in job.view.axes[place] if lies[axis] > 1])
+        return in_order(partial, axes, plan, lies)
     if job.geometry[at.BY_ROW]:  # a number for each block of columns and row
         outer = job.view.lengths[at.A]
         partial = tree_sum(partial.reshape(outer, -1, partial.shape[at.R]), (1,))
@@ -63,11 +61,3 @@ def _summed(partial: Any, plan: Plan, job: Job, lies: Ints) -> Any:
     shared = tuple([place for place, axis in enumerate(axes) if lies[axis] == 1])
     summed = tree_sum(laid, shared)
     return in_order(summed, tuple([axis for axis in axes if lies[axis] > 1]), plan, lies)
-
-
-@lru_cache(maxsize=256)
-def constant(kind: str, length: int, value: float) -> Any:
-    """Return numbers of C that stand for a weight or bias that is not there. Read, never written."""
-    numbers = np.full(max(1, length), value, dtype=np.float64 if kind == "float64" else np.float32)
-    numbers.flags.writeable = False
-    return numbers

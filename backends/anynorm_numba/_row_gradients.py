@@ -8,7 +8,7 @@ one piece of the run after the other.
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
+from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import gradient_along, gradient_of_line, parameters_across, slope
@@ -37,7 +37,7 @@ OF_MEAN, OF_UNIT, HEADER = 0, 1, 2
 TOGETHER = 4
 
 
-@register_jitable
+@njit(error_model="numpy")
 def gradient_of_chunk(kind, geometry, x, dy, weight, line, chunk, found, sums):
     """Return Σg and Σg·(z − mean) over a piece of a set, g = dy where the line has one weight."""
     mean, correction, _, scale, _ = found
@@ -65,7 +65,7 @@ def gradient_of_chunk(kind, geometry, x, dy, weight, line, chunk, found, sums):
     return folded(kind, sums)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def write_slope(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, of_unit):
     """Write dx of a piece of a set; weight is where the set's begins."""
     mean, correction, rstd, scale, _ = found
@@ -92,7 +92,7 @@ def write_slope(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, 
         p = 0
 
 
-@register_jitable
+@njit(error_model="numpy")
 def add_line(kind, geometry, weight, partial, u, line, found, s, q, of_g, of_unit):
     """Return the sums of a set with those of a line more, and store the line's shares of dweight and dbias."""
     w = 1.0
@@ -107,7 +107,7 @@ def add_line(kind, geometry, weight, partial, u, line, found, s, q, of_g, of_uni
     return plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
 
 
-@register_jitable
+@njit(error_model="numpy")
 def means(kind, geometry, found, of_g, of_unit):
     """Return S(g) and S(g·x̂) as C holds them; 0 where normalization takes nothing out of g."""
     n = float(field(kind, geometry, at.LINES) * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
@@ -117,7 +117,7 @@ def means(kind, geometry, found, of_g, of_unit):
     return rounded(kind, of_mean), rounded(kind, (of_unit[0] + of_unit[1]) / n * found[2])
 
 
-@register_jitable
+@njit(error_model="numpy")
 def parameters_of(kind, geometry, x, dy, saved, u, count, stride, first, n, sums, plane):
     """Add the shares that `count` sets from u on, `stride` apart, have in the gradients of n places from `first` on."""
     size, number_size = stored_bytes(kind), computed_bytes(kind)
@@ -157,7 +157,7 @@ def parameters_of(kind, geometry, x, dy, saved, u, count, stride, first, n, sums
     )
 
 
-@register_jitable
+@njit(error_model="numpy")
 def of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums):
     """Write dx of the set (a, b)."""
     inner, size = field(kind, geometry, at.B), computed_bytes(kind)
@@ -185,7 +185,7 @@ def of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums):
             )
 
 
-@register_jitable
+@njit(error_model="numpy")
 def of_part(kind, geometry, part, x, dy, dx, weight, saved, partial, work, sums):
     """Write dx of a part of the sets, and sum what they add to the gradients of weight and bias."""
     outer, inner, run = field(kind, geometry, at.A), field(kind, geometry, at.B), field(kind, geometry, at.S)
@@ -209,7 +209,7 @@ def of_part(kind, geometry, part, x, dy, dx, weight, saved, partial, work, sums)
         first += count
 
 
-@register_jitable
+@njit(error_model="numpy")
 def reduce(kind, geometry, index, work, partial):
     """Add up a slice of what the parts came to."""
     length = field(kind, geometry, at.B) * field(kind, geometry, at.S)

@@ -11,7 +11,7 @@ each set with four numbers for each of its chunks.
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
+from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, spread_along, spread_of_line
@@ -40,19 +40,19 @@ SETTLED, PIVOT, SCALE, OUTCOME = range(4)
 HEADER = 8
 
 
-@register_jitable
+@njit(error_model="numpy")
 def start(kind, geometry, tensor, address, a, b):
     """Return where the set (a, b) begins."""
     return address + a * field(kind, geometry, tensor + at.A) + b * field(kind, geometry, tensor + at.B)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def folded(kind, sums):
     """Return two sums from their lanes."""
     return fold(kind, sums), fold(kind, sums + 8 * LANES * (1 + planes(kind)))
 
 
-@register_jitable
+@njit(error_model="numpy")
 def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
     """Return Σ(z − pivot) and its squares over a piece of the set at x."""
     runs, run, of_run = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.X + at.R)
@@ -70,7 +70,7 @@ def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
     return folded(kind, sums)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def write_chunk(kind, geometry, line, chunk, x, y, weight, bias, found):
     """Write y of a piece of a set; weight and bias are where the set's begin."""
     mean, correction, rstd, scale, _ = found
@@ -100,7 +100,7 @@ def write_chunk(kind, geometry, line, chunk, x, y, weight, bias, found):
         p = 0
 
 
-@register_jitable
+@njit(error_model="numpy")
 def in_numbers_of_c(kind, found):
     """Return (mean, correction, rstd, scale, m2) as C holds them."""
     mean = rounded(kind, found[0])
@@ -108,14 +108,14 @@ def in_numbers_of_c(kind, found):
     return mean, correction, rounded(kind, found[2]), found[3], rounded(kind, found[4])
 
 
-@register_jitable
+@njit(error_model="numpy")
 def keep(kind, address, plane, found):
     """Store the statistics of a set: numbers of C, `plane` bytes apart."""
     for i in range(5):
         put_number(kind, address + i * plane, found[i])
 
 
-@register_jitable
+@njit(error_model="numpy")
 def kept(kind, address, plane):
     """Return (mean, correction, rstd, scale, m2) of a set."""
     mean, correction = number(kind, address), number(kind, address + plane)
@@ -123,7 +123,7 @@ def kept(kind, address, plane):
     return mean, correction, rstd, scale, number(kind, address + 4 * plane)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def write_set(kind, geometry, source, y, weight, bias, a, b, found):
     """Write y of the set (a, b), which is read at `source`."""
     target = start(kind, geometry, at.Y, y, a, b)
@@ -134,7 +134,7 @@ def write_set(kind, geometry, source, y, weight, bias, a, b, found):
             write_chunk(kind, geometry, line, chunk, source, target, its_weight, its_bias, found)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def measured(kind, geometry, x, eps, sums):
     """Return the statistics of the set at x."""
     wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
@@ -152,12 +152,12 @@ def measured(kind, geometry, x, eps, sums):
                 more, more_squares = spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums)
                 of_line, squares_of_line = plus(of_line, more), plus(squares_of_line, more_squares)
             s, q = plus(s, of_line), plus(q, squares_of_line)
-        (again, pivot, scale), found = settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q)
+        (again, pivot, scale), found = settle(kind, wide, centres, n, eps, float(attempt), first, pivot, scale, s, q)
         attempt += 1
     return in_numbers_of_c(kind, found)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, room):
     """Normalize a few sets of one run, no longer than a chunk: measure them all, settle them together, write them."""
     run, centres = field(kind, geometry, at.RUN), field(kind, geometry, at.CENTRES)
@@ -255,7 +255,7 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
         write_chunk(kind, geometry, item // chunks, item % chunks, source, target, its_weight, its_bias, found)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def put_pairs(kind, address, s, q):
     """Store two sums, each with what it lost."""
     put_real(kind, address, s[0])
@@ -264,14 +264,14 @@ def put_pairs(kind, address, s, q):
     put_real(kind, address + 24, q[1])
 
 
-@register_jitable
+@njit(error_model="numpy")
 def pairs(kind, address):
     """Return two sums, each with what it lost."""
     s = real(kind, address), real(kind, address + 8)
     return s, (real(kind, address + 16), real(kind, address + 24))
 
 
-@register_jitable
+@njit(error_model="numpy")
 def settle_rows(kind, geometry, source, room, saved, sets, u, eps):
     """Add up what the chunks of a set came to, and settle its statistics or have it measured again."""
     wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
@@ -287,7 +287,7 @@ def settle_rows(kind, geometry, source, room, saved, sets, u, eps):
     attempt = real(kind, room + 8 * OUTCOME)
     pivot, scale = real(kind, room + 8 * PIVOT), real(kind, room + 8 * SCALE)
     first = element(kind, source)
-    (again, pivot, scale), found = settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q)
+    (again, pivot, scale), found = settle(kind, wide, centres, n, eps, float(attempt), first, pivot, scale, s, q)
     put_real(kind, room + 8 * PIVOT, pivot)
     put_real(kind, room + 8 * SCALE, scale)
     put_real(kind, room + 8 * OUTCOME, attempt + 1.0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import register_jitable
+from numba import njit
 
 from anynorm_numba import _vectors
 from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Columns, Emitter, Vector, select, square_root
@@ -32,7 +32,7 @@ ATTEMPTS = 4
 SPECIAL = -1.0
 
 
-@register_jitable
+@njit(error_model="numpy")
 def two_sum(a: float, b: float) -> tuple[float, float]:
     """Return a + b, and what its rounding lost (Knuth)."""
     total = a + b
@@ -40,14 +40,14 @@ def two_sum(a: float, b: float) -> tuple[float, float]:
     return total, (a - (total - part)) + (b - part)
 
 
-@register_jitable
+@njit(error_model="numpy")
 def plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
     """Return the sum of two sums, each with what it lost."""
     total, lost = two_sum(a[0], b[0])
     return total, (a[1] + b[1]) + lost
 
 
-@register_jitable
+@njit(error_model="numpy")
 def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
     """Return (again, pivot, scale) and (mean, correction, rstd, scale, m2) of z = x·scale.
 

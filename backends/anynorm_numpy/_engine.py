@@ -92,7 +92,8 @@ def forward(
         job,
         address(x),
         0 if y is None else address(y),
-        *_addresses(its, job, weight, bias),
+        job.absent_weight if weight is None else address(weight),
+        job.absent_bias if bias is None else address(bias),
         0 if saved is None else address(saved),
         eps,
         given=stats is not None,
@@ -105,7 +106,7 @@ def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, saved:
     its = engine()
     wanted = plan.weight is not None or plan.bias is not None
     planes = saved.planes if isinstance(saved, its.learned.Learned) else _planes(plan, saved)
-    begins, _ = _addresses(its, job, weight, None)
+    begins = job.absent_weight if weight is None else address(weight)
     partial = its.run.backward(job, address(x), address(dy), address(dx), begins, address(planes), parameters=wanted)
     return its.learned.parameter_gradients(plan, job, partial) if wanted else (None, None)
 
@@ -119,14 +120,6 @@ def _planes(plan: Plan, given: Any) -> Any:
     """Return given statistics, which batch norm alone takes, as the engine reads what it learned."""
     planes = [np.broadcast_to(plane, plan.statistic).reshape(-1) for plane in given[:4]]
     return np.stack([*planes, np.zeros_like(planes[0])])
-
-
-def _addresses(its: Engine, job: Any, weight: Any, bias: Any) -> list[int]:
-    length = job.view.lengths[3]
-    return [
-        address(its.learned.constant(job.kind, length, value) if own is None else own)
-        for own, value in ((weight, 1.0), (bias, 0.0))
-    ]
 
 
 # Where an array object keeps the address of its data: behind what every object has. `ctypes.data` and

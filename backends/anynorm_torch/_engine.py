@@ -13,7 +13,7 @@ from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm._view import Layout
-from anynorm_torch._memory import unreadable
+from anynorm_torch._memory import unreadable, unreadable_itself, watched
 
 # By dtype: its name and what is computed in.
 KINDS = {
@@ -53,22 +53,24 @@ def declines(
     out: Any,
 ) -> str | None:
     """Return why no engine may or can serve the call, or None."""
-    for operand in (x, weight, bias, *(stats or ()), out):
-        reason = None if operand is None else unreadable(operand)
-        if reason is not None:
-            return reason
-    if stats is not None and torch.is_grad_enabled() and any(its.requires_grad for its in stats):
-        return "a gradient is wanted for mean or var"
+    job = _found(plan, x, parameter(weight, x), parameter(bias, x), (weight, bias), stats, out)
+    return job if isinstance(job, str) else None
+
+
+def _found(plan: Plan, x: Any, weight: Any, bias: Any, own: tuple[Any, Any], stats: Any, out: Any) -> Any:
+    """Return the job for a call, or why there is none; weight and bias as `parameter` returns them."""
+    operands = [its for its in (x, *own, *(stats or ()), out) if its is not None]
+    reason = watched() or next((why for its in operands if (why := unreadable_itself(its)) is not None), None)
+    if reason is not None:
+        return reason
     if x.device.type != "cpu":
         return f"anynorm has no engine for {x.device.type} tensors yet"
-    if plan.function == "moments" and x.requires_grad and torch.is_grad_enabled():
-        return "a gradient is wanted for the moments"
-    missing = anynorm_numba.missing()
-    if missing is not None:
-        return missing
-    y = x if plan.function == "moments" else _strides_like(x) if out is None else out
-    job = _job_of(plan, x, _layout(parameter(weight, x)), _layout(parameter(bias, x)), (y,))
-    return job if isinstance(job, str) else None
+    if torch.is_grad_enabled():
+        if stats is not None and any(its.requires_grad for its in stats):
+            return "a gradient is wanted for mean or var"
+        if plan.function == "moments" and x.requires_grad:
+            return "a gradient is wanted for the moments"
+    return anynorm_numba.missing() or _job_of(plan, x, weight, bias, x if plan.function == "moments" else out)
 
 
 def path(*_: Any, **__: Any) -> tuple[str, None]:
@@ -86,12 +88,14 @@ def forward(
     stats: tuple[Any, Any] | None,
     out: Any,
     save: bool,
-) -> tuple[Any, Any]:
-    """Return y, and what was learned of the statistics if `save` asks for it."""
+) -> Any:
+    """Return y, and what was learned of the statistics if `save` asks for it; or why the engine cannot run."""
+    laid = [parameter(its, x) for its in (weight, bias)]
+    job = _found(plan, x, *laid, (weight, bias), stats, out)
+    if isinstance(job, str):
+        return job
     wanted = out is None and torch.is_grad_enabled() and any(_requires_grad(its) for its in (x, weight, bias))
     y = _empty_like(x) if out is None else out
-    laid = [parameter(its, x) for its in (weight, bias)]
-    job = _job_of(plan, x, *[_layout(its) for its in laid], (y,))
     if stats is not None:
         planes = _planes(plan, stats, eps, x)
     elif save or wanted or job.split:
@@ -108,7 +112,7 @@ def forward(
 
 def moments(plan: Plan, x: Any) -> Any:
     """Return the statistics of each set."""
-    job = _job_of(plan, x, None, None, (x,))
+    job = _job_of(plan, x, None, None, x)
     planes = x.new_empty((5, job.view.lengths[0] * job.view.lengths[2]), dtype=KINDS[x.dtype][1])
     _run(x, (plan, job, None, (None, None), 0.0, planes, False))
     return engine().learned.Learned(planes, plan, job, 0.0)
@@ -122,7 +126,8 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any,
         if not plan.given:
             saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
         return _formula.backward(plan, dy, x, weight, saved, library=library)
-    found = _gradients(plan, dy, x, weight, saved, (True, plan.weight is not None, plan.bias is not None))
+    needs = (True, plan.weight is not None, plan.bias is not None)
+    found = None if unreadable(dy) is not None else _gradients(plan, dy, x, weight, saved, needs)
     return _formula.backward(plan, dy, x, weight, saved, library=library) if found is None else found
 
 
@@ -145,15 +150,15 @@ class _Normalized(torch.autograd.Function):
             return *_differentiable(ctx, dy, x, weight, bias, planes), None
         saved = engine().learned.Learned(planes, plan, ctx.job, ctx.eps)
         needs = tuple([bool(its) for its in ctx.needs_input_grad[:3]])
-        found = None if unreadable(dy) is not None else _gradients(plan, dy, x, weight, saved, needs)
+        found = None if unreadable_itself(dy) is not None else _gradients(plan, dy, x, weight, saved, needs)
         if found is None:
             found = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
-        dx, *rest = found
-        dweight, dbias = [
-            None if need is False or own is None else its.to(own.dtype).reshape(own.shape)
-            for own, its, need in zip((weight, bias), rest, needs[1:], strict=True)
-        ]
-        return dx if needs[0] else None, dweight, dbias, None
+        dx, dweight, dbias = found
+        if needs[1]:
+            dweight = dweight.to(weight.dtype).view(weight.shape)
+        if needs[2]:
+            dbias = dbias.to(bias.dtype).view(bias.shape)
+        return dx if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, None
 
 
 def _differentiable(ctx: Any, dy: Any, x: Any, weight: Any, bias: Any, planes: Any) -> list[Any]:
@@ -173,46 +178,89 @@ def _differentiable(ctx: Any, dy: Any, x: Any, weight: Any, bias: Any, planes: A
 
 
 def _gradients(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, needs: tuple[bool, ...]) -> Any:
-    """Return the gradients by the engine, or None where it cannot run."""
+    """Return the gradients by the engine, or None where it cannot run; of weight and bias in float64."""
     its = engine()
-    if dy.dtype != x.dtype or (plan.given and not isinstance(saved, its.learned.Learned)):
+    if dy.dtype != x.dtype or not isinstance(saved, its.learned.Learned):
         return None
     dx, weight = _empty_like(x), parameter(weight, x)
-    # Bias is not read: it lies as its gradient is wanted.
-    bias = None if plan.bias is None else (plan.bias, _dense(plan.bias, KINDS[x.dtype][1].itemsize))
-    job = _job_of(plan, x, _layout(weight), bias, (dy, dx))
+    job = _gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str) and dy.stride() != dx.stride():
         dy = _empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten
-        job = _job_of(plan, x, _layout(weight), bias, (dy, dx))
+        job = _gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str):
         return None
     wanted = any(needs[1:])
-    begins = _addresses(its, job, weight, None)[0]
+    begins = job.absent_weight if weight is None else weight.data_ptr()
     partial = its.run.backward(
         job, x.data_ptr(), dy.data_ptr(), dx.data_ptr(), begins, saved.planes.data_ptr(), parameters=wanted
     )
     if not wanted:
         return dx, None, None
     sums = its.learned.parameter_gradients(plan, job, partial)
-    compute = KINDS[x.dtype][1]
-    return dx, *[None if total is None else torch.from_numpy(total).to(compute) for total in sums]
+    return dx, *[None if total is None else torch.from_numpy(total) for total in sums]
 
 
 def _run(x: Any, run: tuple[Any, ...]) -> None:
     """Run the engine on addresses."""
     _, job, y, laid, eps, planes, given = run
     its = engine()
-    begins = _addresses(its, job, *laid)
+    begins = [
+        absent if own is None else own.data_ptr()
+        for own, absent in zip(laid, (job.absent_weight, job.absent_bias), strict=True)
+    ]
     target = 0 if y is None else y.data_ptr()
     its.run.forward(job, x.data_ptr(), target, *begins, 0 if planes is None else planes.data_ptr(), eps, given=given)
 
 
-def _job_of(plan: Plan, x: Any, weight: Layout | None, bias: Layout | None, others: tuple[Any, ...]) -> Any:
-    """Return the job for x and arrays of its shape beside it, or half a sentence that says why there is none."""
-    its, size = engine(), x.element_size()
-    strides = tuple([tuple([step * size for step in array.stride()]) for array in (x, *others)])
-    threads = its.threads.threads() if x.numel() >= its.threads.PARALLEL_ELEMENTS else 1
-    return its.jobs.job_for(plan, KINDS[x.dtype][0], tuple(x.shape), strides, weight, bias, threads)
+# Jobs met before, by what tells layouts apart in torch's own terms: see `anynorm_numba._jobs`.
+_met: dict[tuple[Any, ...], tuple[Plan, Any]] = {}
+MANY = 4096
+
+
+def _job_of(plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
+    """Return the job for x and its y, or half a sentence that says why there is none."""
+    threads = _threads(x)
+    beside = [None if its is None else its.stride() for its in (weight, bias, out)]
+    key = (id(plan), x.dtype, x.stride(), *beside, threads)
+    met = _met.get(key)
+    if met is None:
+        y = torch.empty_like(x, device="meta") if out is None else out
+        layouts = [None if its is None else (tuple(its.shape), _steps(its)) for its in (weight, bias)]
+        met = _meet(key, plan, x, (y,), *layouts, threads)
+    return met[1]
+
+
+def _gradient_job_of(plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
+    """Return the job for x, dy and dx, or half a sentence that says why there is none."""
+    threads = _threads(x)
+    key = (id(plan), x.dtype, x.stride(), None if weight is None else weight.stride(), dy.stride(), True, threads)
+    met = _met.get(key)
+    if met is None:
+        # Bias is not read: it lies as its gradient is wanted.
+        bias = None if plan.bias is None else (plan.bias, _dense(plan.bias, KINDS[x.dtype][1].itemsize))
+        layout = None if weight is None else (tuple(weight.shape), _steps(weight))
+        met = _meet(key, plan, x, (dy, dx), layout, bias, threads)
+    return met[1]
+
+
+def _meet(key: Any, plan: Plan, x: Any, others: Any, weight: Layout | None, bias: Any, threads: int) -> tuple[Plan, Any]:
+    if len(_met) >= MANY:
+        _met.clear()
+    strides = tuple([_steps(array) for array in (x, *others)])
+    job = engine().jobs.job_for(plan, KINDS[x.dtype][0], tuple(x.shape), strides, weight, bias, threads)
+    _met[key] = plan, job
+    return plan, job
+
+
+def _threads(x: Any) -> int:
+    its = engine().threads
+    return its.threads() if x.numel() >= its.PARALLEL_ELEMENTS else 1
+
+
+def _steps(array: Any) -> tuple[int, ...]:
+    """Return a tensor's strides in bytes."""
+    size = array.element_size()
+    return tuple([step * size for step in array.stride()])
 
 
 def parameter(its: Any, x: Any) -> Any:
@@ -220,17 +268,9 @@ def parameter(its: Any, x: Any) -> Any:
     if its is None:
         return None
     compute = KINDS[x.dtype][1]
-    its = its.detach()
     if its.dtype != compute:
-        its = its.to(compute)
+        its = its.detach().to(compute)
     return its if its.is_contiguous() or all(step > 0 for step in its.stride()) else its.contiguous()
-
-
-def _layout(its: Any) -> Layout | None:
-    if its is None:
-        return None
-    size = its.element_size()
-    return tuple(its.shape), tuple([step * size for step in its.stride()])
 
 
 def _dense(shape: Any, size: int) -> tuple[int, ...]:
@@ -242,11 +282,6 @@ def _dense(shape: Any, size: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _strides_like(x: Any) -> Any:
-    """Return a tensor without memory that lies as y will."""
-    return torch.empty_like(x, device="meta")
-
-
 def _empty_like(x: Any) -> Any:
     """Return a new tensor that lies as x does, its axes in the same order."""
     size = x.numel() * x.element_size()
@@ -255,7 +290,7 @@ def _empty_like(x: Any) -> Any:
     import numpy as np
 
     memory = torch.from_numpy(np.empty(size, dtype=np.uint8)).view(x.dtype)
-    return memory.as_strided(x.shape, _strides_like(x).stride())
+    return memory.as_strided(x.shape, torch.empty_like(x, device="meta").stride())
 
 
 def _planes(plan: Plan, stats: Any, eps: float, x: Any) -> Any:
@@ -263,14 +298,6 @@ def _planes(plan: Plan, stats: Any, eps: float, x: Any) -> Any:
     given = _formula.given(plan, stats, eps, x, library=library_of("forward", "x", x))
     planes = [plane.expand(plan.statistic).reshape(-1) for plane in given[:4]]
     return torch.stack([*planes, torch.zeros_like(planes[0])])
-
-
-def _addresses(its: Engine, job: Any, weight: Any, bias: Any) -> list[int]:
-    length = job.view.lengths[3]
-    return [
-        its.learned.constant(job.kind, length, value).ctypes.data if own is None else own.data_ptr()
-        for own, value in ((weight, 1.0), (bias, 0.0))
-    ]
 
 
 def _requires_grad(its: Any) -> bool:

@@ -29,34 +29,54 @@ def refuses(x: Any) -> str | None:
 
 
 def unreadable(x: Any) -> str | None:
-    """Return why the raw memory of this tensor is not its value, or not to be touched; None if it may be read.
+    """Return why the raw memory of this tensor is not its value, or not to be touched; None if it may be read."""
+    return watched() or unreadable_itself(x)
+
+
+# Dispatch keys of tensors that were found readable. The keys tell all but a tensor's type and its tangent.
+_plain: set[int] = set()
+
+
+def unreadable_itself(x: Any) -> str | None:
+    """Return why this tensor's memory is not its value, or None.
 
     That its type is Tensor says little: vmap's and grad's wrappers, forward-mode duals and lazily negated views are of
     that type too, and their memory holds another shape, no tangent, and the other sign.
     """
-    if torch.compiler.is_compiling():
-        return "torch is compiling the call itself"
     if type(x) not in (torch.Tensor, torch.nn.Parameter):
         return f"{type(x).__name__} is a subclass of Tensor, whose own arithmetic the formula respects"
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        return "the tensor carries a forward-mode tangent"
+    keys = torch._C._dispatch_keys(x).raw_repr()
+    if keys in _plain:
+        return None
+    reason = _special(x)
+    if reason is None:
+        _plain.add(keys)
+    return reason
+
+
+def _special(x: Any) -> str | None:
+    """Return why a tensor of this kind is not read, or None."""
     if x.layout is not torch.strided or x.is_nested or x.is_quantized:
         return "the tensor is sparse, nested or quantized"
     if x.device.type not in ("cpu", "cuda"):
         return f"no engine reads the memory of device {x.device}"
-    if jit.is_tracing():
-        return "torch.jit is tracing the call"
     if x._is_zerotensor():
         return "the tensor is a symbolic zero, which has no memory"
     if x.is_neg() or x.is_conj():
         return "the tensor is a view that negates or conjugates lazily"
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return "torch.func is transforming the call"
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        return "the tensor carries a forward-mode tangent"
-    return _observer()
+    return None
 
 
-def _observer() -> str | None:
-    """Return the mode that wants to see every operation, if there is one."""
+def watched() -> str | None:
+    """Return what wants to see every operation just now, or None."""
+    if torch.compiler.is_compiling():
+        return "torch is compiling the call itself"
+    if jit.is_tracing():
+        return "torch.jit is tracing the call"
     if _get_current_dispatch_mode() is not None:
         return "a dispatch mode is watching torch's operations"
     # set_default_device installs a mode as well, but one that only places new tensors.

@@ -21,6 +21,7 @@ from anynorm.state import load_state as load_state
 from anynorm.state import save_state as save_state
 from anynorm.vjp import Gradients as Gradients
 from anynorm.vjp import vjp as vjp
+from anynorm.warm_up import warm_up as warm_up
 
 __all__ = [
     "AxisError",
@@ -44,6 +45,7 @@ __all__ = [
     "save_state",
     "update_running",
     "vjp",
+    "warm_up",
 ]
 
 __version__ = "0.1.0"

@@ -217,3 +217,11 @@ ARRANGEMENTS = (
     Arrangement("batch", Norm("", "batch_norm"), _in_channels, _from_channels),
     Arrangement("batch-last", Norm("", "batch_norm", {"channel_axis": -1}), lambda rows: rows.T, _columns),
 )
+
+# The groups of "group", their channels side by side in memory.
+GROUP_LAST = Arrangement(
+    "group-last",
+    Norm("", "group_norm", {"channel_axis": -1}, groups=(2,)),
+    lambda rows: rows.reshape(len(rows) // 2, 4, -1).transpose(0, 2, 1),
+    lambda x, rows: x.transpose(0, 2, 1).reshape(rows, -1),
+)

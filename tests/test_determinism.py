@@ -1,18 +1,35 @@
-"""Same program, same bits. And on NumPy more: a set's bits depend on its numbers, their dtype and their count alone."""
+"""Same program, same bits. And on NumPy more: a set's bits depend on its numbers, their dtype, count and order alone.
+
+NumPy alone finds one order whatever the layout. The CPU engine goes by the order in memory, and by channels in a group.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hostile import ARRANGEMENTS, HOSTILE, LENGTH, Arrangement
+from engine_runs import SERVED, laid_alike, path_of
+from hostile import ARRANGEMENTS, GROUP_LAST, HOSTILE, LENGTH, Arrangement
 from inputs import NORMS, Norm, make_case
 from layouts import LAYOUTS
-from libraries import ALL_DTYPES, ArrayLibrary, NumPyArray, each_library, each_library_and_dtype, numpy_dtype
+from libraries import (
+    ALL_DTYPES,
+    BOTH_NUMPY,
+    ArrayLibrary,
+    NumPyArray,
+    each_library,
+    each_library_and_dtype,
+    numpy_dtype,
+)
 
 import anynorm as an
 
-on_numpy = each_library(["numpy"])
+on_numpy = each_library(BOTH_NUMPY)
 each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES)
+BY_NAME = {its.name: its for its in ARRANGEMENTS}
+
+# Those whose sets the engine sums as one line.
+LINES = [its for its in ARRANGEMENTS if its.name not in ("rms", "group")]
+
 each_arrangement = pytest.mark.parametrize("arranged", [pytest.param(its, id=its.name) for its in ARRANGEMENTS])
 
 # (sets, elements): around every size at which an implementation may change its ways, such as vectors, blocks of sets
@@ -70,23 +87,90 @@ def test_a_set_does_not_feel_hostile_neighbours(arranged: Arrangement, dtype: st
 
 @each_size
 @each_dtype
-@on_numpy
+@each_library(["numpy_alone"])
 def test_a_set_does_not_feel_its_shape(sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
-    """The same numbers have the same bits along one axis or several, leading or trailing, in every centred norm."""
+    """NumPy alone: the same numbers have the same bits along one axis or several, in every centred norm."""
     rows = _rows(sets, length, dtype)
     results = {its.name: _run(its, rows, library).tobytes() for its in ARRANGEMENTS if its.name != "rms"}
     assert {name for name, bits in results.items() if bits != results["layer"]} == set()
 
 
+@each_size
+@each_dtype
+@each_library(["numpy"])
+def test_the_engine_sums_a_line_by_the_number_of_the_element(
+    sets: int, length: int, dtype: str, library: ArrayLibrary
+) -> None:
+    """A set that is one line has the same bits along one axis or several, as a run or side by side with others."""
+    rows = _rows(sets, length, dtype)
+    for its in LINES:
+        assert path_of(its.case(rows, 1e-5)) == SERVED
+    results = {its.name: _run(its, rows, library).tobytes() for its in LINES}
+    assert {name for name, bits in results.items() if bits != results["layer"]} == set()
+
+
+@each_size
+@each_dtype
+@each_library(["numpy"])
+def test_the_engine_sums_a_group_channel_by_channel(sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
+    """A group has the same bits whether its channels lie one after the other or side by side."""
+    rows = _rows(sets, length, dtype)
+    for its in (BY_NAME["group"], GROUP_LAST):
+        assert path_of(its.case(rows, 1e-5)) == SERVED
+    first, last = [_run(its, rows, library) for its in (BY_NAME["group"], GROUP_LAST)]
+    assert first.tobytes() == last.tobytes()
+
+
 @pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS])
 @each_dtype
-@on_numpy
+@each_library(["numpy_alone"])
 def test_a_set_does_not_feel_its_layout(norm: Norm, dtype: str, library: ArrayLibrary) -> None:
-    """Strides, alignment and byte offsets change no bit."""
+    """NumPy alone: strides, alignment and byte offsets change no bit."""
     case = make_case(norm, dtype)
     expected = case.run(library).tobytes()
     for layout in LAYOUTS.values():
         assert case.with_x(layout(case.arrays["x"])).run(library).tobytes() == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS])
+@each_dtype
+@each_library(["numpy"])
+def test_a_path_does_not_feel_the_layout(norm: Norm, dtype: str, seed: int, library: ArrayLibrary) -> None:
+    """Of the layouts that one path serves, those in which a set's elements come in one order have the same bits."""
+    case = make_case(norm, dtype, seed=seed)
+    alike = laid_alike(case)
+    found = {
+        kind: {name: case.with_x(LAYOUTS[name](case.arrays["x"])).run(library).tobytes() for name in names}
+        for kind, names in alike.items()
+    }
+    differing = {
+        (kind, name) for kind, its in found.items() for name, bits in its.items() if bits != next(iter(its.values()))
+    }
+    assert differing == set()
+
+
+def test_layouts_that_the_engine_serves() -> None:
+    """The engine takes enough layouts of enough norms for their bits to be worth comparing."""
+    served: dict[str, set[str]] = {name: set() for name in LAYOUTS}
+    compared = 0
+    for norm in NORMS:
+        case = make_case(norm, "float32")
+        for (path, _), names in laid_alike(case).items():
+            if path == SERVED:
+                compared += len(names) > 1
+                for name in names:
+                    served[name].add(norm.name)
+    assert compared >= 14
+    plain = {"layer", "layer-trailing", "layer-channels", "layer-all", "rms", "rms-leading", "group", "group-last"}
+    plain |= {"group-unbatched", "instance", "instance-last", "instance-modulated", "batch", "batch-last"}
+    plain |= {"batch-given", "batch-given-last"}
+    for name in ("contiguous", "read_only", "memmap"):
+        assert served[name] == plain
+    assert served["transposed"] >= plain - {"layer-trailing"}
+    assert served["channels_last"] >= plain - {"layer-trailing", "rms-leading"}
+    assert served["cropped"] >= {"instance", "instance-modulated"}
+    assert served["reversed"] == served["unaligned"] == set()
 
 
 @each_size

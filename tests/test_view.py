@@ -110,7 +110,20 @@ def verify(norm: Norm, call: Call, others: tuple[NumPyArray, ...], found: View |
         if its is not None:
             np.testing.assert_array_equal(read(parameter, lengths, its), broadcast(parameter, shape))
             assert its[4] == 0
+    verify_axes(call, places, found)
     verify_merged(norm, call, found)
+
+
+def verify_axes(call: Call, places: NumPyArray, found: View) -> None:
+    """Raise unless the plan's axes along each dimension, outermost first, are those that the loops run through."""
+    shape: Any = call.plan.shape
+    inside = [[shape[axis] for axis in axes] for axes in found.axes]
+    assert [math.prod(its) for its in inside] == list(found.lengths)
+    in_turn = [axis for axes in found.axes for axis in axes]
+    assert sorted(in_turn) == [axis for axis, length in enumerate(shape) if length > 1]
+    numbers = np.unravel_index(places.reshape([shape[axis] for axis in in_turn]), shape)
+    for turn, axis in enumerate(in_turn):
+        np.testing.assert_array_equal(numbers[axis], np.indices([shape[its] for its in in_turn])[turn])
 
 
 def verify_merged(norm: Norm, call: Call, found: View) -> None:
@@ -169,12 +182,43 @@ TABLE: tuple[tuple[str, str, Norm, Ints, Ints, Ints, Ints | None], ...] = (
     ("group-of-one", "dense", group(6), (6,), (2, 1, 6, 1, 35), (0, 0, 1, 0, 0), (12, 1, 1, 1, 35)),
 )
 
+# The plan's axes along A, R, B, S and P, with a parameter, outermost first.
+AXES = {
+    "layer-dense": "012 - - 3 -",
+    "layer-cropped": "012 - - 3 -",
+    "layer-every-second": "012 - - 3 -",
+    "layer-trailing-dense": "0 - - 123 -",
+    "layer-trailing-samples-sliced": "0 - 1 23 -",
+    "layer-all-dense": "- - - 0123 -",
+    "layer-leading-dense": "- 01 23 - -",
+    "layer-per-sample-dense": "0 - 12 3 -",
+    "layer-outer-weight-dense": "01 - - 2 3",
+    "layer-inner-weight-dense": "01 2 - 3 -",
+    "layer-two-axes-cropped": "01 2 - 3 -",
+    "layer-channels-dense": "0 1 23 - -",
+    "layer-channels-channels_last": "023 - - 1 -",
+    "rms-dense": "012 - - 3 -",
+    "batch-dense": "- 0 1 - 23",
+    "batch-channels_last": "- 023 1 - -",
+    "batch-cropped": "- 0 1 2 3",
+    "batch-samples-sliced": "- 0 1 - 23",
+    "batch-given-dense": "- 0 1 - 23",
+    "instance-dense": "0 - 1 - 23",
+    "instance-channels_last": "0 23 1 - -",
+    "instance-per-sample-dense": "01 - - - 23",
+    "group-dense": "0 - 1 2 34",
+    "group-channels_last": "0 34 1 2 -",
+    "group-per-sample-dense": "01 - - 2 34",
+    "group-of-all-dense": "0 - - 2 34",
+    "group-of-one-dense": "0 - 1 - 34",
+}
+
 
 @pytest.mark.parametrize(
-    ("layout", "norm", "shape", "lengths", "along", "bare"),
-    [pytest.param(*row, id=f"{name}-{row[0]}") for name, *row in TABLE],
+    ("layout", "norm", "shape", "lengths", "along", "bare", "axes"),
+    [pytest.param(*row, AXES[f"{name}-{row[0]}"], id=f"{name}-{row[0]}") for name, *row in TABLE],
 )
-def test_table(layout: str, norm: Norm, shape: Ints, lengths: Ints, along: Ints, bare: Ints | None) -> None:
+def test_table(layout: str, norm: Norm, shape: Ints, lengths: Ints, along: Ints, bare: Ints | None, axes: str) -> None:
     """Each norm takes the places that the design's table gives it, with weight and bias, with either, without."""
     x, parameter = LAYOUTS[layout], numbered(*shape)
     for parameters in ((parameter, parameter), (parameter, None), (None, parameter)):
@@ -183,7 +227,8 @@ def test_table(layout: str, norm: Norm, shape: Ints, lengths: Ints, along: Ints,
         verify(norm, call, (x,), found)
         steps = tuple([None if its is None else along for its in parameters])
         assert isinstance(found, View)
-        assert (found.lengths, found[2:]) == (lengths, steps)
+        assert (found.lengths, found.weight, found.bias) == (lengths, *steps)
+        assert " ".join(["".join(map(str, its)) or "-" for its in found.axes]) == axes
     call = planned(norm, x)
     found = view_of(call, x)
     verify(norm, call, (x,), found)

@@ -255,7 +255,7 @@ BATCHES = ((300, 4), (300, 130), (140, 1030), (10, 70004))
 @pytest.mark.parametrize("arranged", [pytest.param(its, id=its.name) for its in ARRANGEMENTS])
 @pytest.mark.parametrize(("sets", "length"), BATCHES)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@each_library(["numpy"])
+@each_library(BOTH_NUMPY)
 def test_a_set_does_not_feel_its_batch(
     arranged: Arrangement, sets: int, length: int, dtype: str, library: ArrayLibrary
 ) -> None:
@@ -270,9 +270,9 @@ def test_a_set_does_not_feel_its_batch(
 
 @each_arrangement
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
-@each_library(["numpy"])
+@each_library(["numpy_alone"])
 def test_gradients_do_not_feel_the_layout(arrangement: str, dtype: str, library: ArrayLibrary) -> None:
-    """On NumPy, strides, alignment and byte offsets of x and dy change no bit of any gradient."""
+    """NumPy alone: strides, alignment and byte offsets of x and dy change no bit of any gradient."""
     case = _case(arrangement, HOSTILE["mean_1e3"].rows(dtype), 1e-5)
     dy = cotangent(case)
     expected = bits(pull(case, library, dy))
@@ -286,7 +286,7 @@ def test_gradients_do_not_feel_the_layout(arrangement: str, dtype: str, library:
 @numpy_may_warn
 @each_arrangement
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@each_library(["numpy"])
+@each_library(BOTH_NUMPY)
 def test_a_set_does_not_feel_hostile_neighbours(arrangement: str, dtype: str, library: ArrayLibrary) -> None:
     """On NumPy, neighbours that need another scale or hold a NaN change no bit of dx."""
     random = np.random.default_rng(6)

@@ -9,12 +9,12 @@ import os
 from functools import cache
 from importlib.util import find_spec
 
-from anynorm_numba._warm_up import warm_up as warm_up
-
 
 @cache
 def missing() -> str | None:
     """Return why there are no kernels in this environment, or None."""
     if find_spec("numba") is None or find_spec("numpy") is None:
         return "numba is not installed"
-    return "numba's compiler is turned off by NUMBA_DISABLE_JIT" if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0" else None
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        return "numba's compiler is turned off by NUMBA_DISABLE_JIT"
+    return None

@@ -1,6 +1,6 @@
 """The backward pass of sets that lie side by side: see `_columns`.
 
-A column's Σdy and Σdy·(z − mean) are its shares of dbias and dweight, and with its weight those of its set's sums. Where
+A column's Σdy and Σdy·x̂ are its shares of dbias and dweight, and with its weight those of its set's sums. Where
 the weight varies from row to row, g = dy·weight is what columns sum, and each row sums its own dy·x̂ and dy.
 """
 
@@ -10,7 +10,7 @@ from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._columns import add_rows, block_of, fold_lanes, lay_parameter, recall_block, repeat, total_of
-from anynorm_numba._loops import gradient_across, parameters_along, slope, slope_rows
+from anynorm_numba._loops import shares_across, shares_along, slope, slope_rows, weighted_shares_across
 from anynorm_numba._rows import folded
 from anynorm_numba._statistics import plus
 from anynorm_numba._vectors import (
@@ -23,41 +23,35 @@ from anynorm_numba._vectors import (
     planes,
     put_number,
     put_real,
-    real,
     scratch,
     stored_bytes,
 )
 
 CHUNK = at.CHUNK
 
-# Planes of a room: float64 for the sums, then numbers of C. The fifth of what is saved is not needed: there lies weight.
-SCALE, MEAN, CORRECTION, RSTD, SAVED, WEIGHT, OF_MEAN, OF_UNIT, TOTALS = 0, 1, 2, 3, 4, 8, 9, 10, 11
+# Planes of a room, of numbers of C. The fifth of what is saved is not needed: there lies the weight.
+MEAN, CORRECTION, RSTD, SCALE, WEIGHT, OF_MEAN, OF_UNIT, TOTALS = range(8)
 
 
 @njit(error_model="numpy")
 def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
     """Lay out beside the columns of a block what its rows are read with."""
     size = computed_bytes(kind)
-    recall_block(kind, geometry, saved, a, first, room + SAVED * plane, plane, width)
+    recall_block(kind, geometry, saved, a, first, room, plane, width)
     if not field(kind, geometry, at.BY_ROW):
         lay_parameter(kind, geometry, at.WEIGHT, weight, a, first, width, room + WEIGHT * plane)
-    for j in range(width):
-        for which in range(4):
-            value = number(kind, room + (SAVED + which) * plane + j * size)
-            target = MEAN if which == 0 else CORRECTION if which == 1 else RSTD if which == 2 else SCALE
-            put_real(kind, room + target * plane + 8 * j, value)
-    for which in range(SAVED):
-        repeat(kind, geometry, room + which * plane, 8, width)
+    for which in range(OF_MEAN):
+        repeat(kind, geometry, room + which * plane, size, width)
 
 
 @njit(error_model="numpy")
 def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area):
-    """Sum a chunk of rows: afterwards the area begins with Σg and Σg·(z − mean) for each column."""
+    """Sum a chunk of rows: afterwards the area begins with Σg and Σg·x̂ for each column."""
     step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
     narrow, by_row = field(kind, geometry, at.NARROW), field(kind, geometry, at.BY_ROW)
     of_weight = field(kind, geometry, at.WEIGHT + at.R)
     row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
-    of_plane = 8 * LANES * width
+    of_plane, size = 8 * LANES * width, computed_bytes(kind)
     for i in range(2 * planes(kind) * LANES * width):
         put_real(kind, area + 8 * i, 0.0)
     while row < last:
@@ -67,42 +61,40 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
             lane = left * part if narrow else part
             lanes = 1 if not narrow else left if part == 0 else LANES - left
             count = whole + 1 if lane < left else whole
-            w = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-            if by_row:
-                begins, far = weight + (row + lane) * of_weight, LANES * of_weight
-                w = (
-                    number(kind, begins),
-                    number(kind, begins + min(1, count - 1) * far),
-                    number(kind, begins + min(2, count - 1) * far),
-                    number(kind, begins + min(3, count - 1) * far),
-                    number(kind, begins + min(4, count - 1) * far),
-                    number(kind, begins + min(5, count - 1) * far),
-                    number(kind, begins + min(6, count - 1) * far),
-                    number(kind, begins + min(7, count - 1) * far),
+            n, sums = lanes * width if count else 0, area + 8 * lane * width
+            source, gradient = x + (row + lane) * step, dy + (row + lane) * dy_step
+            x_far, dy_far = LANES * step, LANES * dy_step
+            skipped = size * lane * width if narrow else 0
+            mean, correction = room + MEAN * plane + skipped, room + CORRECTION * plane + skipped
+            rstd, scale = room + RSTD * plane + skipped, room + SCALE * plane + skipped
+            if not by_row:
+                shares_across(
+                    kind, n, count, sums, of_plane, source, x_far, gradient, dy_far, scale, mean, correction, rstd
                 )
-            skipped = 8 * lane * width
-            planes_from = skipped if narrow else 0
-            gradient_across(
+                continue
+            begins, far = weight + (row + lane) * of_weight, LANES * of_weight
+            weighted_shares_across(
                 kind,
-                lanes * width if count else 0,
+                n,
                 count,
-                area + skipped,
+                sums,
                 of_plane,
-                x + (row + lane) * step,
-                LANES * step,
-                dy + (row + lane) * dy_step,
-                LANES * dy_step,
-                w[0],
-                w[1],
-                w[2],
-                w[3],
-                w[4],
-                w[5],
-                w[6],
-                w[7],
-                room + SCALE * plane + planes_from,
-                room + MEAN * plane + planes_from,
-                room + CORRECTION * plane + planes_from,
+                source,
+                x_far,
+                gradient,
+                dy_far,
+                number(kind, begins),
+                number(kind, begins + min(1, count - 1) * far),
+                number(kind, begins + min(2, count - 1) * far),
+                number(kind, begins + min(3, count - 1) * far),
+                number(kind, begins + min(4, count - 1) * far),
+                number(kind, begins + min(5, count - 1) * far),
+                number(kind, begins + min(6, count - 1) * far),
+                number(kind, begins + min(7, count - 1) * far),
+                scale,
+                mean,
+                correction,
+                rstd,
             )
         row += LANES * GROUP
     fold_lanes(kind, area, width)
@@ -118,7 +110,6 @@ def settle_gradients(kind, geometry, weight, partial, a, first, room, plane, wid
     totals = room + TOTALS * plane
     for begins in range(0, width, members):
         of_g = of_unit = (0.0, 0.0)
-        rstd = real(kind, room + RSTD * plane + 8 * begins)
         for j in range(begins, begins + members):
             s, q = total_of(kind, totals, width, 0, j), total_of(kind, totals, width, 1, j)
             w = 1.0
@@ -126,18 +117,18 @@ def settle_gradients(kind, geometry, weight, partial, a, first, room, plane, wid
                 w = number(kind, room + WEIGHT * plane + j * size)
                 if partial:
                     address = partial + 8 * (a * columns + first + j)
-                    put_real(kind, address, (q[0] + q[1]) * rstd)
+                    put_real(kind, address, q[0] + q[1])
                     put_real(kind, address + 8 * field(kind, geometry, at.A) * columns, s[0] + s[1])
             of_g, of_unit = plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
         of_mean = mean_of_unit = 0.0
         if not field(kind, geometry, at.GIVEN):
-            mean_of_unit = (of_unit[0] + of_unit[1]) / n * rstd
+            mean_of_unit = (of_unit[0] + of_unit[1]) / n
             if field(kind, geometry, at.CENTRES):
                 of_mean = (of_g[0] + of_g[1]) / n
         for j in range(begins, begins + members):
             put_number(kind, room + OF_MEAN * plane + j * size, of_mean)
             put_number(kind, room + OF_UNIT * plane + j * size, mean_of_unit)
-    for which in range(SAVED, TOTALS):
+    for which in range(OF_MEAN, TOTALS):
         repeat(kind, geometry, room + which * plane, size, width)
 
 
@@ -148,8 +139,8 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
     dx_step, of_weight = field(kind, geometry, at.Y + at.R), field(kind, geometry, at.WEIGHT + at.R)
     rows = field(kind, geometry, at.R)
     row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, rows)
-    mean, correction = room + SAVED * plane, room + (SAVED + 1) * plane
-    rstd, scale = room + (SAVED + 2) * plane, room + (SAVED + 3) * plane
+    mean, correction = room + MEAN * plane, room + CORRECTION * plane
+    rstd, scale = room + RSTD * plane, room + SCALE * plane
     weights, of_mean, of_unit = room + WEIGHT * plane, room + OF_MEAN * plane, room + OF_UNIT * plane
     if field(kind, geometry, at.BY_ROW):
         sums = scratch(kind)
@@ -159,19 +150,8 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
             w = number(kind, weight + row * of_weight)
             if partial:
                 clear(kind, sums)
-                parameters_along(
-                    kind,
-                    width,
-                    0,
-                    sums,
-                    source,
-                    gradient,
-                    room + SCALE * plane,
-                    room + MEAN * plane,
-                    room + CORRECTION * plane,
-                    room + RSTD * plane,
-                )
-                of_weights, of_biases = folded(kind, sums)
+                shares_along(kind, width, 0, sums, source, gradient, scale, mean, correction, rstd)
+                of_biases, of_weights = folded(kind, sums)
                 address = partial + 8 * (block * rows + row)
                 put_real(kind, address, of_weights[0] + of_weights[1])
                 put_real(kind, address + 8 * blocks * rows, of_biases[0] + of_biases[1])
@@ -202,9 +182,7 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
     while row < last:
         count = min(together, last - row)
         source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
-        slope(
-            kind, count * width, target, source, gradient, weights, scale, mean, correction, rstd, of_mean, of_unit
-        )
+        slope(kind, count * width, target, source, gradient, weights, scale, mean, correction, rstd, of_mean, of_unit)
         row += count
 
 

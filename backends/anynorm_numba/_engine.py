@@ -12,9 +12,7 @@ from anynorm_numba import _geometry as at
 from anynorm_numba._jobs import Job
 
 
-def forward(
-    job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: float, *, given: bool = False
-) -> None:
+def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: float, *, given: bool = False) -> None:
     """Normalize the array at address x into that at y, with numbers of C at weight and bias.
 
     Statistics are stored at `saved` if it is not 0, five planes with one number of C for each set; if `given`, they are
@@ -41,9 +39,7 @@ def forward(
         run(kernel, at.WRITE, pieces, job.elements, geometry, *rest, eps)
 
 
-def backward(
-    job: Job, x: int, dy: int, dx: int, weight: int, saved: int, *, parameters: bool
-) -> Any:
+def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, *, parameters: bool) -> Any:
     """Write dx; return what the gradients of weight and bias are summed from, float64 (2, *job.partial), if wanted."""
     kernel = _kernel(job)
     geometry, run = job.address, _threads.run
@@ -66,7 +62,7 @@ def backward(
     if vector and partial is not None:
         planes = 2 if job.kind == "float64" else 1
         sums = work[-planes * partial.size :].reshape(2, planes, -1)
-        partial.reshape(2, -1)[...] = sums.sum(axis=1)
+        partial.reshape(2, -1)[::-1] = sums.sum(axis=1)  # the kernel sums what is for bias first
     return partial
 
 

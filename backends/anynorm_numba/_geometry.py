@@ -25,4 +25,4 @@ PARTS, FEW = 32, 64
 SLICE = 2048
 
 # Planes of the room of a block of columns, by the number of arrays: forward and backward.
-ROOM_PLANES = {2: 9, 3: 11}
+ROOM_PLANES = {2: 9, 3: 7}

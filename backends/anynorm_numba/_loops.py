@@ -28,13 +28,14 @@ def _normalized(
     return fma(_deviation(x, scale, mean, correction) * rstd, weight, bias)
 
 
-def _along_and_across(x: Vector, dy: Vector, weight: Vector, scale: Vector, mean: Vector, correction: Vector) -> list[Term]:
-    g = dy * weight
-    return [g, (g, _deviation(x, scale, mean, correction))]
+def _shares(x: Vector, dy: Vector, scale: Vector, mean: Vector, correction: Vector, rstd: Vector) -> list[Term]:
+    return [dy, (dy, _deviation(x, scale, mean, correction) * rstd)]
 
 
-def _of_parameters(x: Vector, dy: Vector, scale: Vector, mean: Vector, correction: Vector, rstd: Vector) -> list[Term]:
-    return [(dy, _deviation(x, scale, mean, correction) * rstd), dy]
+def _weighted_shares(
+    x: Vector, dy: Vector, weight: Vector, scale: Vector, mean: Vector, correction: Vector, rstd: Vector
+) -> list[Term]:
+    return _shares(x, dy * weight, scale, mean, correction, rstd)
 
 
 def _slope(
@@ -54,25 +55,23 @@ def _slope(
     return across * rstd * scale
 
 
-# Σ(z − pivot) and Σ(z − pivot)², along a line and for columns.
-spread_along = sums_along("xdd", 2, _spread)
-spread_of_line = sums_of_line("xdd", 2, _spread)
-spread_across = sums_across("xdd", 2, _spread)
+# Σ(z − pivot) and Σ(z − pivot)², along a line and for columns: in float64, where nothing of float32 is lost.
+spread_along = sums_along("xdd", 2, _spread, wide=True)
+spread_of_line = sums_of_line("xdd", 2, _spread, wide=True)
+spread_across = sums_across("xdd", 2, _spread, wide=True)
 
 # y, of one row and of eight.
 normalize = each("xcccccc", _normalized)
 normalize_rows = each("xcccccc", _normalized, rows=GROUP)
 
-# Σg and Σg·(z − mean).
-gradient_along = sums_along("xxcddd", 2, _along_and_across)
-gradient_of_line = sums_of_line("xxcddd", 2, _along_and_across)
-gradient_across = sums_across("xxrddd", 2, _along_and_across)
+# Σdy and Σdy·x̂, or with g instead of dy: along a line and for columns, where each row may have a weight; of up to four
+# rows with statistics of their own. The bound allows sums of eight in float32, which take half the time.
+shares_along = sums_along("xxcccc", 2, _shares, wide=False)
+shares_across = sums_across("xxcccc", 2, _shares, wide=False)
+weighted_shares_of_line = sums_of_line("xxccccc", 2, _weighted_shares, wide=False)
+weighted_shares_across = sums_across("xxrcccc", 2, _weighted_shares, wide=False)
+shares_of_sets = sums_across("xxrrrr", 2, _shares, wide=False, rows=4)
 
-# Σdy·x̂ and Σdy: where the weight varies along runs, of a few sets with statistics of their own; where it varies from
-# row to row, along the row.
-parameters_across = sums_across("xxrrrr", 2, _of_parameters, rows=4)
-parameters_along = sums_along("xxdddd", 2, _of_parameters)
-
-# dx, of one row and of eight. Where the weight varies from row to row, so does the second of these.
+# dx, of one row and of eight.
 slope = each("xxccccccc", _slope)
 slope_rows = each("xxccccccc", _slope, rows=GROUP)

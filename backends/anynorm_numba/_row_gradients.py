@@ -1,7 +1,7 @@
 """The backward pass of sets that lie as runs: see `_rows`.
 
-First Σg and Σg·(z − mean) of a set, then dx from them. Where each line has one weight, the line's own Σdy and
-Σdy·(z − mean) are its shares of dbias and dweight. Where the weight varies along the run (VECTOR), these are summed for
+First Σg and Σg·x̂ of a set, then dx from them. Where each line has one weight, the line's own Σdy and Σdy·x̂ are its
+shares of dbias and dweight. Where the weight varies along the run (VECTOR), these are summed for
 each place along it: over PARTS of the sets, which REDUCE adds up in order; or, of a few long sets, over all of them for
 one piece of the run after the other.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import njit
 
 from anynorm_numba import _geometry as at
-from anynorm_numba._loops import gradient_along, gradient_of_line, parameters_across, slope
+from anynorm_numba._loops import shares_along, shares_of_sets, slope, weighted_shares_of_line
 from anynorm_numba._rows import folded, kept, pairs, put_pairs, start
 from anynorm_numba._statistics import plus
 from anynorm_numba._vectors import (
@@ -38,9 +38,9 @@ TOGETHER = 4
 
 
 @njit(error_model="numpy")
-def gradient_of_chunk(kind, geometry, x, dy, weight, line, chunk, found, sums):
-    """Return Σg and Σg·(z − mean) over a piece of a set, g = dy where the line has one weight."""
-    mean, correction, _, scale, _ = found
+def shares_of_chunk(kind, geometry, x, dy, weight, line, chunk, found, sums):
+    """Return Σg and Σg·x̂ over a piece of a set, g = dy where the line has one weight."""
+    mean, correction, rstd, scale, _ = found
     runs, run, size = field(kind, geometry, at.R), field(kind, geometry, at.RUN), stored_bytes(kind)
     i = chunk * CHUNK
     last = min(i + CHUNK, runs * run)
@@ -48,8 +48,8 @@ def gradient_of_chunk(kind, geometry, x, dy, weight, line, chunk, found, sums):
     dy += line * field(kind, geometry, at.DY + at.S)
     if field(kind, geometry, at.VECTOR):
         along = weight + i * computed_bytes(kind)
-        s, s_lost, q, q_lost = gradient_of_line(
-            kind, last - i, x + i * size, dy + i * size, along, scale, mean, correction
+        s, s_lost, q, q_lost = weighted_shares_of_line(
+            kind, last - i, x + i * size, dy + i * size, along, scale, mean, correction, rstd
         )
         return (s, s_lost), (q, q_lost)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
@@ -58,7 +58,7 @@ def gradient_of_chunk(kind, geometry, x, dy, weight, line, chunk, found, sums):
         n = min(run - p, last - i)
         source = x + r * field(kind, geometry, at.X + at.R) + p * size
         gradient = dy + r * field(kind, geometry, at.DY + at.R) + p * size
-        gradient_along(kind, n, i, sums, source, gradient, 1.0, scale, mean, correction)
+        shares_along(kind, n, i, sums, source, gradient, scale, mean, correction, rstd)
         i += n
         r += 1
         p = 0
@@ -93,7 +93,7 @@ def write_slope(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, 
 
 
 @njit(error_model="numpy")
-def add_line(kind, geometry, weight, partial, u, line, found, s, q, of_g, of_unit):
+def add_line(kind, geometry, weight, partial, u, line, s, q, of_g, of_unit):
     """Return the sums of a set with those of a line more, and store the line's shares of dweight and dbias."""
     w = 1.0
     if not field(kind, geometry, at.VECTOR):
@@ -102,19 +102,19 @@ def add_line(kind, geometry, weight, partial, u, line, found, s, q, of_g, of_uni
         if partial:
             all_lines = field(kind, geometry, at.A) * field(kind, geometry, at.B) * lines
             address = partial + 8 * (u * lines + line)
-            put_real(kind, address, (q[0] + q[1]) * found[2])
+            put_real(kind, address, q[0] + q[1])
             put_real(kind, address + 8 * all_lines, s[0] + s[1])
     return plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
 
 
 @njit(error_model="numpy")
-def means(kind, geometry, found, of_g, of_unit):
+def means(kind, geometry, of_g, of_unit):
     """Return S(g) and S(g·x̂) as C holds them; 0 where normalization takes nothing out of g."""
     n = float(field(kind, geometry, at.LINES) * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
     if field(kind, geometry, at.GIVEN):
         return 0.0, 0.0
     of_mean = (of_g[0] + of_g[1]) / n if field(kind, geometry, at.CENTRES) else 0.0
-    return rounded(kind, of_mean), rounded(kind, (of_unit[0] + of_unit[1]) / n * found[2])
+    return rounded(kind, of_mean), rounded(kind, (of_unit[0] + of_unit[1]) / n)
 
 
 @njit(error_model="numpy")
@@ -128,7 +128,7 @@ def parameters_of(kind, geometry, x, dy, saved, u, count, stride, first, n, sums
     three = 3 * apart if count > 3 else 0
     x_step, dy_step = field(kind, geometry, at.X + at.A), field(kind, geometry, at.DY + at.A)
     mean, correction, rstd, scale = begins, begins + of_plane, begins + 2 * of_plane, begins + 3 * of_plane
-    parameters_across(
+    shares_of_sets(
         kind,
         n,
         count,
@@ -172,12 +172,12 @@ def of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums):
         for line in range(lines):
             s = q = (0.0, 0.0)
             for chunk in range(chunks):
-                more, more_unit = gradient_of_chunk(
+                more, more_unit = shares_of_chunk(
                     kind, geometry, source, gradient, its_weight, line, chunk, found, sums
                 )
                 s, q = plus(s, more), plus(q, more_unit)
-            of_g, of_unit = add_line(kind, geometry, its_weight, partial, u, line, found, s, q, of_g, of_unit)
-    mean_of_g, mean_of_unit = means(kind, geometry, found, of_g, of_unit)
+            of_g, of_unit = add_line(kind, geometry, its_weight, partial, u, line, s, q, of_g, of_unit)
+    mean_of_g, mean_of_unit = means(kind, geometry, of_g, of_unit)
     for line in range(lines):
         for chunk in range(chunks):
             write_slope(
@@ -222,7 +222,7 @@ def reduce(kind, geometry, index, work, partial):
             merge_sums(kind, n, begins, plane, begins + part * 2 * planes(kind) * plane, plane)
         for i in range(n):
             lost = real(kind, begins + plane + 8 * i) if planes(kind) == 2 else 0.0
-            put_real(kind, partial + term * plane + 8 * (first + i), real(kind, begins + 8 * i) + lost)
+            put_real(kind, partial + (1 - term) * plane + 8 * (first + i), real(kind, begins + 8 * i) + lost)
 
 
 def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):
@@ -254,7 +254,10 @@ def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partia
             for a in range(field(kind, geometry, at.A)):
                 u = a * inner + b
                 source, gradient = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.DY, dy, a, b)
-                target, its_weight = start(kind, geometry, at.Y, dx, a, b), start(kind, geometry, at.WEIGHT, weight, a, b)
+                target, its_weight = (
+                    start(kind, geometry, at.Y, dx, a, b),
+                    start(kind, geometry, at.WEIGHT, weight, a, b),
+                )
                 found = kept(kind, saved + u * size, sets * size)
                 room = work + u * room_bytes
                 of_mean, of_unit = real(kind, room + 8 * OF_MEAN), real(kind, room + 8 * OF_UNIT)
@@ -271,7 +274,7 @@ def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partia
     its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
     found = kept(kind, saved + u * size, sets * size)
     if phase == at.SUM:
-        s, q = gradient_of_chunk(
+        s, q = shares_of_chunk(
             kind, geometry, source, gradient, its_weight, item // chunks, item % chunks, found, scratch(kind)
         )
         put_pairs(kind, room + 8 * (HEADER + 4 * item), s, q)
@@ -282,8 +285,8 @@ def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partia
             for chunk in range(chunks):
                 more, more_unit = pairs(kind, room + 8 * (HEADER + 4 * (line * chunks + chunk)))
                 s, q = plus(s, more), plus(q, more_unit)
-            of_g, of_unit = add_line(kind, geometry, its_weight, partial, u, line, found, s, q, of_g, of_unit)
-        mean_of_g, mean_of_unit = means(kind, geometry, found, of_g, of_unit)
+            of_g, of_unit = add_line(kind, geometry, its_weight, partial, u, line, s, q, of_g, of_unit)
+        mean_of_g, mean_of_unit = means(kind, geometry, of_g, of_unit)
         put_real(kind, room + 8 * OF_MEAN, mean_of_g)
         put_real(kind, room + 8 * OF_UNIT, mean_of_unit)
     else:

@@ -240,9 +240,7 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
     elif phase == at.SUM:
         if real(kind, room + 8 * SETTLED) == 0.0:
             scale, pivot = real(kind, room + 8 * SCALE), real(kind, room + 8 * PIVOT)
-            s, q = spread_of_chunk(
-                kind, geometry, source, item // chunks, item % chunks, scale, pivot, scratch(kind)
-            )
+            s, q = spread_of_chunk(kind, geometry, source, item // chunks, item % chunks, scale, pivot, scratch(kind))
             put_pairs(kind, room + 8 * (HEADER + 4 * item), s, q)
     elif phase == at.SETTLE:
         if real(kind, room + 8 * SETTLED) == 0.0:

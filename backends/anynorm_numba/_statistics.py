@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
-from numba import njit
 
 from anynorm_numba import _vectors
 from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Columns, Emitter, Vector, select, square_root

@@ -4,9 +4,9 @@ Nothing here knows a norm. Plain numba loops leave it to the compiler in which o
 is; here the order is part of the source, so it is the same on every processor, for rows and for columns. No
 floating-point operation carries a fast-math flag.
 
-A loop is a numba intrinsic whose first argument, a null pointer, tells by its type how elements are stored. Elements and
-parameters are computed in the compute type C (float64 for float64, else float32), sums in float64, and those of float64
-elements with a second float64 for what is lost.
+A loop is a numba intrinsic whose first argument, a null pointer, tells by its type how elements are stored. They are
+computed in the compute type C (float64 for float64, else float32), or all in float64 if the loop is wide. Sums are
+float64, those of float64 elements with a second float64 for what is lost.
 """
 
 from __future__ import annotations
@@ -124,6 +124,9 @@ def merge(one: Sum, other: Sum) -> Sum:
 Step = Callable[[ir.Value, ir.Value | None], None]
 
 
+Expression = Callable[..., Sequence[Term]]
+
+
 class Emitter:
     """What a loop needs while it is emitted: the builder, and how elements of its kind are stored and computed."""
 
@@ -139,9 +142,10 @@ class Emitter:
         first = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
 
-    def zeros(self) -> Vector:
-        """Return a sum of nothing."""
-        return Vector(self.builder, ir.Constant(ir.VectorType(DOUBLE, LANES), [0.0] * LANES))
+    def zeros(self, *, wide: bool = True) -> Vector:
+        """Return a sum of nothing, in float64 or in C."""
+        element = DOUBLE if wide else self.computed
+        return Vector(self.builder, ir.Constant(ir.VectorType(element, LANES), [0.0] * LANES))
 
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Return the smaller of two integers."""
@@ -318,7 +322,7 @@ def each(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any
     return loop(["n", "target", *(["target_step"] if rows > 1 else []), *_names(roles, rows)], emit)
 
 
-def sums_along(roles: str, terms: int, expression: Callable[..., Sequence[Term]]) -> Any:
+def sums_along(roles: str, terms: int, expression: Expression, *, wide: bool) -> Any:
     """Make a loop f(kind, n, first, sums, *operands) that adds the terms of an expression over n elements of a line.
 
     `first` is the number of the first of them in the line. `sums` is the address of lanes in memory: for each term the
@@ -328,9 +332,10 @@ def sums_along(roles: str, terms: int, expression: Callable[..., Sequence[Term]]
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
         builder = emitter.builder
         n, first, sums, *rest = values
-        operands = _operands(emitter, roles, rest, wide=True)
+        operands = _operands(emitter, roles, rest, wide=wide)
         memory = [_Lanes(emitter, sums, which) for which in range(terms)]
-        groups = [cgutils.alloca_once_value(builder, its.group().value) for its in memory]
+        element = DOUBLE if wide else emitter.computed
+        groups = [cgutils.alloca_once_value(builder, its.group().to(element).value) for its in memory]
         totals = [[cgutils.alloca_once_value(builder, plane.value) for plane in its.total()] for its in memory]
 
         def found(j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
@@ -344,12 +349,12 @@ def sums_along(roles: str, terms: int, expression: Callable[..., Sequence[Term]]
 
         def end_group(sums_of_group: Sequence[Vector]) -> None:
             for cells, its in zip(totals, sums_of_group, strict=True):
-                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its,))
+                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its.to(DOUBLE),))
                 for cell, plane in zip(cells, total, strict=True):
                     builder.store(plane.value, cell)
 
         def whole_group(j: ir.Value, _: ir.Value | None) -> None:
-            running = [emitter.zeros()] * terms
+            running = [emitter.zeros(wide=wide)] * terms
             for step in range(GROUP):
                 each_term = found(builder.add(j, I64(LANES * step)), None)
                 running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
@@ -368,19 +373,20 @@ def sums_along(roles: str, terms: int, expression: Callable[..., Sequence[Term]]
             with builder.if_then(builder.icmp_signed("<=", to_end, n)):
                 end_group([Vector(builder, builder.load(cell)) for cell in groups])
                 for cell in groups:
-                    builder.store(emitter.zeros().value, cell)
+                    builder.store(emitter.zeros(wide=wide).value, cell)
         start = emitter.smaller(to_end, n)
         whole = builder.add(start, builder.and_(builder.sub(n, start), I64(-LANES * GROUP)))
         with cgutils.for_range_slice(builder, start, whole, I64(LANES * GROUP), I64) as (j, _):
             whole_group(j, None)
         emitter.over(whole, n, LANES, take)
         for lanes, cell, cells in zip(memory, groups, totals, strict=True):
-            lanes.store(builder.load(cell), [builder.load(its) for its in cells])
+            group = Vector(builder, builder.load(cell)).to(DOUBLE)
+            lanes.store(group.value, [builder.load(its) for its in cells])
 
     return loop(["n", "first", "sums", *_names(roles)], emit)
 
 
-def sums_of_line(roles: str, terms: int, expression: Callable[..., Sequence[Term]]) -> Any:
+def sums_of_line(roles: str, terms: int, expression: Expression, *, wide: bool) -> Any:
     """Make a loop f(kind, n, *operands) that returns the sums of an expression's terms over a chunk of a line.
 
     They are what `sums_along` comes to from the first element to the last, without a detour through memory; for each
@@ -390,22 +396,23 @@ def sums_of_line(roles: str, terms: int, expression: Callable[..., Sequence[Term
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
         builder = emitter.builder
         n, *rest = values
-        operands = _operands(emitter, roles, rest, wide=True)
+        operands = _operands(emitter, roles, rest, wide=wide)
         zero = emitter.zeros().value
         totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(emitter.planes)] for _ in range(terms)]
-        groups = [cgutils.alloca_once(builder, zero.type) for _ in range(terms)]
+        nothing = emitter.zeros(wide=wide).value
+        groups = [cgutils.alloca_once(builder, nothing.type) for _ in range(terms)]
 
         def found(j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
             return expression(*[its.load(j, mask, LANES, 0) for its in operands])
 
         def end_group(sums_of_group: Sequence[Vector]) -> None:
             for cells, its in zip(totals, sums_of_group, strict=True):
-                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its,))
+                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its.to(DOUBLE),))
                 for cell, plane in zip(cells, total, strict=True):
                     builder.store(plane.value, cell)
 
         def whole_group(j: ir.Value, _: ir.Value | None) -> None:
-            running = [emitter.zeros()] * terms
+            running = [emitter.zeros(wide=wide)] * terms
             for step in range(GROUP):
                 each_term = found(builder.add(j, I64(LANES * step)), None)
                 running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
@@ -421,7 +428,7 @@ def sums_of_line(roles: str, terms: int, expression: Callable[..., Sequence[Term
             for cell in cells:
                 builder.store(zero, cell)
         for cell in groups:
-            builder.store(zero, cell)
+            builder.store(nothing, cell)
         whole = builder.and_(n, I64(-LANES * GROUP))
         with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES * GROUP), I64) as (j, _):
             whole_group(j, None)
@@ -436,7 +443,7 @@ def sums_of_line(roles: str, terms: int, expression: Callable[..., Sequence[Term
     return loop(["n", *_names(roles)], emit, types.UniTuple(types.float64, 2 * terms))
 
 
-def sums_across(roles: str, terms: int, expression: Callable[..., Sequence[Term]], *, rows: int = GROUP) -> Any:
+def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, rows: int = GROUP) -> Any:
     """Make a loop f(kind, n, count, sums, plane, *operands) that adds the terms of an expression to n columns' sums.
 
     `count` rows, at most `rows`, are a group of the lane that the sums belong to. `sums` is the address of sums in
@@ -447,17 +454,17 @@ def sums_across(roles: str, terms: int, expression: Callable[..., Sequence[Term]
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
         builder = emitter.builder
         n, count, sums, plane, *rest = values
-        operands = _operands(emitter, roles, rest, wide=True, rows=rows)
+        operands = _operands(emitter, roles, rest, wide=wide, rows=rows)
         memory = [Columns(emitter, sums, which, plane) for which in range(terms)]
 
         def take(j: ir.Value, mask: ir.Value | None, upto: int) -> None:
-            running = [emitter.zeros()] * terms
+            running = [emitter.zeros(wide=wide)] * terms
             shared = {its: its.load(j, mask, LANES, 0) for its in operands if its.role not in "xr"}
             for row in range(upto):
                 found = expression(*[shared.get(its) or its.load(j, mask, LANES, row) for its in operands])
                 running = [plus(total, term) for total, term in zip(running, found, strict=True)]
             for its, total in zip(memory, running, strict=True):
-                its.store(j, mask, merge(its.load(j, mask), (total,)))
+                its.store(j, mask, merge(its.load(j, mask), (total.to(DOUBLE),)))
 
         chosen = builder.switch(count, builder.append_basic_block("none"))
         after = builder.append_basic_block("after")
@@ -589,7 +596,6 @@ def _emit_scratch(emitter: Emitter, _: Sequence[ir.Value]) -> ir.Value:
 scratch = loop([], _emit_scratch, types.int64)
 
 
-
 def _emit_field(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
     address = emitter.at(values[0], values[1], 8)
     return emitter.builder.load(emitter.builder.inttoptr(address, I64.as_pointer()))
@@ -613,7 +619,9 @@ clear = loop(["sums"], _emit_clear)
 
 
 def _emit_sqrt(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-    function = cgutils.get_or_insert_function(emitter.builder.module, ir.FunctionType(DOUBLE, [DOUBLE]), "llvm.sqrt.f64")
+    function = cgutils.get_or_insert_function(
+        emitter.builder.module, ir.FunctionType(DOUBLE, [DOUBLE]), "llvm.sqrt.f64"
+    )
     return emitter.builder.call(function, values)
 
 

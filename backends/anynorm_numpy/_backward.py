@@ -47,9 +47,7 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved) -> tuple[An
     return _in_slices(plan, dy, x, weight, plain, library)
 
 
-def _by_engine(
-    plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, library: Library
-) -> tuple[Any, Any, Any] | None:
+def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, library: Library) -> tuple[Any, Any, Any] | None:
     """Return the gradients by the engine, or None where it cannot run."""
     if dy.dtype != x.dtype:
         return None

@@ -77,9 +77,7 @@ def layout(its: Any) -> Layout | None:
     return None if its is None else (its.shape, its.strides)
 
 
-def forward(
-    plan: Plan, job: Any, x: Any, y: Any, weight: Any, bias: Any, eps: float, stats: Any, *, save: bool
-) -> Any:
+def forward(plan: Plan, job: Any, x: Any, y: Any, weight: Any, bias: Any, eps: float, stats: Any, *, save: bool) -> Any:
     """Write y, unless it is None; return what was learned of the statistics if `save` asks for it."""
     its = engine()
     saved = None

@@ -43,7 +43,13 @@ def declines(
 
 
 def path(
-    plan: Plan, x: Any, weight: Any, bias: Any, *, stats: tuple[Any, Any] | None, out: Any  # noqa: ARG001
+    plan: Plan,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    *,
+    stats: tuple[Any, Any] | None,
+    out: Any,
 ) -> tuple[str, str | None]:
     """Return which package serves a call that is not declined, and why the engine does not."""
     y = np.empty_like(x, subok=False) if out is None else out

@@ -99,7 +99,9 @@ def forward(
     if stats is not None:
         planes = _planes(plan, stats, eps, x)
     elif save or wanted or job.split:
-        planes = x.new_empty((5, job.view.lengths[0] * job.view.lengths[2]), dtype=KINDS[x.dtype][1], requires_grad=False)
+        planes = x.new_empty(
+            (5, job.view.lengths[0] * job.view.lengths[2]), dtype=KINDS[x.dtype][1], requires_grad=False
+        )
     else:
         planes = None
     run = (plan, job, y, laid, eps, planes, stats is not None)
@@ -243,7 +245,9 @@ def _gradient_job_of(plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
     return met[1]
 
 
-def _meet(key: Any, plan: Plan, x: Any, others: Any, weight: Layout | None, bias: Any, threads: int) -> tuple[Plan, Any]:
+def _meet(
+    key: Any, plan: Plan, x: Any, others: Any, weight: Layout | None, bias: Any, threads: int
+) -> tuple[Plan, Any]:
     if len(_met) >= MANY:
         _met.clear()
     strides = tuple([_steps(array) for array in (x, *others)])

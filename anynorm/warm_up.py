@@ -1,23 +1,23 @@
-"""Compiling ahead."""
+"""Compiling the CPU engine ahead of the first call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> None:
     """Compile the CPU engine's kernels now, or load them from the cache, instead of at the first calls.
 
     Without it the first call of each kind takes a few seconds where nothing is cached yet, and under a second after
-    that. Call it where a container image is built, or before a process forks: a child must not find another thread of
-    its parent amid compiling.
+    that. Call it where a container image is built; and before a process forks, because a child that is forked while its
+    parent compiles may wait for ever.
 
     Parameters
     ----------
     dtypes : iterable of str
-        Of "float32", "float64", "float16" and "bfloat16".
+        Of "float16", "bfloat16", "float32" and "float64".
     gradients : bool
         Whether to compile the kernels of the backward pass too.
 
@@ -26,19 +26,25 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
     ValueError
         A dtype is none of the four.
     ImportError
-        numba is not installed.
+        numba is not installed, or its compiler is turned off.
 
     Examples
     --------
     >>> import anynorm as an
-    >>> an.warm_up(gradients=False)
+    >>> an.warm_up(["float32"], gradients=False)
 
     """
-    wanted = tuple(dtypes)
+    wanted = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
     for dtype in wanted:
         if dtype not in DTYPES:
             msg = f"warm_up: dtypes must be among {', '.join(DTYPES)}; got {dtype!r}. Name them as strings."
             raise ValueError(msg)
+    import anynorm_numba
+
+    missing = anynorm_numba.missing()
+    if missing is not None:
+        msg = f"warm_up: {missing}. Install it with pip install 'anynorm[numba]'."
+        raise ImportError(msg)
     from anynorm_numba import _engine
 
     _engine.compile_all(wanted, gradients=gradients)

@@ -1,0 +1,91 @@
+"""What the CPU engine was asked to run, and in how many threads: for tests that must know. No test in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from gradients import cotangent, vjp
+from inputs import Case
+from layouts import LAYOUTS
+from libraries import NumPyArray
+
+import anynorm as an
+
+SERVED = "anynorm_numba"
+
+
+@contextmanager
+def watched() -> Iterator[list[Any]]:
+    """Note the job of each pass that the engine runs, forward or backward."""
+    from anynorm_numba import _engine
+
+    jobs: list[Any] = []
+    forward, backward = _engine.forward, _engine.backward
+
+    def seen_forward(job: Any, *args: Any, **options: Any) -> Any:
+        jobs.append(job)
+        return forward(job, *args, **options)
+
+    def seen_backward(job: Any, *args: Any, **options: Any) -> Any:
+        jobs.append(job)
+        return backward(job, *args, **options)
+
+    with mock.patch.multiple(_engine, forward=seen_forward, backward=seen_backward):
+        yield jobs
+
+
+@contextmanager
+def in_threads(number: int) -> Iterator[None]:
+    """Let calls of any size run in so many threads, and be cut for as many."""
+    from anynorm_numba import _threads
+
+    with mock.patch.multiple(_threads, threads=lambda: number, PARALLEL_ELEMENTS=1, POOL_ELEMENTS=1):
+        yield
+
+
+def path_of(case: Case) -> str:
+    """Return which package serves a call on NumPy arrays."""
+    others = {name: array for name, array in case.arrays.items() if name != "x"}
+    function = getattr(an, case.norm.function)
+    return an.explain(function, case.arrays["x"], *case.norm.groups, **others, **case.norm.options).path
+
+
+def both_passes(case: Case, dy: NumPyArray | None = None) -> tuple[Any, an.Gradients, list[Any]]:
+    """Return y, the gradients, and the engine's jobs: two of them where it served both passes."""
+    with watched() as jobs:
+        y, pullback = vjp(case, case.arrays)
+        found = pullback(cotangent(case) if dy is None else dy)
+    return y, found, jobs
+
+
+def laid_alike(case: Case) -> dict[tuple[str, tuple[int, ...]], list[str]]:
+    """Return the layouts of x by the path that serves them and the order in which the elements of a set then lie.
+
+    The order is that of the axes along which a set's elements are summed, outermost first. The channels of a group are
+    not among them: sums are taken channel by channel, wherever these lie.
+    """
+    summed = _summed_axes(case)
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, layout in LAYOUTS.items():
+        laid = case.with_x(layout(case.arrays["x"]))
+        strides = laid.arrays["x"].strides
+        order = tuple(sorted(summed, key=lambda axis: -abs(strides[axis])))
+        found.setdefault((path_of(laid), order), []).append(name)
+    return found
+
+
+def _summed_axes(case: Case) -> list[int]:
+    ndim, options = case.arrays["x"].ndim, case.norm.options
+    if case.norm.function in ("layer_norm", "rms_norm"):
+        axis = options.get("axis", -1)
+        axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        return [its % ndim for its in axes]
+    batch = options.get("batch_axis", 0) if case.norm.function != "batch_norm" else None
+    kept = {
+        options.get("channel_axis", 1) % ndim,
+        *(() if batch is None else (batch,) if isinstance(batch, int) else batch),
+    }
+    return [axis for axis in range(ndim) if axis not in kept]

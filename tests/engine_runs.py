@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from gradients import cotangent, vjp
-from inputs import Case
+from gradients import cotangent, exact_gradients, verify_gradients, vjp
+from inputs import Case, verify
 from layouts import LAYOUTS
 from libraries import NumPyArray
 
@@ -59,6 +59,16 @@ def both_passes(case: Case, dy: NumPyArray | None = None) -> tuple[Any, an.Gradi
         y, pullback = vjp(case, case.arrays)
         found = pullback(cotangent(case) if dy is None else dy)
     return y, found, jobs
+
+
+def judge(case: Case, dy: NumPyArray | None = None) -> list[Any]:
+    """Raise unless the engine served both passes within the contract's bounds; return its jobs."""
+    dy = cotangent(case) if dy is None else dy
+    y, found, jobs = both_passes(case, dy)
+    assert [len(job.view.steps) for job in jobs] == [2, 3]
+    verify(y, case.arrays["x"], case.reference())
+    verify_gradients(found, case, exact_gradients(case, dy))
+    return jobs
 
 
 def laid_alike(case: Case) -> dict[tuple[str, tuple[int, ...]], list[str]]:

@@ -83,14 +83,8 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
                 x_far,
                 gradient,
                 dy_far,
-                number(kind, begins),
-                number(kind, begins + min(1, count - 1) * far),
-                number(kind, begins + min(2, count - 1) * far),
-                number(kind, begins + min(3, count - 1) * far),
-                number(kind, begins + min(4, count - 1) * far),
-                number(kind, begins + min(5, count - 1) * far),
-                number(kind, begins + min(6, count - 1) * far),
-                number(kind, begins + min(7, count - 1) * far),
+                begins,
+                far,
                 scale,
                 mean,
                 correction,
@@ -159,17 +153,17 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
             row += 1
         return
     together = LANES if field(kind, geometry, at.NARROW) else 1
-    while row + GROUP * together <= last:
+    while together == 1 and row + GROUP <= last:
         source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
         slope_rows(
             kind,
-            together * width,
+            width,
             target,
-            together * dx_step,
+            dx_step,
             source,
-            together * step,
+            step,
             gradient,
-            together * dy_step,
+            dy_step,
             weights,
             scale,
             mean,
@@ -178,7 +172,7 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
             of_mean,
             of_unit,
         )
-        row += GROUP * together
+        row += GROUP
     while row < last:
         count = min(together, last - row)
         source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step

@@ -233,11 +233,11 @@ def write_rows(kind, geometry, source, target, weight, bias, chunk, room, plane,
         return
     weights, biases = room + WEIGHT * plane, room + BIAS * plane
     together = LANES if field(kind, geometry, at.NARROW) else 1
-    while row + GROUP * together <= last:
+    # Eight rows share what is laid out beside their columns.
+    while together == 1 and row + GROUP <= last:
         y, x = target + row * y_step, source + row * step
-        far, x_far = together * y_step, together * step
-        normalize_rows(kind, together * width, y, far, x, x_far, scale, mean, correction, rstd, weights, biases)
-        row += GROUP * together
+        normalize_rows(kind, width, y, y_step, x, step, scale, mean, correction, rstd, weights, biases)
+        row += GROUP
     while row < last:
         rows = min(together, last - row)
         y, x = target + row * y_step, source + row * step

@@ -64,13 +64,13 @@ spread_across = sums_across("xdd", 2, _spread, wide=True)
 normalize = each("xcccccc", _normalized)
 normalize_rows = each("xcccccc", _normalized, rows=GROUP)
 
-# Σdy and Σdy·x̂, or with g instead of dy: along a line and for columns, where each row may have a weight; of up to four
+# Σdy and Σdy·x̂, or with g instead of dy: along a line and for columns, where each row may have a weight; of up to eight
 # rows with statistics of their own. The bound allows sums of eight in float32, which take half the time.
 shares_along = sums_along("xxcccc", 2, _shares, wide=False)
 shares_across = sums_across("xxcccc", 2, _shares, wide=False)
 weighted_shares_of_line = sums_of_line("xxccccc", 2, _weighted_shares, wide=False)
 weighted_shares_across = sums_across("xxrcccc", 2, _weighted_shares, wide=False)
-shares_of_sets = sums_across("xxrrrr", 2, _shares, wide=False, rows=4)
+shares_of_sets = sums_across("xxrrrr", 2, _shares, wide=False)
 
 # dx, of one row and of eight.
 slope = each("xxccccccc", _slope)

@@ -34,7 +34,7 @@ CHUNK = at.CHUNK
 OF_MEAN, OF_UNIT, HEADER = 0, 1, 2
 
 # Sets whose shares of the gradients of weight and bias are added up together.
-TOGETHER = 4
+TOGETHER = 8
 
 
 @njit(error_model="numpy")
@@ -123,37 +123,13 @@ def parameters_of(kind, geometry, x, dy, saved, u, count, stride, first, n, sums
     size, number_size = stored_bytes(kind), computed_bytes(kind)
     sets = field(kind, geometry, at.A) * field(kind, geometry, at.B)
     apart, of_plane = stride * number_size, sets * number_size
-    begins = saved + u * number_size
-    one, two = apart if count > 1 else 0, 2 * apart if count > 2 else 0
-    three = 3 * apart if count > 3 else 0
+    mean = saved + u * number_size
+    correction, rstd, scale = mean + of_plane, mean + 2 * of_plane, mean + 3 * of_plane
     x_step, dy_step = field(kind, geometry, at.X + at.A), field(kind, geometry, at.DY + at.A)
-    mean, correction, rstd, scale = begins, begins + of_plane, begins + 2 * of_plane, begins + 3 * of_plane
+    x += first * size
+    dy += first * size
     shares_of_sets(
-        kind,
-        n,
-        count,
-        sums,
-        plane,
-        x + first * size,
-        x_step,
-        dy + first * size,
-        dy_step,
-        number(kind, scale),
-        number(kind, scale + one),
-        number(kind, scale + two),
-        number(kind, scale + three),
-        number(kind, mean),
-        number(kind, mean + one),
-        number(kind, mean + two),
-        number(kind, mean + three),
-        number(kind, correction),
-        number(kind, correction + one),
-        number(kind, correction + two),
-        number(kind, correction + three),
-        number(kind, rstd),
-        number(kind, rstd + one),
-        number(kind, rstd + two),
-        number(kind, rstd + three),
+        kind, n, count, sums, plane, x, x_step, dy, dy_step, scale, apart, mean, apart, correction, apart, rstd, apart
     )
 
 

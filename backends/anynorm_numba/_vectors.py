@@ -142,10 +142,10 @@ class Emitter:
         first = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
 
-    def zeros(self, *, wide: bool = True) -> Vector:
-        """Return a sum of nothing, in float64 or in C."""
+    def zeros(self, width: int = LANES, *, wide: bool = True) -> Vector:
+        """Return sums of nothing, in float64 or in C."""
         element = DOUBLE if wide else self.computed
-        return Vector(self.builder, ir.Constant(ir.VectorType(element, LANES), [0.0] * LANES))
+        return Vector(self.builder, ir.Constant(ir.VectorType(element, width), [0.0] * width))
 
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Return the smaller of two integers."""
@@ -232,30 +232,41 @@ class Operand:
     """An argument of an expression: elements of the array, or a parameter, one number for all or a vector of them.
 
     Roles: "x" the address of elements; "c" and "d" a parameter, a float64 or the address of numbers of C or of float64;
-    "r" a float64 for each row.
+    "r" the address of a number of C for each row, which is followed by the bytes from one to the next.
     """
 
     def __init__(self, emitter: Emitter, role: str, value: Sequence[ir.Value], wide: bool) -> None:
         self.emitter = emitter
         self.role = role
         self.value = value[0]
-        self.more = value[1:]
+        self.step = value[1] if len(value) > 1 else I64(0)
         self.element = DOUBLE if wide else emitter.computed
+        self._of_rows: list[Vector] = []
+
+    def prepare(self, rows: int, width: int) -> None:
+        """Read the numbers of some rows, ahead of the loop."""
+        if self.role == "r":
+            emitter = self.emitter
+            numbers = [emitter.read(self._of_row(self.value, row), emitter.computed, 1) for row in range(rows)]
+            singles = [emitter.builder.extract_element(its.to(self.element).value, I32(0)) for its in numbers]
+            self._of_rows = [Vector(emitter.builder, emitter.splat(single, width)) for single in singles]
 
     def load(self, j: ir.Value, mask: ir.Value | None, width: int, row: int) -> Vector:
         """Return the elements at j, as the expression computes with them."""
         emitter, builder = self.emitter, self.emitter.builder
+        if self.role == "r":
+            return self._of_rows[row]
         if self.role == "x":
-            address = emitter.at(self.value, j, BYTES[emitter.stored])
-            if row:
-                address = builder.add(address, builder.mul(self.more[0], I64(row)))
+            address = self._of_row(emitter.at(self.value, j, BYTES[emitter.stored]), row)
             return emitter.read_stored(address, width, mask).to(self.element)
-        value = self.more[row - 1] if self.role == "r" and row else self.value
-        if value.type == DOUBLE:
-            narrow = value if self.element == DOUBLE else builder.fptrunc(value, self.element)
+        if self.value.type == DOUBLE:
+            narrow = self.value if self.element == DOUBLE else builder.fptrunc(self.value, self.element)
             return Vector(builder, emitter.splat(narrow, width))
         memory = DOUBLE if self.role == "d" else emitter.computed
-        return emitter.read(emitter.at(value, j, BYTES[memory]), memory, width, mask).to(self.element)
+        return emitter.read(emitter.at(self.value, j, BYTES[memory]), memory, width, mask).to(self.element)
+
+    def _of_row(self, address: ir.Value, row: int) -> ir.Value:
+        return self.emitter.at(address, self.step, row) if row else address
 
 
 def loop(names: Sequence[str], emit: Callable[..., Any], result: Any = types.void) -> Any:
@@ -282,10 +293,8 @@ def _names(roles: str, rows: int = 1) -> list[str]:
     names = []
     for number, role in enumerate(roles):
         names.append(f"operand{number}")
-        if role == "x" and rows > 1:
+        if role == "r" or (role == "x" and rows > 1):
             names.append(f"step{number}")
-        if role == "r":
-            names += [f"operand{number}_{row}" for row in range(1, rows)]
     return names
 
 
@@ -293,7 +302,7 @@ def _operands(emitter: Emitter, roles: str, values: Sequence[ir.Value], wide: bo
     """Share the values of the arguments out to the operands."""
     operands = []
     for role in roles:
-        count = rows if role == "r" else 1 + (role == "x" and rows > 1)
+        count = 2 if role == "r" or (role == "x" and rows > 1) else 1
         operands.append(Operand(emitter, role, values[:count], wide))
         values = values[count:]
     return operands
@@ -455,13 +464,13 @@ def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, r
         builder = emitter.builder
         n, count, sums, plane, *rest = values
         operands = _operands(emitter, roles, rest, wide=wide, rows=rows)
-        memory = [Columns(emitter, sums, which, plane) for which in range(terms)]
+        memory = [Columns(emitter, sums, which, plane, STEP) for which in range(terms)]
 
         def take(j: ir.Value, mask: ir.Value | None, upto: int) -> None:
-            running = [emitter.zeros(wide=wide)] * terms
-            shared = {its: its.load(j, mask, LANES, 0) for its in operands if its.role not in "xr"}
+            running = [emitter.zeros(STEP, wide=wide)] * terms
+            shared = {its: its.load(j, mask, STEP, 0) for its in operands if its.role not in "xr"}
             for row in range(upto):
-                found = expression(*[shared.get(its) or its.load(j, mask, LANES, row) for its in operands])
+                found = expression(*[shared.get(its) or its.load(j, mask, STEP, row) for its in operands])
                 running = [plus(total, term) for total, term in zip(running, found, strict=True)]
             for its, total in zip(memory, running, strict=True):
                 its.store(j, mask, merge(its.load(j, mask), (total.to(DOUBLE),)))
@@ -474,7 +483,9 @@ def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, r
             block = builder.append_basic_block(f"rows{upto}")
             chosen.add_case(I64(upto), block)
             builder.position_at_end(block)
-            emitter.over(I64(0), n, LANES, lambda j, mask, upto=upto: take(j, mask, upto))
+            for its in operands:
+                its.prepare(upto, STEP)
+            emitter.over(I64(0), n, STEP, lambda j, mask, upto=upto: take(j, mask, upto))
             builder.branch(after)
         builder.position_at_end(after)
 
@@ -504,13 +515,14 @@ class _Lanes:
 class Columns:
     """Sums in memory, one float64 beside the other, and `plane` bytes behind them what they lost, if that is kept."""
 
-    def __init__(self, emitter: Emitter, sums: ir.Value, which: int, plane: ir.Value) -> None:
+    def __init__(self, emitter: Emitter, sums: ir.Value, which: int, plane: ir.Value, width: int = LANES) -> None:
         self.emitter = emitter
+        self.width = width
         first = emitter.planes * which
         self.planes = [emitter.at(sums, plane, first + of_sum) for of_sum in range(emitter.planes)]
 
     def load(self, j: ir.Value, mask: ir.Value | None) -> Sum:
-        return tuple([self.emitter.read(self.emitter.at(its, j, 8), DOUBLE, LANES, mask) for its in self.planes])
+        return tuple([self.emitter.read(self.emitter.at(its, j, 8), DOUBLE, self.width, mask) for its in self.planes])
 
     def store(self, j: ir.Value, mask: ir.Value | None, total: Sum) -> None:
         for address, its in zip(self.planes, total, strict=True):

@@ -22,10 +22,16 @@ from libraries import (
 )
 
 import anynorm as an
+import anynorm_numba
 
 on_numpy = each_library(BOTH_NUMPY)
 each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES)
+needs_engine = pytest.mark.skipif(anynorm_numba.missing() is not None, reason="numba is not installed")
+
 BY_NAME = {its.name: its for its in ARRANGEMENTS}
+
+# Those that can hold one set alone.
+ONE_SET = ("layer", "layer-leading", "rms", "batch", "batch-last")
 
 # Those whose sets the engine sums as one line.
 LINES = [its for its in ARRANGEMENTS if its.name not in ("rms", "group")]
@@ -71,6 +77,18 @@ def test_a_set_does_not_feel_its_batch(
         assert alone.tobytes() == together[first : first + 2].tobytes()
 
 
+@pytest.mark.parametrize("arranged", [pytest.param(its, id=its.name) for its in ARRANGEMENTS if its.name in ONE_SET])
+@each_size
+@each_dtype
+@on_numpy
+def test_one_set(arranged: Arrangement, sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
+    """A set that is all of x has the bits that it has among others."""
+    rows = _rows(sets, length, dtype)
+    together = _run(arranged, rows, library)
+    for its in (0, sets - 1):
+        assert _run(arranged, rows[its : its + 1], library).tobytes() == together[its : its + 1].tobytes()
+
+
 @each_arrangement
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @on_numpy
@@ -95,6 +113,7 @@ def test_a_set_does_not_feel_its_shape(sets: int, length: int, dtype: str, libra
     assert {name for name, bits in results.items() if bits != results["layer"]} == set()
 
 
+@needs_engine
 @each_size
 @each_dtype
 @each_library(["numpy"])
@@ -109,6 +128,7 @@ def test_the_engine_sums_a_line_by_the_number_of_the_element(
     assert {name for name, bits in results.items() if bits != results["layer"]} == set()
 
 
+@needs_engine
 @each_size
 @each_dtype
 @each_library(["numpy"])
@@ -150,6 +170,7 @@ def test_a_path_does_not_feel_the_layout(norm: Norm, dtype: str, seed: int, libr
     assert differing == set()
 
 
+@needs_engine
 def test_layouts_that_the_engine_serves() -> None:
     """The engine takes enough layouts of enough norms for their bits to be worth comparing."""
     served: dict[str, set[str]] = {name: set() for name in LAYOUTS}

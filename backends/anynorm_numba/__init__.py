@@ -1,4 +1,6 @@
-"""Kernels on host memory, compiled by numba, for NumPy arrays and torch's CPU tensors: the adapters decide, this computes.
+"""Kernels on host memory, compiled by numba, for NumPy arrays and torch's CPU tensors.
+
+The adapters decide what may be read, this package computes.
 
 Importing it imports no numba; that happens when the first kernel is needed.
 """

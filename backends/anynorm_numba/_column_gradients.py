@@ -1,6 +1,6 @@
 """The backward pass of sets that lie side by side: see `_columns`.
 
-A column's Σdy and Σdy·x̂ are its shares of dbias and dweight, and with its weight those of its set's sums. Where
+A column's Σdy and Σdy·x̂ are its shares of dbias and dweight; with its weight they add to its set's sums. Where
 the weight varies from row to row, g = dy·weight is what columns sum, and each row sums its own dy·x̂ and dy.
 """
 
@@ -95,7 +95,7 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
 
 
 @njit(error_model="numpy")
-def settle_gradients(kind, geometry, weight, partial, a, first, room, plane, width):
+def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
     """Settle S(g) and S(g·x̂) of a block's sets, and store its columns' shares of dweight and dbias."""
     members = field(kind, geometry, at.S) * field(kind, geometry, at.P)
     columns = field(kind, geometry, at.B) * members
@@ -180,7 +180,7 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
         row += count
 
 
-def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):
+def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
     """Write dx of sets that lie side by side; at `partial`, unless 0, what the gradients of weight and bias sum up."""
     chunks, tasks = field(kind, geometry, at.CHUNKS), field(kind, geometry, at.TASKS)
     blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
@@ -219,7 +219,7 @@ def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, par
             for chunk in range(chunks):
                 add_rows(kind, room + TOTALS * plane, width, area + chunk * area_bytes, chunk)
         if phase == at.WHOLE or phase == at.SETTLE:
-            settle_gradients(kind, geometry, its_weight, partial, a, first, room, plane, width)
+            settle_gradients(kind, geometry, partial, a, first, room, plane, width)
         if phase == at.WHOLE or phase == at.WRITE:
             for chunk in range(first_chunk, last_chunk):
                 write_slopes(

@@ -2,11 +2,11 @@
 
 A column is a line: it is summed chunk by chunk, its elements in lanes by the number of their row, so that its sum has
 the bits it would have along a run. M = S·P columns are a set. The weight varies from column to column, or from row to
-row (BY_ROW). Work goes by blocks of WIDTH columns; where a table is NARROW and nothing lies between its rows, eight rows
-are taken for one.
+row (BY_ROW). Work goes by blocks of WIDTH columns; of a NARROW table, between whose rows nothing lies, eight rows are
+taken for one.
 
-A block has a room in memory, planes of numbers for each of its columns, and an area for the lanes of its sums. In one go
-(WHOLE) a task has one room and one area for all its blocks. For a few large blocks it does one step for one chunk of
+A block has a room in memory, planes of numbers for each of its columns, and an area for the lanes of its sums. In one
+go (WHOLE) a task has one room and one area for all its blocks. For a few large blocks it does one step for one chunk of
 rows, and there is a room for each block and an area for each of its chunks.
 """
 

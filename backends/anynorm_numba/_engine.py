@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,9 @@ def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: f
     kernel = _kernel(job)
     geometry, run = job.address, _threads.run
     if not job.split:
-        work = np.empty(job.work, dtype=np.uint8) if job.work else None
-        room = 0 if work is None else work.ctypes.data
-        run(kernel, at.WHOLE, job.tasks, job.elements, geometry, x, y, weight, bias, saved, room, given, eps)
+        room = np.empty(job.work // 8) if job.work else None
+        begins = 0 if room is None else room.ctypes.data
+        run(kernel, at.WHOLE, job.tasks, job.elements, geometry, x, y, weight, bias, saved, begins, given, eps)
         return
     work = np.empty(job.work // 8)
     rest = (x, y, weight, bias, saved, work.ctypes.data, given)
@@ -93,12 +93,10 @@ def _kernel(job: Job) -> int:
 def _source(rows: bool, *, backward: bool) -> Callable[..., None]:
     # These import numba, amid which no process must be forked.
     with _compile.alone():
-        if rows and backward:
-            from anynorm_numba._row_gradients import row_gradients as kernel
-        elif rows:
-            from anynorm_numba._rows import rows as kernel
-        elif backward:
-            from anynorm_numba._column_gradients import column_gradients as kernel
-        else:
-            from anynorm_numba._columns import columns as kernel
-    return cast("Callable[..., None]", kernel)
+        from anynorm_numba._column_gradients import column_gradients
+        from anynorm_numba._columns import columns
+        from anynorm_numba._row_gradients import row_gradients
+        from anynorm_numba._rows import rows as forward_rows
+    if backward:
+        return row_gradients if rows else column_gradients
+    return forward_rows if rows else columns

@@ -201,7 +201,7 @@ def reduce(kind, geometry, index, work, partial):
             put_real(kind, partial + (1 - term) * plane + 8 * (first + i), real(kind, begins + 8 * i) + lost)
 
 
-def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):
+def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
     """Write dx of sets that lie as runs; at `partial`, unless 0, what the gradients of weight and bias sum up."""
     inner, size = field(kind, geometry, at.B), computed_bytes(kind)
     sets = field(kind, geometry, at.A) * inner

@@ -1,4 +1,4 @@
-"""Sets that lie in memory as runs: a line of R runs, or several, is summed chunk by chunk, then a set written run by run.
+"""Sets that lie in memory as runs: a line of R runs is summed chunk by chunk, then the set is written run by run.
 
 A set (a, b) has `LINES` lines, each of R runs of `RUN` neighbouring elements. A line has one weight, which the sums of
 the backward pass leave out until the line is done; or it is all there is, and the weight varies along its run (VECTOR).

@@ -127,10 +127,10 @@ def _emit_settle_ordinary(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Va
     return builder.zext(builder.load(special), I64)
 
 
-# settle_ordinary(kind, count, n, eps, centres, sums, plane, scale, pivot, target, target_plane): what `settle` does, for
-# many sets at once that need nothing special. From sums as `sums_across` leaves them it puts (mean, correction, rstd,
-# scale, m2) into memory as numbers of C, `target_plane` bytes apart. Returns whether some sets are special: their rstd is
-# SPECIAL. Division and square root of a set alone keep all that follows waiting for 30 ns.
+# settle_ordinary(kind, count, n, eps, centres, sums, plane, scale, pivot, target, target_plane): what `settle` does,
+# for many sets at once that need nothing special. From sums as `sums_across` leaves them it puts (mean, correction,
+# rstd, scale, m2) into memory as numbers of C, `target_plane` bytes apart. It returns whether some sets are special:
+# there rstd is SPECIAL. Division and square root of one set alone would keep all that follows waiting for 30 ns.
 settle_ordinary = _vectors.loop(
     ["count", "n", "eps", "centres", "sums", "plane", "scale", "pivot", "target", "target_plane"],
     _emit_settle_ordinary,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -466,7 +467,7 @@ def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, r
         operands = _operands(emitter, roles, rest, wide=wide, rows=rows)
         memory = [Columns(emitter, sums, which, plane, STEP) for which in range(terms)]
 
-        def take(j: ir.Value, mask: ir.Value | None, upto: int) -> None:
+        def take(j: ir.Value, mask: ir.Value | None, *, upto: int) -> None:
             running = [emitter.zeros(STEP, wide=wide)] * terms
             shared = {its: its.load(j, mask, STEP, 0) for its in operands if its.role not in "xr"}
             for row in range(upto):
@@ -485,7 +486,7 @@ def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, r
             builder.position_at_end(block)
             for its in operands:
                 its.prepare(upto, STEP)
-            emitter.over(I64(0), n, STEP, lambda j, mask, upto=upto: take(j, mask, upto))
+            emitter.over(I64(0), n, STEP, partial(take, upto=upto))
             builder.branch(after)
         builder.position_at_end(after)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ import anynorm_numba
 from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._plan import Plan
-from anynorm._view import Layout
+from anynorm._view import Ints, Layout
 
 COMPUTE = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 
@@ -116,7 +116,7 @@ def _given(plan: Plan, stats: Any, eps: float, x: Any) -> Any:
 
 def _planes(plan: Plan, given: Any) -> Any:
     """Return given statistics, which batch norm alone takes, as the engine reads what it learned."""
-    planes = [np.broadcast_to(plane, plan.statistic).reshape(-1) for plane in given[:4]]
+    planes = [np.broadcast_to(plane, cast(Ints, plan.statistic)).reshape(-1) for plane in given[:4]]
     return np.stack([*planes, np.zeros_like(planes[0])])
 
 

@@ -48,13 +48,13 @@ def path(
     weight: Any,
     bias: Any,
     *,
-    stats: tuple[Any, Any] | None,
+    stats: tuple[Any, Any] | None,  # noqa: ARG001
     out: Any,
 ) -> tuple[str, str | None]:
     """Return which package serves a call that is not declined, and why the engine does not."""
     y = np.empty_like(x, subok=False) if out is None else out
-    laid = [_engine.layout(_engine.parameter(its, x)) for its in (weight, bias)]
-    job = _engine.job_of(plan, x, *laid, (y,))
+    weight, bias = [_engine.layout(_engine.parameter(its, x)) for its in (weight, bias)]
+    job = _engine.job_of(plan, x, weight, bias, (y,))
     return ("anynorm_numpy", job) if isinstance(job, str) else ("anynorm_numba", None)
 
 
@@ -89,10 +89,10 @@ def forward(
 ) -> tuple[Any, Saved | None]:
     """Return y, and what was learned of the statistics if `save` asks for it."""
     y = np.empty_like(x, subok=False) if out is None else out
-    laid = [_engine.parameter(its, x) for its in (weight, bias)]
-    job = _engine.job_of(plan, x, *[_engine.layout(its) for its in laid], (y,))
+    its_weight, its_bias = _engine.parameter(weight, x), _engine.parameter(bias, x)
+    job = _engine.job_of(plan, x, _engine.layout(its_weight), _engine.layout(its_bias), (y,))
     if not isinstance(job, str):
-        return y, _engine.forward(plan, job, x, y, *laid, eps, stats, save=save)
+        return y, _engine.forward(plan, job, x, y, its_weight, its_bias, eps, stats, save=save)
     compute = _compute(x)
     target = Sets.of(y, plan)
     affine = Affine(plan, *[None if its is None else its.astype(compute.name, copy=False) for its in (weight, bias)])

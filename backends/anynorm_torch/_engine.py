@@ -53,11 +53,11 @@ def declines(
     out: Any,
 ) -> str | None:
     """Return why no engine may or can serve the call, or None."""
-    job = _found(plan, x, parameter(weight, x), parameter(bias, x), (weight, bias), stats, out)
+    job = _found(plan, x, (parameter(weight, x), parameter(bias, x)), (weight, bias), stats, out)
     return job if isinstance(job, str) else None
 
 
-def _found(plan: Plan, x: Any, weight: Any, bias: Any, own: tuple[Any, Any], stats: Any, out: Any) -> Any:
+def _found(plan: Plan, x: Any, laid: tuple[Any, Any], own: tuple[Any, Any], stats: Any, out: Any) -> Any:
     """Return the job for a call, or why there is none; weight and bias as `parameter` returns them."""
     operands = [its for its in (x, *own, *(stats or ()), out) if its is not None]
     reason = watched() or next((why for its in operands if (why := unreadable_itself(its)) is not None), None)
@@ -70,7 +70,7 @@ def _found(plan: Plan, x: Any, weight: Any, bias: Any, own: tuple[Any, Any], sta
             return "a gradient is wanted for mean or var"
         if plan.function == "moments" and x.requires_grad:
             return "a gradient is wanted for the moments"
-    return anynorm_numba.missing() or _job_of(plan, x, weight, bias, x if plan.function == "moments" else out)
+    return anynorm_numba.missing() or _job_of(plan, x, *laid, x if plan.function == "moments" else out)
 
 
 def path(*_: Any, **__: Any) -> tuple[str, None]:
@@ -90,8 +90,8 @@ def forward(
     save: bool,
 ) -> Any:
     """Return y, and what was learned of the statistics if `save` asks for it; or why the engine cannot run."""
-    laid = [parameter(its, x) for its in (weight, bias)]
-    job = _found(plan, x, *laid, (weight, bias), stats, out)
+    laid = parameter(weight, x), parameter(bias, x)
+    job = _found(plan, x, laid, (weight, bias), stats, out)
     if isinstance(job, str):
         return job
     wanted = out is None and torch.is_grad_enabled() and any(_requires_grad(its) for its in (x, weight, bias))
@@ -227,8 +227,7 @@ def _job_of(plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
     met = _met.get(key)
     if met is None:
         y = torch.empty_like(x, device="meta") if out is None else out
-        layouts = [None if its is None else (tuple(its.shape), _steps(its)) for its in (weight, bias)]
-        met = _meet(key, plan, x, (y,), *layouts, threads)
+        met = _meet(key, plan, x, (y,), _layout(weight), _layout(bias), threads)
     return met[1]
 
 
@@ -240,8 +239,7 @@ def _gradient_job_of(plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
     if met is None:
         # Bias is not read: it lies as its gradient is wanted.
         bias = None if plan.bias is None else (plan.bias, _dense(plan.bias, KINDS[x.dtype][1].itemsize))
-        layout = None if weight is None else (tuple(weight.shape), _steps(weight))
-        met = _meet(key, plan, x, (dy, dx), layout, bias, threads)
+        met = _meet(key, plan, x, (dy, dx), _layout(weight), bias, threads)
     return met[1]
 
 
@@ -254,6 +252,10 @@ def _meet(
     job = engine().jobs.job_for(plan, KINDS[x.dtype][0], tuple(x.shape), strides, weight, bias, threads)
     _met[key] = plan, job
     return plan, job
+
+
+def _layout(its: Any) -> Layout | None:
+    return None if its is None else (tuple(its.shape), _steps(its))
 
 
 def _threads(x: Any) -> int:

@@ -41,7 +41,7 @@ def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -
     >>> import numpy as np
     >>> import anynorm as an
     >>> print(an.explain(an.layer_norm, np.ones((2, 3), dtype="float32")))
-    anynorm_numpy
+    anynorm_numba
 
     """
     return route(call_of("explain", function, [*NORMS, moments])(*args, **options))

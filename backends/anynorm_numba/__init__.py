@@ -15,7 +15,11 @@ from importlib.util import find_spec
 @cache
 def missing() -> str | None:
     """Return why there are no kernels in this environment, or None."""
-    if find_spec("numba") is None or find_spec("numpy") is None:
+    try:
+        found = find_spec("numba") is not None and find_spec("numpy") is not None
+    except (ValueError, ImportError):  # barred from being imported
+        found = False
+    if not found:
         return "numba is not installed"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return "numba's compiler is turned off by NUMBA_DISABLE_JIT"

@@ -78,15 +78,15 @@ def test_a_set_does_not_feel_its_batch(
 
 
 @pytest.mark.parametrize("arranged", [pytest.param(its, id=its.name) for its in ARRANGEMENTS if its.name in ONE_SET])
-@each_size
-@each_dtype
+@pytest.mark.parametrize(("sets", "length"), [(40, 12), (40, 100), (40, 130), (12, 9000)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @on_numpy
 def test_one_set(arranged: Arrangement, sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
     """A set that is all of x has the bits that it has among others."""
     rows = _rows(sets, length, dtype)
     together = _run(arranged, rows, library)
-    for its in (0, sets - 1):
-        assert _run(arranged, rows[its : its + 1], library).tobytes() == together[its : its + 1].tobytes()
+    alone = np.concatenate([_run(arranged, its[None], library) for its in rows])
+    assert alone.tobytes() == together.tobytes()
 
 
 @each_arrangement

@@ -71,19 +71,34 @@ def judge(case: Case, dy: NumPyArray | None = None) -> list[Any]:
     return jobs
 
 
-def laid_alike(case: Case) -> dict[tuple[str, tuple[int, ...]], list[str]]:
-    """Return the layouts of x by the path that serves them and the order in which the elements of a set then lie.
+def runs_of(job: Any) -> tuple[int, ...]:
+    """Return how a set lies in memory: the lengths along which it is summed, outermost first."""
+    _, r, _, s, p = job.view.lengths
+    return tuple([length for length in (r, s, p) if length > 1])
+
+
+def in_short_runs(job: Any) -> bool:
+    """Say whether a set lies in several runs so short that it is summed place by place."""
+    from anynorm_numba._jobs import SHORT
+
+    return len(runs_of(job)) > 1 and runs_of(job)[-1] < SHORT
+
+
+def laid_alike(case: Case) -> dict[tuple[Any, ...], list[str]]:
+    """Return the layouts of x by the path that serves them, and by the runs and the order in which a set then lies.
 
     The order is that of the axes along which a set's elements are summed, outermost first. The channels of a group are
     not among them: sums are taken channel by channel, wherever these lie.
     """
     summed = _summed_axes(case)
-    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    found: dict[tuple[Any, ...], list[str]] = {}
     for name, layout in LAYOUTS.items():
         laid = case.with_x(layout(case.arrays["x"]))
         strides = laid.arrays["x"].strides
         order = tuple(sorted(summed, key=lambda axis: -abs(strides[axis])))
-        found.setdefault((path_of(laid), order), []).append(name)
+        with watched() as jobs:
+            vjp(laid, laid.arrays)
+        found.setdefault((path_of(laid), order, *[runs_of(job) for job in jobs]), []).append(name)
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_runs import SERVED, laid_alike, path_of
+from engine_runs import SERVED, in_short_runs, laid_alike, path_of, runs_of, watched
 from hostile import ARRANGEMENTS, GROUP_LAST, HOSTILE, LENGTH, Arrangement
 from inputs import NORMS, Norm, make_case
 from layouts import LAYOUTS
@@ -29,6 +29,9 @@ each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES)
 needs_engine = pytest.mark.skipif(anynorm_numba.missing() is not None, reason="numba is not installed")
 
 BY_NAME = {its.name: its for its in ARRANGEMENTS}
+
+# As anynorm_numba._jobs.SHORT.
+SHORT_RUN = 64
 
 # Those that can hold one set alone.
 ONE_SET = ("layer", "layer-leading", "rms", "batch", "batch-last")
@@ -82,10 +85,16 @@ def test_a_set_does_not_feel_its_batch(
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @on_numpy
 def test_one_set(arranged: Arrangement, sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
-    """A set that is all of x has the bits that it has among others."""
+    """A set that is all of x has the bits that it has among others, if it lies in the same runs."""
     rows = _rows(sets, length, dtype)
-    together = _run(arranged, rows, library)
-    alone = np.concatenate([_run(arranged, its[None], library) for its in rows])
+    with watched() as jobs:
+        together = _run(arranged, rows, library)
+        alone = np.concatenate([_run(arranged, its[None], library) for its in rows])
+    if len({runs_of(job) for job in jobs}) > 1:
+        # A lone channel of channels-first images is one run, beside others it is a run for each image.
+        assert arranged.name == "batch"
+        np.testing.assert_allclose(alone.astype(np.float64), together.astype(np.float64), rtol=1e-5, atol=1e-5)
+        return
     assert alone.tobytes() == together.tobytes()
 
 
@@ -120,11 +129,16 @@ def test_a_set_does_not_feel_its_shape(sets: int, length: int, dtype: str, libra
 def test_the_engine_sums_a_line_by_the_number_of_the_element(
     sets: int, length: int, dtype: str, library: ArrayLibrary
 ) -> None:
-    """A set that is one line has the same bits along one axis or several, as a run or side by side with others."""
+    """A set in one run or in long ones has the same bits along one axis or several, and side by side with others."""
     rows = _rows(sets, length, dtype)
+    results = {}
     for its in LINES:
-        assert path_of(its.case(rows, 1e-5)) == SERVED
-    results = {its.name: _run(its, rows, library).tobytes() for its in LINES}
+        with watched() as jobs:
+            bits = _run(its, rows, library).tobytes()
+        assert len(jobs) == 1
+        if not in_short_runs(jobs[0]):
+            results[its.name] = bits
+    assert len(results) >= len(LINES) - 1
     assert {name for name, bits in results.items() if bits != results["layer"]} == set()
 
 
@@ -177,7 +191,7 @@ def test_layouts_that_the_engine_serves() -> None:
     compared = 0
     for norm in NORMS:
         case = make_case(norm, "float32")
-        for (path, _), names in laid_alike(case).items():
+        for (path, *_), names in laid_alike(case).items():
             if path == SERVED:
                 compared += len(names) > 1
                 for name in names:
@@ -200,6 +214,7 @@ def test_layouts_that_the_engine_serves() -> None:
 def test_moments_of_a_set_feel_none_of_it(sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
     """Mean and m2 have the same bits alone, along another axis, along two axes, and from a norm's own pass."""
     rows = library.make(_rows(sets, length, dtype))
+    served = an.explain(an.moments, rows, axis=1).path == SERVED
     expected = an.moments(rows, axis=1)
     channels = rows.reshape(sets, 2, -1).transpose(1, 0, 2)
     for name, found in {
@@ -209,6 +224,8 @@ def test_moments_of_a_set_feel_none_of_it(sets: int, length: int, dtype: str, li
         "around_another": an.moments(channels.copy(), axis=(0, 2)),
         "of_batch_norm": an.batch_norm(channels, return_moments=True)[1],
     }.items():
+        if name in ("around_another", "of_batch_norm") and served and length // 2 < SHORT_RUN:
+            continue  # the engine sums short runs place by place
         part = slice(2, 4) if name == "alone" else slice(None)
         assert found.mean.tobytes() == expected.mean[part].tobytes(), name
         assert found.m2.tobytes() == expected.m2[part].tobytes(), name

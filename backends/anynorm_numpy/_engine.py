@@ -62,14 +62,18 @@ def job_of(plan: Plan, x: Any, weight: Layout | None, bias: Layout | None, other
 
 
 def parameter(its: Any, x: Any) -> Any:
-    """Return weight or bias in the compute dtype, as the engine reads it: no step leads back."""
+    """Return weight or bias in the compute dtype, as the engine reads it: some axis without gaps, no step back."""
     if its is None:
         return None
     _, compute = kind_of(x)
     flags = its.flags
     if its.dtype is not compute or not flags.aligned:
         its = its.astype(compute)
-    return its if flags.c_contiguous or all(step > 0 for step in its.strides) else its.copy()
+    return its if flags.c_contiguous or _dense(its.shape, its.strides, its.itemsize) else its.copy()
+
+
+def _dense(shape: Ints, strides: Ints, size: int) -> bool:
+    return min((step for step, length in zip(strides, shape, strict=True) if length > 1), default=size) == size
 
 
 def layout(its: Any) -> Layout | None:

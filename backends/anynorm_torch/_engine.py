@@ -270,13 +270,16 @@ def _steps(array: Any) -> tuple[int, ...]:
 
 
 def parameter(its: Any, x: Any) -> Any:
-    """Return weight or bias in the compute dtype, as the engine reads it: no step leads back."""
+    """Return weight or bias in the compute dtype, as the engine reads it: some axis without gaps, no step back."""
     if its is None:
         return None
     compute = KINDS[x.dtype][1]
     if its.dtype != compute:
         its = its.detach().to(compute)
-    return its if its.is_contiguous() or all(step > 0 for step in its.stride()) else its.contiguous()
+    if its.is_contiguous():
+        return its
+    steps = [step for step, length in zip(its.stride(), its.shape, strict=True) if length > 1]
+    return its if min(steps, default=1) == 1 else its.contiguous()
 
 
 def _dense(shape: Any, size: int) -> tuple[int, ...]:

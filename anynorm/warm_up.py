@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from anynorm._array import described
+
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> None:
     """Compile the CPU engine's kernels now, or load them from the cache, instead of at the first calls.
 
-    Without it the first call of each kind takes a few seconds where nothing is cached yet, and under a second after
-    that. Call it where a container image is built; and before a process forks, because a child that is forked while its
-    parent compiles may wait for ever.
+    Without it the first call of each kind and dtype takes a few seconds where nothing is cached yet, and under a second
+    after that. All kernels of a dtype take about twelve seconds. Call it where a container image is built; and before a
+    process forks, because a child that is forked while its parent compiles may wait for ever.
 
     Parameters
     ----------
@@ -23,8 +25,10 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
 
     Raises
     ------
+    TypeError
+        dtypes is no list of names.
     ValueError
-        A dtype is none of the four.
+        A name is none of the four.
     ImportError
         numba is not installed, or its compiler is turned off.
 
@@ -34,7 +38,10 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
     >>> an.warm_up(["float32"], gradients=False)
 
     """
-    wanted = (dtypes,) if isinstance(dtypes, str) else tuple(dtypes)
+    if isinstance(dtypes, str) or not isinstance(dtypes, Iterable):
+        msg = f'warm_up: dtypes must be a list of names, got {described(dtypes)}. Pass e.g. ["float32"].'
+        raise TypeError(msg)
+    wanted = tuple(dtypes)
     for dtype in wanted:
         if dtype not in DTYPES:
             msg = f"warm_up: dtypes must be among {', '.join(DTYPES)}; got {dtype!r}. Name them as strings."

@@ -1,0 +1,58 @@
+"""Compiling ahead: what `warm_up` accepts, and what it leaves for the first call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import anynorm as an
+
+SCRIPT = """
+import sys
+import anynorm as an
+assert "numba" not in sys.modules
+an.warm_up(["float32"], gradients=False)
+from anynorm_numba import _compile
+before = len(_compile._built)
+import numpy as np
+x = np.ones((4, 8), dtype="float32")
+an.layer_norm(x)
+an.batch_norm(x)
+print(before, len(_compile._built) - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "error", "said"),
+    [
+        pytest.param("float32", TypeError, "list of names", id="a-string"),
+        pytest.param(3, TypeError, "list of names", id="a-number"),
+        pytest.param(["float31"], ValueError, "float31", id="unknown"),
+        pytest.param([3], ValueError, "3", id="no-name"),
+    ],
+)
+def test_wrong_dtypes(dtypes: Any, error: type[Exception], said: str) -> None:
+    """What names no dtypes is refused before anything is compiled, and the error says what came."""
+    with pytest.raises(error, match=said):
+        an.warm_up(dtypes)
+
+
+def test_first_calls_compile_nothing_more() -> None:
+    """After a warm-up the forward passes of its dtypes find every kernel compiled."""
+    pytest.importorskip("numba")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
+    built, more = map(int, done.stdout.split())
+    assert built >= 2
+    assert more == 0
+
+
+def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without numba it says what to install."""
+    import anynorm_numba
+
+    monkeypatch.setattr(anynorm_numba, "missing", lambda: "numba is not installed")
+    with pytest.raises(ImportError, match="anynorm\\[numba\\]"):
+        an.warm_up()

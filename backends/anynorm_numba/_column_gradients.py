@@ -61,7 +61,9 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
             lane = left * part if narrow else part
             lanes = 1 if not narrow else left if part == 0 else LANES - left
             count = whole + 1 if lane < left else whole
-            n, sums = lanes * width if count else 0, area + 8 * lane * width
+            if count == 0 or lanes == 0:
+                continue
+            n, sums = lanes * width, area + 8 * lane * width
             source, gradient = x + (row + lane) * step, dy + (row + lane) * dy_step
             x_far, dy_far = LANES * step, LANES * dy_step
             skipped = size * lane * width if narrow else 0

@@ -109,7 +109,8 @@ def sum_rows(kind, geometry, source, chunk, room, plane, width, area):
         if narrow:
             split = 8 * left * width
             elements = left * width
-            spread_across(kind, elements, whole + 1, area, of_plane, base, LANES * step, scale, pivot)
+            if left:  # lanes that have a row more
+                spread_across(kind, elements, whole + 1, area, of_plane, base, LANES * step, scale, pivot)
             base += elements * stored_bytes(kind)
             elements = (LANES - left) * width
             spread_across(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,7 +175,7 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
             geometry[begin + at.S] = SIZES[kind][1] if steps is None else steps[at.S]
     elements = sets * r * s * p
     address = geometry.ctypes.data
-    absent = _stand_ins(kind, s if vector else 1)
+    absent = _stand_ins(its, kind, s if vector else 1)
     return Job(True, kind, its, geometry, address, elements, sets, items, split, tasks, work, [], *absent, partial)
 
 
@@ -202,12 +203,20 @@ def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     partial = (units, r, 1, 1, 1) if by_row else (a, 1, b, s, p)
     elements = a * r * columns
     address = geometry.ctypes.data
-    absent = _stand_ins(kind, 1)
+    absent = _stand_ins(its, kind, 1)
     return Job(False, kind, its, geometry, address, elements, units, chunks, split, tasks, work, [], *absent, partial)
 
 
-def _stand_ins(kind: str, length: int) -> tuple[Any, int, int]:
-    """Return ones and zeros, and their addresses."""
-    numbers = np.zeros((2, length), dtype=np.float64 if kind == "float64" else np.float32)
-    numbers[0] = 1
-    return numbers, numbers[0].ctypes.data, numbers[1].ctypes.data
+def _stand_ins(its: View, kind: str, length: int) -> tuple[Any, int, int]:
+    """Return ones for a weight that is not there and zeros for a bias, and their addresses; 0 where there is one."""
+    numbers = [
+        _equal(kind, length, value) if steps is None else None for steps, value in ((its.weight, 1), (its.bias, 0))
+    ]
+    return numbers, *[0 if own is None else own.ctypes.data for own in numbers]
+
+
+@lru_cache(maxsize=64)
+def _equal(kind: str, length: int, value: int) -> Any:
+    numbers = np.full(length, value, dtype=np.float64 if kind == "float64" else np.float32)
+    numbers.flags.writeable = False
+    return numbers

@@ -35,8 +35,8 @@ from anynorm_numba._vectors import (
 
 CHUNK = at.CHUNK
 
-# In a set's room, in float64: whether it is settled, from where it is measured, and what came out.
-SETTLED, PIVOT, SCALE, OUTCOME = range(4)
+# In a set's room, in float64: whether it is settled, from where and in what scale it is measured, and how often it was.
+SETTLED, PIVOT, SCALE, ATTEMPT = range(4)
 HEADER = 8
 
 
@@ -236,7 +236,7 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
         put_real(kind, room + 8 * SETTLED, 0.0)
         put_real(kind, room + 8 * PIVOT, first)
         put_real(kind, room + 8 * SCALE, 1.0)
-        put_real(kind, room + 8 * OUTCOME, 0.0)
+        put_real(kind, room + 8 * ATTEMPT, 0.0)
     elif phase == at.SUM:
         if real(kind, room + 8 * SETTLED) == 0.0:
             scale, pivot = real(kind, room + 8 * SCALE), real(kind, room + 8 * PIVOT)
@@ -282,13 +282,13 @@ def settle_rows(kind, geometry, source, room, saved, sets, u, eps):
             more, more_squares = pairs(kind, room + 8 * (HEADER + 4 * item))
             of_line, squares_of_line = plus(of_line, more), plus(squares_of_line, more_squares)
         s, q = plus(s, of_line), plus(q, squares_of_line)
-    attempt = real(kind, room + 8 * OUTCOME)
+    attempt = real(kind, room + 8 * ATTEMPT)
     pivot, scale = real(kind, room + 8 * PIVOT), real(kind, room + 8 * SCALE)
     first = element(kind, source)
     (again, pivot, scale), found = settle(kind, wide, centres, n, eps, float(attempt), first, pivot, scale, s, q)
     put_real(kind, room + 8 * PIVOT, pivot)
     put_real(kind, room + 8 * SCALE, scale)
-    put_real(kind, room + 8 * OUTCOME, attempt + 1.0)
+    put_real(kind, room + 8 * ATTEMPT, attempt + 1.0)
     if not again:
         put_real(kind, room + 8 * SETTLED, 1.0)
         size = computed_bytes(kind)

@@ -71,7 +71,7 @@ def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
             return (True, pivot + c, scale), (0.0, 0.0, 0.0, 0.0, 0.0)
     mean, correction = two_sum(pivot, c)
     total = v + eps * scale * scale
-    if total == 0.0 or v == 0.0:
+    if v == 0.0:
         # Equal values. 1/√eps, scaled, may exceed every number; what it multiplies is 0.
         rstd = 1.0 / square_root(kind, eps) if eps > 0.0 else 0.0
         return (False, pivot, scale), (mean / scale, correction / scale, rstd, 1.0, 0.0)

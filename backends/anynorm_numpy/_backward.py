@@ -49,7 +49,7 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved) -> tuple[An
 
 def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, library: Library) -> tuple[Any, Any, Any] | None:
     """Return the gradients by the engine, or None where it cannot run."""
-    if dy.dtype != x.dtype:
+    if dy.dtype != x.dtype or not (plan.given or _engine.learned(saved)):
         return None
     dx, its_weight = np.empty_like(x, subok=False), _engine.parameter(weight, x)
     # Bias is not read: it lies as its gradient is wanted.

@@ -113,13 +113,19 @@ def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, saved:
     return its.learned.parameter_gradients(plan, job, partial) if wanted else (None, None)
 
 
+def learned(saved: Any) -> bool:
+    """Say whether the engine made these statistics: only then do they lie as it reads them."""
+    return anynorm_numba.missing() is None and isinstance(saved, engine().learned.Learned)
+
+
 def _given(plan: Plan, stats: Any, eps: float, x: Any) -> Any:
     with np.errstate(all="ignore"):
         return _formula.given(plan, stats, eps, x, library=library_of("forward", "x", x))
 
 
 def _planes(plan: Plan, given: Any) -> Any:
-    """Return given statistics, which batch norm alone takes, as the engine reads what it learned."""
+    """Return given statistics, one for each channel of batch norm, as the engine reads what it learned."""
+    assert len(plan.kept) <= 1  # so that no order of axes is to be kept
     planes = [np.broadcast_to(plane, cast(Ints, plan.statistic)).reshape(-1) for plane in given[:4]]
     return np.stack([*planes, np.zeros_like(planes[0])])
 

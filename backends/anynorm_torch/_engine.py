@@ -140,43 +140,51 @@ class _Normalized(torch.autograd.Function):
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, run: tuple[Any, ...]) -> Any:
         plan, job, y, _, eps, planes, given = run
         ctx.plan, ctx.job, ctx.eps, ctx.given = plan, job, eps, given
-        ctx.save_for_backward(x, weight, bias, planes)
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)  # not its values, which may change meanwhile
+        ctx.save_for_backward(x, weight, planes)
         _run(x, run)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
-        x, weight, bias, planes = ctx.saved_tensors
-        plan = ctx.plan
+        x, weight, planes = ctx.saved_tensors
+        plan, needs = ctx.plan, tuple([bool(its) for its in ctx.needs_input_grad[:3]])
         if torch.is_grad_enabled():
-            return *_differentiable(ctx, dy, x, weight, bias, planes), None
+            return *_differentiable(ctx, dy, x, weight, planes, needs), None
         saved = engine().learned.Learned(planes, plan, ctx.job, ctx.eps)
-        needs = tuple([bool(its) for its in ctx.needs_input_grad[:3]])
         found = None if unreadable_itself(dy) is not None else _gradients(plan, dy, x, weight, saved, needs)
         if found is None:
             found = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
-        dx, dweight, dbias = found
-        if needs[1]:
-            dweight = dweight.to(weight.dtype).view(weight.shape)
-        if needs[2]:
-            dbias = dbias.to(bias.dtype).view(bias.shape)
-        return dx if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, None
+        return *_like(found, (x, weight, ctx.bias), needs), None
 
 
-def _differentiable(ctx: Any, dy: Any, x: Any, weight: Any, bias: Any, planes: Any) -> list[Any]:
+def _like(gradients: Any, inputs: tuple[Any, Any, Any], needs: tuple[bool, ...]) -> list[Any]:
+    """Return the gradients that are needed, those of weight and bias in their own dtype and shape."""
+    dx, dweight, dbias = gradients
+    _, weight, bias = inputs
+    return [
+        dx if needs[0] else None,
+        dweight.to(weight.dtype).reshape(weight.shape) if needs[1] else None,
+        dbias.to(bias[1]).reshape(bias[0]) if needs[2] else None,
+    ]
+
+
+def _differentiable(ctx: Any, dy: Any, x: Any, weight: Any, planes: Any, needs: tuple[bool, ...]) -> list[Any]:
     """Return the gradients as the formula has them, recorded for a gradient of their own."""
-    library = library_of("backward", "x", x)
+    plan, library = ctx.plan, library_of("backward", "x", x)
     if ctx.given:
-        saved = engine().learned.Learned(planes, ctx.plan, ctx.job, ctx.eps)
-        gradients = _formula.backward(ctx.plan, dy, x, weight, saved, library=library)
-        return [
-            None if its is None or own is None else its.to(own.dtype).reshape(own.shape)
-            for own, its in zip((x, weight, bias), gradients, strict=True)
-        ]
-    inputs = [its for its, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if need]
-    y, _ = _formula.forward(ctx.plan, x, weight, bias, ctx.eps, library=library)
-    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return [next(found) if need else None for need in ctx.needs_input_grad[:3]]
+        saved = engine().learned.Learned(planes, plan, ctx.job, ctx.eps)
+        found = _formula.backward(plan, dy, x, weight, saved, library=library)
+        return _like(found, (x, weight, ctx.bias), needs)
+    # Aliases, because one input may be made of another, or be the same tensor: their gradients must not mix here.
+    # Nothing depends on the values of bias.
+    shape, dtype = ctx.bias or ((), None)
+    bias = None if ctx.bias is None else torch.zeros(shape, dtype=dtype, device=x.device, requires_grad=needs[2])
+    aliases = [None if its is None else its.view_as(its) for its in (x, weight, bias)]
+    y, _ = _formula.forward(plan, *aliases, ctx.eps, library=library)
+    wanted = [its for its, need in zip(aliases, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(found) if need else None for need in needs]
 
 
 def _gradients(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, needs: tuple[bool, ...]) -> Any:
@@ -222,6 +230,7 @@ MANY = 4096
 def _job_of(plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
     """Return the job for x and its y, or half a sentence that says why there is none."""
     threads = _threads(x)
+    # A plan is one object for each set of shapes, so these need not be told apart.
     beside = [None if its is None else its.stride() for its in (weight, bias, out)]
     key = (id(plan), x.dtype, x.stride(), *beside, threads)
     met = _met.get(key)
@@ -298,8 +307,10 @@ def _empty_like(x: Any) -> Any:
         return torch.empty_like(x, requires_grad=False)
     import numpy as np
 
-    memory = torch.from_numpy(np.empty(size, dtype=np.uint8)).view(x.dtype)
-    return memory.as_strided(x.shape, torch.empty_like(x, device="meta").stride())
+    storage = torch.from_numpy(np.empty(size, dtype=np.uint8)).untyped_storage()
+    # Not a view of it: autograd forbids what is a view to be changed in place.
+    like = torch.empty_like(x, device="meta").stride()
+    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, like)
 
 
 def _planes(plan: Plan, stats: Any, eps: float, x: Any) -> Any:

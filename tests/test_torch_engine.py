@@ -1,0 +1,108 @@
+"""torch tensors through the CPU engine: what autograd asks of it beyond the right numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import anynorm as an
+
+torch: Any = pytest.importorskip("torch")
+pytest.importorskip("numba")
+
+
+def _leaf(*shape: int) -> Any:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+# One input made of another, or the same tensor twice.
+ENTANGLED: dict[str, Callable[[Any, Any], Any]] = {
+    "weight-from-x": lambda x, _: an.layer_norm(x, (2 * x).sin()),
+    "weight-is-x": lambda x, _: an.layer_norm(x, x),
+    "bias-is-x": lambda x, _: an.layer_norm(x, None, x),
+    "bias-is-weight": lambda x, w: an.layer_norm(x, w, w),
+    "bias-from-weight": lambda x, w: an.rms_norm(x, 2 * w, 3 * w * x),
+    "given": lambda x, w: an.batch_norm(x, weight=w, bias=w, mean=torch.zeros(8), var=torch.ones(8)),
+}
+
+
+@pytest.mark.parametrize("entangled", ENTANGLED)
+def test_entangled_inputs(entangled: str) -> None:
+    """Gradients recorded for a gradient of their own are right, however one input depends on another."""
+    x, w = _leaf(3, 8), _leaf(8)
+    function = ENTANGLED[entangled]
+    assert an.explain(an.layer_norm, x, w).path == "anynorm_numba"
+
+    def total() -> Any:
+        return (function(x, w) * torch.arange(24.0).reshape(3, 8)).sum()
+
+    plain = torch.autograd.grad(total(), (x, w), allow_unused=True)
+    recorded = torch.autograd.grad(total(), (x, w), create_graph=True, allow_unused=True)
+    for one, other in zip(plain, recorded, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert torch.autograd.gradcheck(function, (x, w))
+    assert torch.autograd.gradgradcheck(function, (x, w))
+
+
+def test_large_result_may_be_changed_in_place() -> None:
+    """A result so large that NumPy allocates it is no view, so that an activation in place may follow."""
+    from anynorm_torch._engine import LARGE
+
+    x = torch.ones(3, LARGE // 8, requires_grad=True)
+    y = an.layer_norm(x)
+    assert not y._is_view()
+    y.relu_().sum().backward()
+    assert x.grad.count_nonzero() == 0
+
+
+def test_large_result_keeps_its_memory() -> None:
+    """Memory that NumPy allocated lives as long as the tensor, whatever else is allocated meanwhile."""
+    from anynorm_torch._engine import LARGE
+
+    y = an.layer_norm(torch.arange(float(LARGE // 2)).reshape(2, -1))
+    kept = y[:, :4].clone()
+    for _ in range(4):
+        np.full(LARGE // 2, 7.0)
+    assert torch.equal(y[:, :4], kept)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "batch_norm", "group_norm"])
+def test_bias_may_change_before_the_backward_pass(norm: str) -> None:
+    """The backward pass does not need the values of bias, so an optimizer may have changed them."""
+    x, w, b = torch.randn(4, 8), torch.ones(8, requires_grad=True), torch.zeros(8, requires_grad=True)
+    groups = (2,) if norm == "group_norm" else ()
+    y = getattr(an, norm)(x, *groups, weight=w, bias=b)
+    with torch.no_grad():
+        b.add_(1)
+    y.sum().backward()
+    assert b.grad.tolist() == [4.0] * 8
+
+
+def test_x_must_not_change_before_the_backward_pass() -> None:
+    """x is needed: to change it in place is an error of autograd's, not a wrong gradient."""
+    x, w = torch.randn(4, 8), torch.ones(8, requires_grad=True)
+    y = an.layer_norm(x, w)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_statistics_of_permuted_sets() -> None:
+    """Statistics that NumPy alone measured are not read as the engine would have laid them out."""
+    x = np.empty((3, 2, 4, 8)).transpose(1, 0, 2, 3)
+    x[...] = np.random.default_rng(0).standard_normal(x.shape) * np.arange(1, 4)[:, None, None]
+    dy = np.random.default_rng(1).standard_normal(x.shape)
+    sizes = np.broadcast_to(np.ones(()), (4, 8))
+    backwards = np.zeros((4, 8))[::-1]
+    found = []
+    for bias in (sizes * 0, backwards, np.zeros((8, 4)).T):
+        _, pullback = an.vjp(an.layer_norm, x, None, bias, axis=(2, 3))
+        found.append(pullback(dy).x)
+    for its in found[1:]:
+        np.testing.assert_allclose(its, found[0], rtol=1e-12, atol=1e-12)

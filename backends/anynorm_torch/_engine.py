@@ -23,7 +23,7 @@ KINDS = {
     torch.float64: ("float64", torch.float64),
 }
 
-# Above this many bytes an output's memory is NumPy's, which asks the system for large pages: 128 MiB take 35 ms so, and
+# From this many bytes on an output's memory is NumPy's, which asks the system for large pages: 128 MiB take 35 ms so, and
 # 73 ms from torch's allocator. Below, both reuse what they had.
 LARGE = 2**25
 
@@ -303,7 +303,7 @@ def _dense(shape: Any, size: int) -> tuple[int, ...]:
 def _empty_like(x: Any) -> Any:
     """Return a new tensor that lies as x does, its axes in the same order."""
     size = x.numel() * x.element_size()
-    if size <= LARGE:
+    if size < LARGE:
         return torch.empty_like(x, requires_grad=False)
     import numpy as np
 

@@ -12,20 +12,10 @@ from anynorm_numba import _geometry as at
 from anynorm_numba._columns import add_rows, block_of, fold_lanes, lay_parameter, recall_block, repeat, total_of
 from anynorm_numba._loops import shares_across, shares_along, slope, slope_rows, weighted_shares_across
 from anynorm_numba._rows import folded
+from anynorm_numba._scalars import computed_bytes, field, number, planes, put_number, put_real, stored_bytes
 from anynorm_numba._statistics import plus
-from anynorm_numba._vectors import (
-    GROUP,
-    LANES,
-    clear,
-    computed_bytes,
-    field,
-    number,
-    planes,
-    put_number,
-    put_real,
-    scratch,
-    stored_bytes,
-)
+from anynorm_numba._sums import clear, scratch
+from anynorm_numba._vectors import GROUP, LANES
 
 CHUNK = at.CHUNK
 

@@ -17,14 +17,10 @@ from numba import njit
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, normalize_rows, spread_across
 from anynorm_numba._rows import in_numbers_of_c, keep, kept
-from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
-from anynorm_numba._vectors import (
-    GROUP,
-    LANES,
+from anynorm_numba._scalars import (
     computed_bytes,
     element,
     field,
-    merge_sums,
     number,
     planes,
     put_number,
@@ -32,6 +28,9 @@ from anynorm_numba._vectors import (
     real,
     stored_bytes,
 )
+from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
+from anynorm_numba._sums import merge_sums
+from anynorm_numba._vectors import GROUP, LANES
 
 CHUNK = at.CHUNK
 

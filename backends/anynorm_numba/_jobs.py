@@ -212,7 +212,8 @@ def _stand_ins(its: View, kind: str, length: int) -> tuple[Any, int, int]:
     numbers = [
         _equal(kind, length, value) if steps is None else None for steps, value in ((its.weight, 1), (its.bias, 0))
     ]
-    return numbers, *[0 if own is None else own.ctypes.data for own in numbers]
+    weight, bias = [0 if own is None else int(own.ctypes.data) for own in numbers]
+    return numbers, weight, bias
 
 
 @lru_cache(maxsize=64)

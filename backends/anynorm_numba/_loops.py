@@ -9,7 +9,8 @@ For a set with its mean (and what the mean lost), z = x·scale, and rstd,
 
 from __future__ import annotations
 
-from anynorm_numba._vectors import GROUP, Term, Vector, each, fma, sums_across, sums_along, sums_of_line
+from anynorm_numba._sums import sums_across, sums_along, sums_of_line
+from anynorm_numba._vectors import GROUP, Term, Vector, each, fma
 
 
 def _deviation(x: Vector, scale: Vector, mean: Vector, correction: Vector) -> Vector:

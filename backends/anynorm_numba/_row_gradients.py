@@ -13,20 +13,9 @@ from numba import njit
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import shares_along, shares_of_sets, slope, weighted_shares_of_line
 from anynorm_numba._rows import folded, kept, pairs, put_pairs, start
+from anynorm_numba._scalars import computed_bytes, field, number, planes, put_real, real, rounded, stored_bytes
 from anynorm_numba._statistics import plus
-from anynorm_numba._vectors import (
-    clear,
-    computed_bytes,
-    field,
-    merge_sums,
-    number,
-    planes,
-    put_real,
-    real,
-    rounded,
-    scratch,
-    stored_bytes,
-)
+from anynorm_numba._sums import clear, merge_sums, scratch
 
 CHUNK = at.CHUNK
 

@@ -15,23 +15,21 @@ from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, spread_along, spread_of_line
-from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
-from anynorm_numba._vectors import (
-    LANES,
-    clear,
+from anynorm_numba._scalars import (
     computed_bytes,
     element,
     field,
-    fold,
     number,
     planes,
     put_number,
     put_real,
     real,
     rounded,
-    scratch,
     stored_bytes,
 )
+from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
+from anynorm_numba._sums import clear, fold, scratch
+from anynorm_numba._vectors import LANES
 
 CHUNK = at.CHUNK
 

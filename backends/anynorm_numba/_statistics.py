@@ -10,7 +10,9 @@ from numba import njit, types
 from numba.core import cgutils
 
 from anynorm_numba import _vectors
-from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Columns, Emitter, Vector, select, square_root
+from anynorm_numba._scalars import square_root
+from anynorm_numba._sums import Columns
+from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Emitter, Vector, select
 
 # A set is measured from a pivot p: mean = p + c, var = Σ(z − p)²/n − c². If c is large beside the deviation, that
 # difference has lost digits, and the set is measured again from p + c. Elements below float64 are summed in float64,

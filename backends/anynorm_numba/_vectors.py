@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -289,7 +288,7 @@ def loop(names: Sequence[str], emit: Callable[..., Any], result: Any = types.voi
     return intrinsic(define)
 
 
-def _names(roles: str, rows: int = 1) -> list[str]:
+def names_of(roles: str, rows: int = 1) -> list[str]:
     """Return names for the arguments that the operands take."""
     names = []
     for number, role in enumerate(roles):
@@ -299,7 +298,7 @@ def _names(roles: str, rows: int = 1) -> list[str]:
     return names
 
 
-def _operands(emitter: Emitter, roles: str, values: Sequence[ir.Value], wide: bool, rows: int = 1) -> list[Operand]:
+def operands_of(emitter: Emitter, roles: str, values: Sequence[ir.Value], wide: bool, rows: int = 1) -> list[Operand]:
     """Share the values of the arguments out to the operands."""
     operands = []
     for role in roles:
@@ -318,7 +317,7 @@ def each(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
         n, target, *rest = values
         step = rest.pop(0) if rows > 1 else I64(0)
-        operands = _operands(emitter, roles, rest, wide=False, rows=rows)
+        operands = operands_of(emitter, roles, rest, wide=False, rows=rows)
 
         def take(j: ir.Value, mask: ir.Value | None) -> None:
             shared = {its: its.load(j, mask, STEP, 0) for its in operands if its.role not in "xr"}
@@ -329,314 +328,4 @@ def each(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any
 
         emitter.over(I64(0), n, STEP, take)
 
-    return loop(["n", "target", *(["target_step"] if rows > 1 else []), *_names(roles, rows)], emit)
-
-
-def sums_along(roles: str, terms: int, expression: Expression, *, wide: bool) -> Any:
-    """Make a loop f(kind, n, first, sums, *operands) that adds the terms of an expression over n elements of a line.
-
-    `first` is the number of the first of them in the line. `sums` is the address of lanes in memory: for each term the
-    group begun, and then the sum, (1 + planes, LANES) float64.
-    """
-
-    def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-        builder = emitter.builder
-        n, first, sums, *rest = values
-        operands = _operands(emitter, roles, rest, wide=wide)
-        memory = [_Lanes(emitter, sums, which) for which in range(terms)]
-        element = DOUBLE if wide else emitter.computed
-        groups = [cgutils.alloca_once_value(builder, its.group().to(element).value) for its in memory]
-        totals = [[cgutils.alloca_once_value(builder, plane.value) for plane in its.total()] for its in memory]
-
-        def found(j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
-            return expression(*[its.load(j, mask, LANES, 0) for its in operands])
-
-        def take(j: ir.Value, mask: ir.Value | None) -> None:
-            for cell, term in zip(groups, found(j, mask), strict=True):
-                old = builder.load(cell)
-                new = plus(Vector(builder, old), term).value
-                builder.store(new if mask is None else builder.select(mask, new, old), cell)
-
-        def end_group(sums_of_group: Sequence[Vector]) -> None:
-            for cells, its in zip(totals, sums_of_group, strict=True):
-                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its.to(DOUBLE),))
-                for cell, plane in zip(cells, total, strict=True):
-                    builder.store(plane.value, cell)
-
-        def whole_group(j: ir.Value, _: ir.Value | None) -> None:
-            running = [emitter.zeros(wide=wide)] * terms
-            for step in range(GROUP):
-                each_term = found(builder.add(j, I64(LANES * step)), None)
-                running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
-            end_group(running)
-
-        # A step that begins within the lanes; steps to the end of the group; whole groups; what is left.
-        position = builder.and_(first, I64(LANES * GROUP - 1))
-        lane = builder.and_(first, I64(LANES - 1))
-        head = emitter.smaller(builder.and_(builder.neg(lane), I64(LANES - 1)), n)
-        with builder.if_then(builder.icmp_signed(">", head, I64(0))):
-            before = builder.not_(emitter.first_lanes(lane, LANES))
-            take(builder.neg(lane), builder.and_(before, emitter.first_lanes(builder.add(lane, head), LANES)))
-        to_end = builder.and_(builder.neg(position), I64(LANES * GROUP - 1))
-        with builder.if_then(builder.icmp_signed(">", to_end, I64(0))):
-            emitter.over(head, emitter.smaller(to_end, n), LANES, take)
-            with builder.if_then(builder.icmp_signed("<=", to_end, n)):
-                end_group([Vector(builder, builder.load(cell)) for cell in groups])
-                for cell in groups:
-                    builder.store(emitter.zeros(wide=wide).value, cell)
-        start = emitter.smaller(to_end, n)
-        whole = builder.add(start, builder.and_(builder.sub(n, start), I64(-LANES * GROUP)))
-        with cgutils.for_range_slice(builder, start, whole, I64(LANES * GROUP), I64) as (j, _):
-            whole_group(j, None)
-        emitter.over(whole, n, LANES, take)
-        for lanes, cell, cells in zip(memory, groups, totals, strict=True):
-            group = Vector(builder, builder.load(cell)).to(DOUBLE)
-            lanes.store(group.value, [builder.load(its) for its in cells])
-
-    return loop(["n", "first", "sums", *_names(roles)], emit)
-
-
-def sums_of_line(roles: str, terms: int, expression: Expression, *, wide: bool) -> Any:
-    """Make a loop f(kind, n, *operands) that returns the sums of an expression's terms over a chunk of a line.
-
-    They are what `sums_along` comes to from the first element to the last, without a detour through memory; for each
-    term the sum and what it lost.
-    """
-
-    def emit(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-        builder = emitter.builder
-        n, *rest = values
-        operands = _operands(emitter, roles, rest, wide=wide)
-        zero = emitter.zeros().value
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(emitter.planes)] for _ in range(terms)]
-        nothing = emitter.zeros(wide=wide).value
-        groups = [cgutils.alloca_once(builder, nothing.type) for _ in range(terms)]
-
-        def found(j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
-            return expression(*[its.load(j, mask, LANES, 0) for its in operands])
-
-        def end_group(sums_of_group: Sequence[Vector]) -> None:
-            for cells, its in zip(totals, sums_of_group, strict=True):
-                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its.to(DOUBLE),))
-                for cell, plane in zip(cells, total, strict=True):
-                    builder.store(plane.value, cell)
-
-        def whole_group(j: ir.Value, _: ir.Value | None) -> None:
-            running = [emitter.zeros(wide=wide)] * terms
-            for step in range(GROUP):
-                each_term = found(builder.add(j, I64(LANES * step)), None)
-                running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
-            end_group(running)
-
-        def take(j: ir.Value, mask: ir.Value | None) -> None:
-            for cell, term in zip(groups, found(j, mask), strict=True):
-                old = builder.load(cell)
-                new = plus(Vector(builder, old), term).value
-                builder.store(new if mask is None else builder.select(mask, new, old), cell)
-
-        for cells in totals:
-            for cell in cells:
-                builder.store(zero, cell)
-        for cell in groups:
-            builder.store(nothing, cell)
-        whole = builder.and_(n, I64(-LANES * GROUP))
-        with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES * GROUP), I64) as (j, _):
-            whole_group(j, None)
-        with builder.if_then(builder.icmp_signed("<", whole, n)):
-            emitter.over(whole, n, LANES, take)
-            end_group([Vector(builder, builder.load(cell)) for cell in groups])
-        found_sums = []
-        for cells in totals:
-            found_sums += _folded(emitter, tuple([Vector(builder, builder.load(cell)) for cell in cells]))
-        return cgutils.pack_array(builder, found_sums)
-
-    return loop(["n", *_names(roles)], emit, types.UniTuple(types.float64, 2 * terms))
-
-
-def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, rows: int = GROUP) -> Any:
-    """Make a loop f(kind, n, count, sums, plane, *operands) that adds the terms of an expression to n columns' sums.
-
-    `count` rows, at most `rows`, are a group of the lane that the sums belong to. `sums` is the address of sums in
-    memory: n float64 for each of (terms, planes), which lie `plane` bytes apart. The address of elements is followed by
-    the bytes from row to row.
-    """
-
-    def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-        builder = emitter.builder
-        n, count, sums, plane, *rest = values
-        operands = _operands(emitter, roles, rest, wide=wide, rows=rows)
-        memory = [Columns(emitter, sums, which, plane, STEP) for which in range(terms)]
-
-        def take(j: ir.Value, mask: ir.Value | None, *, upto: int) -> None:
-            running = [emitter.zeros(STEP, wide=wide)] * terms
-            shared = {its: its.load(j, mask, STEP, 0) for its in operands if its.role not in "xr"}
-            for row in range(upto):
-                found = expression(*[shared.get(its) or its.load(j, mask, STEP, row) for its in operands])
-                running = [plus(total, term) for total, term in zip(running, found, strict=True)]
-            for its, total in zip(memory, running, strict=True):
-                its.store(j, mask, merge(its.load(j, mask), (total.to(DOUBLE),)))
-
-        chosen = builder.switch(count, builder.append_basic_block("none"))
-        after = builder.append_basic_block("after")
-        with builder.goto_block(chosen.default):
-            builder.branch(after)
-        for upto in range(1, rows + 1):
-            block = builder.append_basic_block(f"rows{upto}")
-            chosen.add_case(I64(upto), block)
-            builder.position_at_end(block)
-            for its in operands:
-                its.prepare(upto, STEP)
-            emitter.over(I64(0), n, STEP, partial(take, upto=upto))
-            builder.branch(after)
-        builder.position_at_end(after)
-
-    return loop(["n", "count", "sums", "plane", *_names(roles, rows)], emit)
-
-
-class _Lanes:
-    """The lanes of a sum along a line, in memory: the group begun, the sum, and what it lost if that is kept."""
-
-    def __init__(self, emitter: Emitter, sums: ir.Value, which: int) -> None:
-        self.emitter = emitter
-        planes = 1 + emitter.planes
-        offsets = [8 * LANES * (planes * which + plane) for plane in range(planes)]
-        self.addresses = [emitter.builder.add(sums, I64(offset)) for offset in offsets]
-
-    def group(self) -> Vector:
-        return self.emitter.read(self.addresses[0], DOUBLE, LANES)
-
-    def total(self) -> Sum:
-        return tuple([self.emitter.read(address, DOUBLE, LANES) for address in self.addresses[1:]])
-
-    def store(self, group: ir.Value, total: Sequence[ir.Value]) -> None:
-        for address, value in zip(self.addresses, [group, *total], strict=True):
-            self.emitter.write(value, address)
-
-
-class Columns:
-    """Sums in memory, one float64 beside the other, and `plane` bytes behind them what they lost, if that is kept."""
-
-    def __init__(self, emitter: Emitter, sums: ir.Value, which: int, plane: ir.Value, width: int = LANES) -> None:
-        self.emitter = emitter
-        self.width = width
-        first = emitter.planes * which
-        self.planes = [emitter.at(sums, plane, first + of_sum) for of_sum in range(emitter.planes)]
-
-    def load(self, j: ir.Value, mask: ir.Value | None) -> Sum:
-        return tuple([self.emitter.read(self.emitter.at(its, j, 8), DOUBLE, self.width, mask) for its in self.planes])
-
-    def store(self, j: ir.Value, mask: ir.Value | None, total: Sum) -> None:
-        for address, its in zip(self.planes, total, strict=True):
-            self.emitter.write(its.value, self.emitter.at(address, j, 8), mask)
-
-
-def _emit_merge(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-    n, target, plane, source, source_plane = values
-    into, its = Columns(emitter, target, 0, plane), Columns(emitter, source, 0, source_plane)
-
-    def take(j: ir.Value, mask: ir.Value | None) -> None:
-        into.store(j, mask, merge(into.load(j, mask), its.load(j, mask)))
-
-    emitter.over(I64(0), n, LANES, take)
-
-
-# merge_sums(kind, n, target, plane, source, source_plane) adds n sums in memory to n others.
-merge_sums = loop(["n", "target", "plane", "source", "source_plane"], _emit_merge)
-
-
-def _folded(emitter: Emitter, total: Sum) -> list[ir.Value]:
-    """Return the sum of the lanes of a sum, and what it lost: 0 where that is not kept."""
-    builder = emitter.builder
-    width = LANES
-    while width > 1:
-        width //= 2
-        halves: list[Any] = []
-        for start in (0, width):
-            pick = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
-            halves.append(tuple([Vector(builder, builder.shuffle_vector(its.value, its.value, pick)) for its in total]))
-        total = merge(*halves)
-    return [*[builder.extract_element(its.value, I32(0)) for its in total], DOUBLE(0.0)][:2]
-
-
-def _emit_fold(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-    lanes = _Lanes(emitter, values[0], 0)
-    return cgutils.pack_array(emitter.builder, _folded(emitter, merge(lanes.total(), (lanes.group(),))))
-
-
-# fold(kind, sums) adds up the lanes of one sum: itself and what it lost, 0 where that is not kept.
-fold = loop(["sums"], _emit_fold, types.UniTuple(types.float64, 2))
-
-
-# Facts of a kind: bytes of an element in memory, bytes of a number of C, float64 that a sum takes.
-stored_bytes = loop([], lambda emitter, _: I64(BYTES[emitter.stored]), types.int64)
-computed_bytes = loop([], lambda emitter, _: I64(BYTES[emitter.computed]), types.int64)
-planes = loop([], lambda emitter, _: I64(emitter.planes), types.int64)
-
-
-def _one(emitter: Emitter, x: Vector, element: ir.Type) -> ir.Value:
-    return emitter.builder.extract_element(x.to(element).value, I32(0))
-
-
-def _many(emitter: Emitter, value: ir.Value) -> Vector:
-    return Vector(emitter.builder, emitter.splat(value, 1))
-
-
-# element(kind, address): an element of the array as float64. number, put_number: a number of C, read and written as
-# float64. rounded(kind, value): a float64 rounded to C.
-element = loop(
-    ["address"], lambda emitter, its: _one(emitter, emitter.read_stored(its[0], 1, None), DOUBLE), types.float64
-)
-number = loop(
-    ["address"], lambda emitter, its: _one(emitter, emitter.read(its[0], emitter.computed, 1), DOUBLE), types.float64
-)
-put_number = loop(
-    ["address", "value"],
-    lambda emitter, its: emitter.write(_many(emitter, its[1]).to(emitter.computed).value, its[0]),
-)
-rounded = loop(
-    ["value"],
-    lambda emitter, its: _one(emitter, _many(emitter, its[0]).to(emitter.computed), DOUBLE),
-    types.float64,
-)
-
-
-def _emit_scratch(emitter: Emitter, _: Sequence[ir.Value]) -> ir.Value:
-    room = cgutils.alloca_once(emitter.builder, ir.ArrayType(DOUBLE, 12 * LANES))
-    return emitter.builder.ptrtoint(room, I64)
-
-
-# scratch(kind): the address of room for a few vectors of sums, in the frame of the caller.
-scratch = loop([], _emit_scratch, types.int64)
-
-
-def _emit_field(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-    address = emitter.at(values[0], values[1], 8)
-    return emitter.builder.load(emitter.builder.inttoptr(address, I64.as_pointer()))
-
-
-# field(kind, geometry, position): an int64 in memory. real(kind, address), put_real(kind, address, value): a float64.
-field = loop(["geometry", "position"], _emit_field, types.int64)
-real = loop(["address"], lambda emitter, its: _one(emitter, emitter.read(its[0], DOUBLE, 1), DOUBLE), types.float64)
-put_real = loop(["address", "value"], lambda emitter, its: emitter.write(_many(emitter, its[1]).value, its[0]))
-
-
-def _emit_clear(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-    for which in range(2):
-        nothing = emitter.zeros().value
-        _Lanes(emitter, values[0], which).store(nothing, [nothing] * emitter.planes)
-
-
-# clear(kind, sums) makes the lanes of two sums 0: in whole vectors, since a processor waits for single numbers to reach
-# memory before it reads them as a vector (20 ns a set).
-clear = loop(["sums"], _emit_clear)
-
-
-def _emit_sqrt(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-    function = cgutils.get_or_insert_function(
-        emitter.builder.module, ir.FunctionType(DOUBLE, [DOUBLE]), "llvm.sqrt.f64"
-    )
-    return emitter.builder.call(function, values)
-
-
-# square_root(kind, value), in one instruction: math.sqrt is a call, which may raise (25 ns a set).
-square_root = loop(["value"], _emit_sqrt, types.float64)
+    return loop(["n", "target", *(["target_step"] if rows > 1 else []), *names_of(roles, rows)], emit)

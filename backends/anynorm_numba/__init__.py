@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
+from types import ModuleType
 
 
 @cache
@@ -24,3 +25,19 @@ def missing() -> str | None:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return "numba's compiler is turned off by NUMBA_DISABLE_JIT"
     return None
+
+
+class Engine:
+    """The package's modules that adapters call."""
+
+    def __init__(self) -> None:
+        from anynorm_numba import _engine, _jobs, _learned, _threads
+
+        self.run: ModuleType = _engine
+        self.jobs: ModuleType = _jobs
+        self.learned: ModuleType = _learned
+        self.threads: ModuleType = _threads
+
+
+# Imported when an adapter first asks.
+engine = cache(Engine)

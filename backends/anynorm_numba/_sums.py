@@ -22,6 +22,7 @@ from anynorm_numba._vectors import (
     STEP,
     Emitter,
     Expression,
+    Operand,
     Sum,
     Term,
     Vector,
@@ -31,6 +32,63 @@ from anynorm_numba._vectors import (
     operands_of,
     plus,
 )
+
+
+class _Running:
+    """The sums of an expression's terms while a loop runs: for each the group begun, and the sum of whole groups."""
+
+    def __init__(
+        self, emitter: Emitter, operands: Sequence[Operand], expression: Expression, begun: Sequence[tuple[Any, Any]]
+    ) -> None:
+        """Begin with a group and a sum for each term."""
+        builder = emitter.builder
+        self.emitter, self.operands, self.expression = emitter, operands, expression
+        self.nothing = ir.Constant(begun[0][0].value.type, [0.0] * LANES)
+        self.groups = [cgutils.alloca_once_value(builder, group.value) for group, _ in begun]
+        self.totals = [[cgutils.alloca_once_value(builder, plane.value) for plane in total] for _, total in begun]
+
+    def _load(self, cell: ir.Value) -> Vector:
+        return Vector(self.emitter.builder, self.emitter.builder.load(cell))
+
+    def _terms(self, j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
+        return self.expression(*[its.load(j, mask, LANES, 0) for its in self.operands])
+
+    def take(self, j: ir.Value, mask: ir.Value | None) -> None:
+        """Add the terms of one step to the group begun."""
+        builder = self.emitter.builder
+        for cell, term in zip(self.groups, self._terms(j, mask), strict=True):
+            old = self._load(cell)
+            new = plus(old, term)
+            builder.store(new.value if mask is None else builder.select(mask, new.value, old.value), cell)
+
+    def end_group(self) -> None:
+        """Add the group begun to the sum, and begin another."""
+        self._add([self._load(cell) for cell in self.groups])
+        for cell in self.groups:
+            self.emitter.builder.store(self.nothing, cell)
+
+    def whole_groups(self, start: ir.Value, stop: ir.Value) -> ir.Value:
+        """Add as many whole groups as there are; return where they end."""
+        builder = self.emitter.builder
+        end = builder.add(start, builder.and_(builder.sub(stop, start), I64(-LANES * GROUP)))
+        with cgutils.for_range_slice(builder, start, end, I64(LANES * GROUP), I64) as (j, _):
+            running = [Vector(builder, self.nothing)] * len(self.groups)
+            for step in range(GROUP):
+                each_term = self._terms(builder.add(j, I64(LANES * step)), None)
+                running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
+            self._add(running)
+        return end
+
+    def _add(self, groups: Sequence[Vector]) -> None:
+        for cells, its in zip(self.totals, groups, strict=True):
+            total = merge(tuple([self._load(cell) for cell in cells]), (its.to(DOUBLE),))
+            for cell, plane in zip(cells, total, strict=True):
+                self.emitter.builder.store(plane.value, cell)
+
+    def result(self) -> list[tuple[Vector, Sum]]:
+        """Return the group begun and the sum of each term."""
+        totals = [tuple([self._load(cell) for cell in cells]) for cells in self.totals]
+        return list(zip([self._load(cell) for cell in self.groups], totals, strict=True))
 
 
 def sums_along(roles: str, terms: int, expression: Expression, *, wide: bool) -> Any:
@@ -46,53 +104,23 @@ def sums_along(roles: str, terms: int, expression: Expression, *, wide: bool) ->
         operands = operands_of(emitter, roles, rest, wide=wide)
         memory = [_Lanes(emitter, sums, which) for which in range(terms)]
         element = DOUBLE if wide else emitter.computed
-        groups = [cgutils.alloca_once_value(builder, its.group().to(element).value) for its in memory]
-        totals = [[cgutils.alloca_once_value(builder, plane.value) for plane in its.total()] for its in memory]
-
-        def found(j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
-            return expression(*[its.load(j, mask, LANES, 0) for its in operands])
-
-        def take(j: ir.Value, mask: ir.Value | None) -> None:
-            for cell, term in zip(groups, found(j, mask), strict=True):
-                old = builder.load(cell)
-                new = plus(Vector(builder, old), term).value
-                builder.store(new if mask is None else builder.select(mask, new, old), cell)
-
-        def end_group(sums_of_group: Sequence[Vector]) -> None:
-            for cells, its in zip(totals, sums_of_group, strict=True):
-                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its.to(DOUBLE),))
-                for cell, plane in zip(cells, total, strict=True):
-                    builder.store(plane.value, cell)
-
-        def whole_group(j: ir.Value, _: ir.Value | None) -> None:
-            running = [emitter.zeros(wide=wide)] * terms
-            for step in range(GROUP):
-                each_term = found(builder.add(j, I64(LANES * step)), None)
-                running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
-            end_group(running)
-
+        running = _Running(emitter, operands, expression, [(its.group().to(element), its.total()) for its in memory])
         # A step that begins within the lanes; steps to the end of the group; whole groups; what is left.
         position = builder.and_(first, I64(LANES * GROUP - 1))
         lane = builder.and_(first, I64(LANES - 1))
         head = emitter.smaller(builder.and_(builder.neg(lane), I64(LANES - 1)), n)
         with builder.if_then(builder.icmp_signed(">", head, I64(0))):
             before = builder.not_(emitter.first_lanes(lane, LANES))
-            take(builder.neg(lane), builder.and_(before, emitter.first_lanes(builder.add(lane, head), LANES)))
+            mask = builder.and_(before, emitter.first_lanes(builder.add(lane, head), LANES))
+            running.take(builder.neg(lane), mask)
         to_end = builder.and_(builder.neg(position), I64(LANES * GROUP - 1))
         with builder.if_then(builder.icmp_signed(">", to_end, I64(0))):
-            emitter.over(head, emitter.smaller(to_end, n), LANES, take)
+            emitter.over(head, emitter.smaller(to_end, n), LANES, running.take)
             with builder.if_then(builder.icmp_signed("<=", to_end, n)):
-                end_group([Vector(builder, builder.load(cell)) for cell in groups])
-                for cell in groups:
-                    builder.store(emitter.zeros(wide=wide).value, cell)
-        start = emitter.smaller(to_end, n)
-        whole = builder.add(start, builder.and_(builder.sub(n, start), I64(-LANES * GROUP)))
-        with cgutils.for_range_slice(builder, start, whole, I64(LANES * GROUP), I64) as (j, _):
-            whole_group(j, None)
-        emitter.over(whole, n, LANES, take)
-        for lanes, cell, cells in zip(memory, groups, totals, strict=True):
-            group = Vector(builder, builder.load(cell)).to(DOUBLE)
-            lanes.store(group.value, [builder.load(its) for its in cells])
+                running.end_group()
+        emitter.over(running.whole_groups(emitter.smaller(to_end, n), n), n, LANES, running.take)
+        for lanes, (group, total) in zip(memory, running.result(), strict=True):
+            lanes.store(group.to(DOUBLE).value, [plane.value for plane in total])
 
     return loop(["n", "first", "sums", *names_of(roles)], emit)
 
@@ -108,48 +136,13 @@ def sums_of_line(roles: str, terms: int, expression: Expression, *, wide: bool) 
         builder = emitter.builder
         n, *rest = values
         operands = operands_of(emitter, roles, rest, wide=wide)
-        zero = emitter.zeros().value
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(emitter.planes)] for _ in range(terms)]
-        nothing = emitter.zeros(wide=wide).value
-        groups = [cgutils.alloca_once(builder, nothing.type) for _ in range(terms)]
-
-        def found(j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
-            return expression(*[its.load(j, mask, LANES, 0) for its in operands])
-
-        def end_group(sums_of_group: Sequence[Vector]) -> None:
-            for cells, its in zip(totals, sums_of_group, strict=True):
-                total = merge(tuple([Vector(builder, builder.load(cell)) for cell in cells]), (its.to(DOUBLE),))
-                for cell, plane in zip(cells, total, strict=True):
-                    builder.store(plane.value, cell)
-
-        def whole_group(j: ir.Value, _: ir.Value | None) -> None:
-            running = [emitter.zeros(wide=wide)] * terms
-            for step in range(GROUP):
-                each_term = found(builder.add(j, I64(LANES * step)), None)
-                running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
-            end_group(running)
-
-        def take(j: ir.Value, mask: ir.Value | None) -> None:
-            for cell, term in zip(groups, found(j, mask), strict=True):
-                old = builder.load(cell)
-                new = plus(Vector(builder, old), term).value
-                builder.store(new if mask is None else builder.select(mask, new, old), cell)
-
-        for cells in totals:
-            for cell in cells:
-                builder.store(zero, cell)
-        for cell in groups:
-            builder.store(nothing, cell)
-        whole = builder.and_(n, I64(-LANES * GROUP))
-        with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES * GROUP), I64) as (j, _):
-            whole_group(j, None)
-        with builder.if_then(builder.icmp_signed("<", whole, n)):
-            emitter.over(whole, n, LANES, take)
-            end_group([Vector(builder, builder.load(cell)) for cell in groups])
-        found_sums = []
-        for cells in totals:
-            found_sums += _folded(emitter, tuple([Vector(builder, builder.load(cell)) for cell in cells]))
-        return cgutils.pack_array(builder, found_sums)
+        nothing = emitter.zeros(wide=wide), (emitter.zeros(),) * emitter.planes
+        running = _Running(emitter, operands, expression, [nothing] * terms)
+        end = running.whole_groups(I64(0), n)
+        with builder.if_then(builder.icmp_signed("<", end, n)):
+            emitter.over(end, n, LANES, running.take)
+            running.end_group()
+        return cgutils.pack_array(builder, [its for _, total in running.result() for its in _folded(emitter, total)])
 
     return loop(["n", *names_of(roles)], emit, types.UniTuple(types.float64, 2 * terms))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +12,7 @@ from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm._view import Ints, Layout
+from anynorm_numba import engine
 
 COMPUTE = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 
@@ -30,21 +29,6 @@ def kind_of(x: Any) -> tuple[str, Any]:
         name = x.dtype.name if x.dtype.isnative else ""
         found = _kinds[x.dtype] = (name, np.dtype(COMPUTE[x.dtype.name]))
         return found
-
-
-class Engine:
-    """The engine's modules, imported when it is first asked for."""
-
-    def __init__(self) -> None:
-        from anynorm_numba import _engine, _jobs, _learned, _threads
-
-        self.run: ModuleType = _engine
-        self.jobs: ModuleType = _jobs
-        self.learned: ModuleType = _learned
-        self.threads: ModuleType = _threads
-
-
-engine = cache(Engine)
 
 
 def job_of(plan: Plan, x: Any, weight: Layout | None, bias: Layout | None, others: tuple[Any, ...]) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm._view import Layout
+from anynorm_numba import engine
 from anynorm_torch._memory import unreadable, unreadable_itself, watched
 
 # By dtype: its name and what is computed in.
@@ -26,21 +25,6 @@ KINDS = {
 # From this many bytes on, the memory of an output is NumPy's, which asks the system for large pages: instance norm of
 # 32 MiB takes a sixth of the time. Below, torch's allocator reuses what it had.
 LARGE = 2**25
-
-
-class Engine:
-    """The engine's modules, imported when it is first asked for."""
-
-    def __init__(self) -> None:
-        from anynorm_numba import _engine, _jobs, _learned, _threads
-
-        self.run: ModuleType = _engine
-        self.jobs: ModuleType = _jobs
-        self.learned: ModuleType = _learned
-        self.threads: ModuleType = _threads
-
-
-engine = cache(Engine)
 
 
 def declines(

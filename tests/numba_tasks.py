@@ -44,6 +44,11 @@ def _width(typing: Any, storage: Any) -> Any:  # noqa: ARG001
     return types.int64(storage), generate
 
 
+if os.environ.get("OPENMP") == "absent":  # as in a process where no runtime is found; spawned workers come here as well
+    from anynorm_numba import _openmp
+
+    _openmp.runtime = lambda: None
+
 carray: Any = vars(numba)["carray"]  # which numba's annotations do not know
 pointer: Any = intrinsic(_pointer)
 width: Any = intrinsic(_width)
@@ -139,7 +144,7 @@ def torch_at_work() -> None:
 
 
 def at_once() -> Any:
-    """Run from four Python threads at once, which also use torch where it is installed; say on which layer."""
+    """Run from four Python threads at once, which also use torch if asked to."""
 
     def calls() -> None:
         for _ in range(150):
@@ -151,7 +156,30 @@ def at_once() -> Any:
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(calls) for _ in range(4)]:
             future.result()
-    return vars(numba)["threading_layer"](), several
+    return several
+
+
+@numba.njit(parallel=True)
+def numbas_own(terms: int) -> float:
+    """Return a sum taken in numba's own threads."""
+    total = 0.0
+    for term in numba.prange(terms):
+        total += 0.5 * term
+    return total
+
+
+def beside_numba() -> Any:
+    """Run from two Python threads while a third runs a parallel loop of numba's; say on which layer."""
+    expected = numbas_own(1000)
+
+    def calls() -> int:
+        return max(ran(idle=2000) for _ in range(150))
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(calls) for _ in range(2)]
+        while not all(run.done() for run in runs):
+            assert numbas_own(1000) == expected
+    return vars(numba)["threading_layer"](), max(run.result() for run in runs)
 
 
 def ran_by(attempts: int) -> int:
@@ -295,7 +323,7 @@ def masked() -> Any:
     """Say what numba, torch and the affinity let take part, and that numba's own setting stays as it was."""
     import torch
 
-    said = {"free": ran_in_several(), "numba": numba.get_num_threads()}
+    said = {"free": ran_in_several(), "numba": numba.get_num_threads()}  # which starts numba's threads
     numba.set_num_threads(1)
     said["numba at 1"] = ran(idle=20_000)
     numba.set_num_threads(said["numba"])

@@ -28,7 +28,7 @@ from anynorm_numba import _compile
 
 WIDTHS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 FUNCTIONS = len(WIDTHS) + 3  # the kernel of every dtype, one more kernel, two drivers
-ONE_THREAD = {"NUMBA_THREADING_LAYER": "workqueue", "OMP_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

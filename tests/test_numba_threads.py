@@ -20,6 +20,7 @@ import numba_tasks
 from numba_tasks import scenario
 
 LAYERS = ("omp", "workqueue", "tbb")
+OPENMP = ("present", "absent")
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the scenarios fork, and count threads as Linux does"),
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor, so there is one thread"),
@@ -32,24 +33,36 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("numba"))
 
 
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(params=OPENMP)
 def settings(request: pytest.FixtureRequest, cache: str) -> dict[str, str]:
-    """Return the environment for one threading layer of numba, or skip where it is not installed."""
-    chosen = {"NUMBA_THREADING_LAYER": request.param, "NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": ""}
-    probe = [sys.executable, "-c", "import numba; numba.get_num_threads()"]
-    if request.param != "workqueue":
-        found = subprocess.run(probe, env={**os.environ, **chosen}, capture_output=True, check=False, timeout=60)
-        if found.returncode:
-            pytest.skip(f"numba's threading layer {request.param} is not installed")
-    return chosen
+    """Return the environment of a process in which OpenMP is found, and of one in which it is not."""
+    return {"OPENMP": request.param, "NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": ""}
 
 
 def test_python_threads_at_once(settings: dict[str, str]) -> None:
-    """Calls from four Python threads at once, beside torch, run every task once, on every threading layer."""
+    """Calls from four Python threads at once, beside torch, run every task once."""
     pytest.importorskip("torch")
-    layer, took_part = scenario("at_once", "torch", **settings)
 
-    assert layer == settings["NUMBA_THREADING_LAYER"]
+    assert scenario("at_once", "torch", **settings) > 1
+
+
+def test_python_threads_without_torch(settings: dict[str, str]) -> None:
+    """So they do where torch is not loaded."""
+    assert scenario("at_once", **settings) > 1
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_beside_numba(settings: dict[str, str], layer: str) -> None:
+    """Calls from two Python threads do not disturb a third's parallel loop of numba's own, on any threading layer."""
+    chosen = {**settings, "NUMBA_THREADING_LAYER": layer}
+    probe = [sys.executable, "-c", "import numba; numba.get_num_threads()"]
+    if layer != "workqueue":
+        found = subprocess.run(probe, env={**os.environ, **chosen}, capture_output=True, check=False, timeout=60)
+        if found.returncode:
+            pytest.skip(f"numba's threading layer {layer} is not installed")
+    used, took_part = scenario("beside_numba", **chosen)
+
+    assert used == layer
     assert took_part > 1
 
 
@@ -103,12 +116,10 @@ def test_one_thread_allowed(cache: str, variable: str, value: str) -> None:
     assert scenario("limited", NUMBA_CACHE_DIR=cache, **chosen) == [1, 1, 0]
 
 
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-def test_number_of_threads(cache: str, layer: str) -> None:
+def test_number_of_threads(settings: dict[str, str]) -> None:
     """The least that numba, torch and the affinity allow takes part, of more that numba has; numba's setting stays."""
     pytest.importorskip("torch")
-    chosen = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4", "OMP_NUM_THREADS": "2"}
-    said = scenario("masked", NUMBA_CACHE_DIR=cache, **chosen)
+    said = scenario("masked", **{**settings, "NUMBA_NUM_THREADS": "4", "OMP_NUM_THREADS": "2"})
 
     assert said == {
         "free": 2,
@@ -121,25 +132,21 @@ def test_number_of_threads(cache: str, layer: str) -> None:
     }
 
 
-@pytest.mark.parametrize("layer", LAYERS[:2])
-def test_interruption(cache: str, layer: str) -> None:
+def test_interruption(settings: dict[str, str]) -> None:
     """An exception from a signal leaves the call only once no thread writes to the caller's memory any more."""
-    chosen = {"NUMBA_THREADING_LAYER": layer, "NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": ""}
-    raised, changed = scenario("interrupted", **chosen)
+    raised, changed = scenario("interrupted", **settings)
 
     assert raised == 3
     assert changed == [False] * 3
 
 
-@pytest.mark.parametrize("layer", LAYERS[:2])
-def test_process_ends(cache: str, layer: str) -> None:
+def test_process_ends(settings: dict[str, str]) -> None:
     """A process whose threads wait for work ends at once."""
     code = "import numba_tasks, time; numba_tasks.ran_in_several(); print(time.time())"
-    settings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    settings |= {"NUMBA_THREADING_LAYER": layer, "NUMBA_CACHE_DIR": cache}
-    settings.pop("OMP_NUM_THREADS", None)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings}
+    environment.pop("OMP_NUM_THREADS")
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, env=settings, capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
 
     assert time.time() - float(result.stdout) < 2
     assert result.stderr == ""
@@ -204,3 +211,29 @@ def test_small_calls_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numba_tasks.ran(elements=_threads.PARALLEL_ELEMENTS - 1) == 1
     with pytest.raises(AssertionError):
         numba_tasks.ran(elements=_threads.PARALLEL_ELEMENTS)
+
+
+def test_which_runtime() -> None:
+    """Where torch is loaded its own runtime is used, in which it starts its own threads; else the one of numba."""
+    pytest.importorskip("torch")
+    from anynorm_numba import _openmp
+
+    torch = sys.modules.pop("torch")
+    try:
+        alone = _openmp.runtime()
+    finally:
+        sys.modules["torch"] = torch
+    beside = _openmp.runtime()
+
+    assert alone == _openmp._of_numba()
+    assert beside is not None
+    assert mapped(beside.fork).startswith(str(Path(str(torch.__file__)).parent))
+
+
+def mapped(address: int) -> str:
+    """Return the file that lies in memory at an address."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            return line.split()[-1]
+    raise AssertionError(address)

@@ -52,6 +52,16 @@ def task(function: Callable[..., None], kind: str) -> int:
     return address
 
 
+def callback(function: Callable[..., None], signature: Any) -> int:
+    """Return the address of a module's own function compiled for C to call."""
+    key = function, signature
+    built = _built.get(key)
+    if built is None:
+        built = _build(key, numba().cfunc, function, signature, error_model="numpy", nogil=True)
+    address: int = built.address
+    return address
+
+
 def numba() -> Any:
     """Return numba, imported when first asked for. It is annotated in part, and wrongly: here it is Any."""
     with _lock:

@@ -1,4 +1,4 @@
-"""The two compiled loops that run tasks by address, for every kernel and dtype: in one thread, and in numba's threads.
+"""The compiled loops that run tasks by address, for every kernel and dtype: in one thread, and in a team of OpenMP's.
 
 Imports numba: to be imported only once something is to be run.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
 from anynorm_numba import _compile
@@ -16,8 +18,16 @@ from anynorm_numba import _compile
 INTEGER = types.int64
 # The address of the task, phase, the first task and the one after the last, the addresses and eps.
 SERIAL = types.void(*[INTEGER] * (4 + _compile.ADDRESSES), types.float64)
-# The address of the task, phase, how many tasks there are, the addresses and eps.
-PARALLEL = types.void(*[INTEGER] * (3 + _compile.ADDRESSES), types.float64)
+# Addresses of the runtime's three functions and of `member`, and how many members are wanted; the address of the task,
+# phase, how many tasks there are, the addresses and eps.
+TEAM = types.void(*[INTEGER] * (8 + _compile.ADDRESSES), types.float64)
+MEMBER = types.void(types.CPointer(INTEGER))
+
+# Where the block that a team is told of its work holds what. From ADDRESS on, the addresses.
+FN, PHASE, TASKS, EPS, SIZE, RANK, ADDRESS = range(7)
+BLOCK = ADDRESS + _compile.ADDRESSES
+
+carray: Any = vars(numba)["carray"]  # which numba's annotations do not know
 
 
 def _call_task(
@@ -72,7 +82,53 @@ def serial(
         call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
 
 
-def parallel(
+def _call_count(typing: Any, address: Any) -> Any:  # noqa: ARG001
+    """Call the C function at an address, `int f(void)`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        function = ir.FunctionType(ir.IntType(32), [])
+        return builder.sext(builder.call(builder.inttoptr(arguments[0], function.as_pointer()), []), ir.IntType(64))
+
+    return INTEGER(INTEGER), generate
+
+
+call_count: Any = intrinsic(_call_count)
+
+
+def _call_fork(typing: Any, fork: Any, member: Any, block: Any, team: Any) -> Any:  # noqa: ARG001
+    """Call the C function at an address, `void f(void (*)(void *), void *, unsigned, unsigned)`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        size, count = ir.IntType(64), ir.IntType(32)  # a pointer is passed as an integer is
+        function = ir.FunctionType(ir.VoidType(), [size, size, count, count])
+        address, member, block, team = arguments
+        builder.call(
+            builder.inttoptr(address, function.as_pointer()), [member, block, builder.trunc(team, count), count(0)]
+        )
+        return context.get_dummy_value()
+
+    return types.void(*[INTEGER] * 4), generate
+
+
+call_fork: Any = intrinsic(_call_fork)
+
+
+def member(block: Any) -> None:
+    """Run the calling thread's share of what a team is told in a block."""
+    its = carray(block, BLOCK, np.int64)
+    size, rank = call_count(its[SIZE]), call_count(its[RANK])
+    first, last = its[TASKS] * rank // size, its[TASKS] * (rank + 1) // size
+    fn, phase, eps, at = its[FN], its[PHASE], its.view(np.float64)[EPS], its[ADDRESS:]
+    for index in range(first, last):
+        call_task(fn, phase, index, at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], eps)
+
+
+def team(
+    fork: int,
+    size: int,
+    rank: int,
+    member: int,
+    wanted: int,
     fn: int,
     phase: int,
     tasks: int,
@@ -86,6 +142,11 @@ def parallel(
     a6: int,
     eps: float,
 ) -> None:
-    """Run all tasks in the threads of numba's threading layer."""
-    for index in prange(tasks):
-        call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+    """Run all tasks in a team of OpenMP's threads."""
+    block = np.empty(BLOCK, dtype=np.int64)
+    block[FN], block[PHASE], block[TASKS] = fn, phase, tasks
+    block[SIZE], block[RANK] = size, rank
+    block.view(np.float64)[EPS] = eps
+    for place, address in enumerate((geometry, a0, a1, a2, a3, a4, a5, a6)):
+        block[ADDRESS + place] = address
+    call_fork(fork, member, block.ctypes.data, wanted)

@@ -1,14 +1,13 @@
-"""In how many threads tasks run, and in whose: the caller's own, numba's, or a pool of Python's. Knows no kernel.
+"""In how many threads tasks run, and in whose: the caller's own, OpenMP's, or a pool of Python's. Knows no kernel.
 
-What is safe differs by numba's threading layer and by how the process came to be:
+GNU OpenMP cannot be used in a forked child whose parent used it, here or in torch: the child is killed or hangs. A fork
+is noticed where Python makes it, and on Linux also afterwards, by a flag of the process. So OpenMP's threads are used
+where a runtime is found, in a process that is not known to be a forked child; else the pool is, whose threads run
+compiled code without holding Python's lock. What cannot be known: that a process on another system than Linux was
+forked before this module was imported. macOS and Windows start processes afresh by themselves.
 
-- omp and tbb take parallel loops from several Python threads at once; workqueue aborts the process then.
-- GNU OpenMP cannot be used in a forked child whose parent used it, in numba or in torch: the child is killed or hangs.
-  A fork is noticed where Python makes it, and on Linux also afterwards, by a flag of the process.
-
-So numba's threads are used on omp and tbb, in a process that is not known to be a forked child; else the pool is, whose
-threads run compiled code without holding Python's lock. What cannot be known: that a process on another system than
-Linux was forked before this module was imported. macOS and Windows start processes afresh by themselves.
+numba's own threads are not used: its threading layer workqueue aborts the process if two Python threads call at once,
+and whichever layer it is, its threads stand beside those of torch.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from anynorm_numba import _compile
+from anynorm_numba import _compile, _openmp
 
 # Below these a call runs in the caller's thread. Rows of 256 float32, statistics and y, on 2 cores of an EPYC 9004,
 # serial over parallel, called back to back. numba's omp: 8192 elements 0.92, 16384 1.24, 32768 1.55, 65536 1.71; tbb:
@@ -71,8 +72,8 @@ def run(
         _serial(fn, phase, 0, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
         return
     arguments = (geometry, a0, a1, a2, a3, a4, a5, a6, eps)
-    if (parallel := _process.parallel()) is not None:
-        _run_parallel(parallel, wanted, fn, phase, tasks, *arguments)
+    if (team := _process.team()) is not None:
+        team(wanted, fn, phase, tasks, *arguments)
     elif elements < POOL_ELEMENTS:
         _serial(fn, phase, 0, tasks, *arguments)
     else:
@@ -80,10 +81,10 @@ def run(
 
 
 def start() -> None:
-    """Compile or load what runs tasks, and start numba's threads where they will be used."""
+    """Compile or load what runs tasks."""
     _serial(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
     if threads() > 1:
-        _process.parallel()
+        _process.team()
 
 
 def threads() -> int:
@@ -110,20 +111,6 @@ def _numba_threads() -> int | None:
     return int(counted()) if counted else None
 
 
-def _run_parallel(parallel: Any, wanted: int, *arguments: Any) -> None:
-    """Run the parallel driver in no more of numba's threads than wanted."""
-    numba: Any = sys.modules["numba"]
-    before = _numba_threads() or numba.get_num_threads()
-    if wanted >= before:
-        parallel(*arguments)
-        return
-    numba.set_num_threads(wanted)  # for what this Python thread starts, no other
-    try:
-        parallel(*arguments)
-    finally:
-        numba.set_num_threads(before)
-
-
 def _load_serial(*arguments: Any) -> None:
     """Compile the serial driver, put it in this function's own place, and run it."""
     global _serial
@@ -141,10 +128,9 @@ class _Process:
     """What has been found out about this process, and its pool. A forked child starts with a new one."""
 
     def __init__(self, *, forked: bool) -> None:
-        self._forked = forked
+        self._forked = forked or _forked()
         self._limit = 0
-        self._decided = False
-        self._parallel: Any = None
+        self._teams: dict[_openmp.Runtime, Callable[..., None]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def limit(self) -> int:
@@ -156,16 +142,19 @@ class _Process:
             self._limit = min(numba_threads, allowed) if allowed else numba_threads
         return self._limit
 
-    def parallel(self) -> Any:
-        """Return the compiled parallel driver, or None where numba's threads must not be used."""
-        if not self._decided:
+    def team(self) -> Callable[..., None] | None:
+        """Return what runs tasks in a team of OpenMP's threads, or None where there are none, or must not be used."""
+        runtime = None if self._forked else _openmp.runtime()
+        if runtime is None:
+            return None
+        if runtime not in self._teams:
             with _compile.alone():
-                if not self._forked and not _forked() and _layer() in ("omp", "tbb"):
-                    from anynorm_numba import _drivers
+                from anynorm_numba import _drivers
 
-                    self._parallel = _compile.compiled(_drivers.parallel, _drivers.PARALLEL, parallel=True)
-                self._decided = True
-        return self._parallel
+                member = _compile.callback(_drivers.member, _drivers.MEMBER)
+                driver = _compile.compiled(_drivers.team, _drivers.TEAM, nogil=True)
+                self._teams[runtime] = partial(driver, *runtime, member)
+        return self._teams[runtime]
 
     def pool(self) -> ThreadPoolExecutor:
         """Return the pool of Python threads that help the caller."""
@@ -174,16 +163,6 @@ class _Process:
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(self.limit() - 1, thread_name_prefix="anynorm")
         return self._pool
-
-
-def _layer() -> str | None:
-    """Return the name of numba's threading layer, started if need be, or None if there is none."""
-    numba = _compile.numba()
-    try:
-        numba.get_num_threads()
-        return str(numba.threading_layer())
-    except ValueError:  # NUMBA_THREADING_LAYER names one that is not installed
-        return None
 
 
 def _forked() -> bool:

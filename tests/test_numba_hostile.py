@@ -30,12 +30,12 @@ HALVES = ("float16", "bfloat16")
 def hostile_sets(length: int, dtype: str) -> NumPyArray:
     """Return sets that need another pivot, another scale or neither, ordinary ones among them: an even number, few."""
     random = np.random.default_rng(length)
-    ordinary = random.normal(size=(12, length))
+    ordinary = random.normal(size=(14, length))
     rows = ordinary.copy()
     limit = 6e4 if dtype == "float16" else 1e30
     rows[1] = 3 / 7
     rows[2] = 0
-    # The first element, from which a set is measured, 1e6 standard deviations away; or the mean.
+    # The first element, from which float64 is measured, 1e6 standard deviations away; or the mean.
     rows[3] = 0.05 * ordinary[3]
     rows[3, 0] = 5e4
     rows[4] = 0.05 * (ordinary[4] + 1e6)
@@ -45,6 +45,9 @@ def hostile_sets(length: int, dtype: str) -> NumPyArray:
     rows[8] = limit / 8 * np.clip(ordinary[8], -8, 8)
     rows[9] = (2.0**-20 if dtype == "float16" else 1e-30) * ordinary[9]
     rows[10] = (2.0**-24 if dtype == "float16" else 1e-40) * np.rint(4 * ordinary[10])
+    # The mean nearly 1024 standard deviations away, or more: within that, all but float64 is measured from 0.
+    rows[12] = 0.05 * (ordinary[12] - 1000)
+    rows[13] = 0.05 * (ordinary[13] + 1050)
     if dtype == "float64":
         more = ordinary[:2] * [[1e300], [1e-300]]
         rows = np.concatenate([rows, more, 1e-310 * ordinary[2:3], ordinary[3:4]])

@@ -15,7 +15,7 @@ from __future__ import annotations
 from numba import njit
 
 from anynorm_numba import _geometry as at
-from anynorm_numba._loops import normalize, normalize_rows, spread_across
+from anynorm_numba._loops import normalize, normalize_rows, raw_across, spread_across
 from anynorm_numba._rows import in_numbers_of_c, keep, kept
 from anynorm_numba._scalars import (
     computed_bytes,
@@ -28,7 +28,7 @@ from anynorm_numba._scalars import (
     real,
     stored_bytes,
 )
-from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
+from anynorm_numba._statistics import SPECIAL, first_pivot, plus, settle, settle_ordinary
 from anynorm_numba._sums import merge_sums
 from anynorm_numba._vectors import GROUP, LANES
 
@@ -64,11 +64,11 @@ def repeat(kind, geometry, begins, size, width):
 
 @njit(error_model="numpy")
 def begin(kind, geometry, source, room, plane, width):
-    """Choose a pivot for each set: its first element."""
+    """Choose a pivot for each set."""
     of_set, size = field(kind, geometry, at.S) * field(kind, geometry, at.P), stored_bytes(kind)
     centres = field(kind, geometry, at.CENTRES)
     for j in range(width):
-        pivot = element(kind, source + j // of_set * of_set * size) if centres else 0.0
+        pivot = first_pivot(kind, centres, source + j // of_set * of_set * size)
         put_real(kind, room + PIVOT * plane + 8 * j, pivot)
         put_real(kind, room + SCALE * plane + 8 * j, 1.0)
     for which in range(OUTCOME):
@@ -93,8 +93,18 @@ def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
 
 
 @njit(error_model="numpy")
-def sum_rows(kind, geometry, source, chunk, room, plane, width, area):
+def add_group(kind, raw, n, count, sums, of_plane, x, step, scale, pivot):
+    """Add the rows of a group to the sums of n columns; if `raw`, from pivots of 0 in the scale of 1."""
+    if raw:
+        raw_across(kind, n, count, sums, of_plane, x, step)
+    else:
+        spread_across(kind, n, count, sums, of_plane, x, step, scale, pivot)
+
+
+@njit(error_model="numpy")
+def sum_rows(kind, geometry, source, chunk, room, plane, width, area, attempt):
     """Sum a chunk of rows: afterwards the area begins with Σ(z − pivot) and its squares for each column."""
+    raw = attempt == 0.0 and (planes(kind) == 1 or not field(kind, geometry, at.CENTRES))
     step = field(kind, geometry, at.X + at.R)
     narrow = field(kind, geometry, at.NARROW)
     row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
@@ -109,17 +119,17 @@ def sum_rows(kind, geometry, source, chunk, room, plane, width, area):
             split = 8 * left * width
             elements = left * width
             if left:  # lanes that have a row more
-                spread_across(kind, elements, whole + 1, area, of_plane, base, LANES * step, scale, pivot)
+                add_group(kind, raw, elements, whole + 1, area, of_plane, base, LANES * step, scale, pivot)
             base += elements * stored_bytes(kind)
             elements = (LANES - left) * width
-            spread_across(
-                kind, elements, whole, area + split, of_plane, base, LANES * step, scale + split, pivot + split
-            )
+            sums = area + split
+            add_group(kind, raw, elements, whole, sums, of_plane, base, LANES * step, scale + split, pivot + split)
         else:
             for lane in range(LANES):
                 count = whole + 1 if lane < left else whole
                 sums = area + 8 * width * lane
-                spread_across(kind, width, count, sums, of_plane, base + lane * step, LANES * step, scale, pivot)
+                x = base + lane * step
+                add_group(kind, raw, width, count, sums, of_plane, x, LANES * step, scale, pivot)
         row += LANES * GROUP
     fold_lanes(kind, area, width)
 
@@ -272,14 +282,14 @@ def columns(kind, phase, index, geometry, x, y, weight, bias, saved, work, given
                 recall_block(kind, geometry, saved, a, first, room + OUTCOME * plane, plane, width)
             else:
                 begin(kind, geometry, source, room, plane, width)
-                attempt = 0
+                tries = 0.0
                 again = True
                 while again:
                     for chunk in range(chunks):
-                        sum_rows(kind, geometry, source, chunk, room, plane, width, area)
+                        sum_rows(kind, geometry, source, chunk, room, plane, width, area, tries)
                         add_rows(kind, room + TOTALS * plane, width, area, chunk)
-                    again = settle_block(kind, geometry, source, room, plane, width, eps, float(attempt))
-                    attempt += 1
+                    again = settle_block(kind, geometry, source, room, plane, width, eps, tries)
+                    tries += 1.0
                 if saved:
                     save_block(kind, geometry, saved, a, first, room, plane, width)
             if y:
@@ -306,7 +316,8 @@ def columns(kind, phase, index, geometry, x, y, weight, bias, saved, work, given
         put_real(kind, attempt, 0.0)
     elif phase == at.SUM:
         if real(kind, pending) != 0.0:
-            sum_rows(kind, geometry, source, chunk, room, plane, width, areas + chunk * area_bytes)
+            its_area = areas + chunk * area_bytes
+            sum_rows(kind, geometry, source, chunk, room, plane, width, its_area, real(kind, attempt))
     elif phase == at.SETTLE:
         if real(kind, pending) != 0.0:
             for its in range(chunks):

@@ -12,7 +12,7 @@ from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import shares_along, shares_of_sets, slope, weighted_shares_of_line
-from anynorm_numba._rows import folded, kept, pairs, put_pairs, start
+from anynorm_numba._rows import end_of, folded, kept, pairs, put_pairs, start
 from anynorm_numba._scalars import computed_bytes, field, number, planes, put_real, real, rounded, stored_bytes
 from anynorm_numba._statistics import plus
 from anynorm_numba._sums import clear, merge_sums, scratch
@@ -31,8 +31,7 @@ def shares_of_chunk(kind, geometry, x, dy, weight, line, chunk, found, sums):
     """Return Σg and Σg·x̂ over a piece of a set, g = dy where the line has one weight."""
     mean, correction, rstd, scale, _ = found
     runs, run, size = field(kind, geometry, at.R), field(kind, geometry, at.RUN), stored_bytes(kind)
-    i = chunk * CHUNK
-    last = min(i + CHUNK, runs * run)
+    i, last = chunk * CHUNK, end_of(kind, geometry, chunk)
     x += line * field(kind, geometry, at.X + at.S)
     dy += line * field(kind, geometry, at.DY + at.S)
     if field(kind, geometry, at.VECTOR):
@@ -59,8 +58,7 @@ def write_slope(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, 
     """Write dx of a piece of a set; weight is where the set's begins."""
     mean, correction, rstd, scale, _ = found
     runs, run, size = field(kind, geometry, at.R), field(kind, geometry, at.RUN), stored_bytes(kind)
-    i = chunk * CHUNK
-    last = min(i + CHUNK, runs * run)
+    i, last = chunk * CHUNK, end_of(kind, geometry, chunk)
     x += line * field(kind, geometry, at.X + at.S)
     dy += line * field(kind, geometry, at.DY + at.S)
     dx += line * field(kind, geometry, at.Y + at.S)

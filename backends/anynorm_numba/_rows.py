@@ -14,7 +14,7 @@ from __future__ import annotations
 from numba import njit
 
 from anynorm_numba import _geometry as at
-from anynorm_numba._loops import normalize, spread_along, spread_of_line
+from anynorm_numba._loops import normalize, raw_along, raw_of_line, spread_along, spread_of_line
 from anynorm_numba._scalars import (
     computed_bytes,
     element,
@@ -27,7 +27,7 @@ from anynorm_numba._scalars import (
     rounded,
     stored_bytes,
 )
-from anynorm_numba._statistics import SPECIAL, plus, settle, settle_ordinary
+from anynorm_numba._statistics import SPECIAL, first_pivot, plus, settle, settle_ordinary
 from anynorm_numba._sums import clear, fold, scratch
 from anynorm_numba._vectors import LANES
 
@@ -36,6 +36,10 @@ CHUNK = at.CHUNK
 # In a set's room, in float64: whether it is settled, from where and in what scale it is measured, and how often it was.
 SETTLED, PIVOT, SCALE, ATTEMPT = range(4)
 HEADER = 8
+
+# Rows that are written together are written piece by piece, each of this many elements, so that weight and bias are
+# still in the innermost cache for the next row: of 4096 float32, writing takes 0.7 of the time.
+PIECE = 1024
 
 
 @njit(error_model="numpy")
@@ -51,17 +55,26 @@ def folded(kind, sums):
 
 
 @njit(error_model="numpy")
+def end_of(kind, geometry, chunk):
+    """Return which element of a line comes after a chunk's last."""
+    return min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
+
+
+@njit(error_model="numpy")
 def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
     """Return Σ(z − pivot) and its squares over a piece of the set at x."""
     runs, run, of_run = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.X + at.R)
-    i = chunk * CHUNK
-    last = min(i + CHUNK, runs * run)
+    i, last = chunk * CHUNK, end_of(kind, geometry, chunk)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     x += line * field(kind, geometry, at.X + at.S)
     clear(kind, sums)
     while i < last:
         n = min(run - p, last - i)
-        spread_along(kind, n, i, sums, x + r * of_run + p * stored_bytes(kind), scale, pivot)
+        source = x + r * of_run + p * stored_bytes(kind)
+        if pivot == 0.0 and scale == 1.0:
+            raw_along(kind, n, i, sums, source)
+        else:
+            spread_along(kind, n, i, sums, source, scale, pivot)
         i += n
         r += 1
         p = 0
@@ -69,15 +82,13 @@ def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
 
 
 @njit(error_model="numpy")
-def write_chunk(kind, geometry, line, chunk, x, y, weight, bias, found):
-    """Write y of a piece of a set; weight and bias are where the set's begin."""
+def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
+    """Write y of a line of a set, from element i up to last; weight and bias are where the set's begin."""
     mean, correction, rstd, scale, _ = found
     runs, run = field(kind, geometry, at.R), field(kind, geometry, at.RUN)
     size, number_size = stored_bytes(kind), computed_bytes(kind)
     x_run, y_run = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
     vector = field(kind, geometry, at.VECTOR)
-    i = chunk * CHUNK
-    last = min(i + CHUNK, runs * run)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     x += line * field(kind, geometry, at.X + at.S)
     y += line * field(kind, geometry, at.Y + at.S)
@@ -129,7 +140,8 @@ def write_set(kind, geometry, source, y, weight, bias, a, b, found):
     its_bias = start(kind, geometry, at.BIAS, bias, a, b)
     for line in range(field(kind, geometry, at.LINES)):
         for chunk in range(field(kind, geometry, at.CHUNKS)):
-            write_chunk(kind, geometry, line, chunk, source, target, its_weight, its_bias, found)
+            last = end_of(kind, geometry, chunk)
+            write_piece(kind, geometry, line, chunk * CHUNK, last, source, target, its_weight, its_bias, found)
 
 
 @njit(error_model="numpy")
@@ -139,7 +151,7 @@ def measured(kind, geometry, x, eps, sums):
     lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
     n = float(lines * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
     first = element(kind, x)
-    again, pivot, scale = True, first if centres else 0.0, 1.0
+    again, pivot, scale = True, first_pivot(kind, centres, x), 1.0
     found = (0.0, 0.0, 0.0, 1.0, 0.0)
     attempt = 0
     while again:
@@ -166,8 +178,8 @@ def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, roo
     for k in range(count):
         a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
         source = start(kind, geometry, at.X, x, a, b)
-        pivot = element(kind, source) if centres else 0.0
-        sums = spread_of_line(kind, run, source, 1.0, pivot)
+        pivot = first_pivot(kind, centres, source)
+        sums = raw_of_line(kind, run, source) if pivot == 0.0 else spread_of_line(kind, run, source, 1.0, pivot)
         put_real(kind, pivots + 8 * k, pivot)
         put_real(kind, room + 8 * k, sums[0])
         if planes(kind) == 1:
@@ -179,15 +191,21 @@ def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, roo
     special = settle_ordinary(kind, count, float(run), eps, centres, room, plane, 1.0, pivots, target, plane)
     size = computed_bytes(kind)
     for k in range(count):
-        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-        source = start(kind, geometry, at.X, x, a, b)
-        found = kept(kind, target + k * size, plane)
-        if special and found[2] == SPECIAL:
+        if special and number(kind, target + 2 * plane + k * size) == SPECIAL:
+            a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
+            source = start(kind, geometry, at.X, x, a, b)
             found = measured(kind, geometry, source, eps, room)
             for i in range(5):
                 put_number(kind, target + i * plane + k * size, found[i])
-        if y:
-            write_set(kind, geometry, source, y, weight, bias, a, b, found)
+    if y:
+        for i in range(0, run, PIECE):
+            for k in range(count):
+                a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
+                source, its_y = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.Y, y, a, b)
+                its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
+                its_bias = start(kind, geometry, at.BIAS, bias, a, b)
+                found = kept(kind, target + k * size, plane)
+                write_piece(kind, geometry, 0, i, min(i + PIECE, run), source, its_y, its_weight, its_bias, found)
     if saved:
         for i in range(5):
             for k in range(count):
@@ -230,9 +248,8 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
     room = work + u * 8 * (HEADER + 4 * items)
     source = start(kind, geometry, at.X, x, a, b)
     if phase == at.START:
-        first = element(kind, source) if field(kind, geometry, at.CENTRES) else 0.0
         put_real(kind, room + 8 * SETTLED, 0.0)
-        put_real(kind, room + 8 * PIVOT, first)
+        put_real(kind, room + 8 * PIVOT, first_pivot(kind, field(kind, geometry, at.CENTRES), source))
         put_real(kind, room + 8 * SCALE, 1.0)
         put_real(kind, room + 8 * ATTEMPT, 0.0)
     elif phase == at.SUM:
@@ -248,7 +265,9 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
         target = start(kind, geometry, at.Y, y, a, b)
         its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
         its_bias = start(kind, geometry, at.BIAS, bias, a, b)
-        write_chunk(kind, geometry, item // chunks, item % chunks, source, target, its_weight, its_bias, found)
+        chunk = item % chunks
+        last = end_of(kind, geometry, chunk)
+        write_piece(kind, geometry, item // chunks, chunk * CHUNK, last, source, target, its_weight, its_bias, found)
 
 
 @njit(error_model="numpy")

@@ -10,14 +10,15 @@ from numba import njit, types
 from numba.core import cgutils
 
 from anynorm_numba import _vectors
-from anynorm_numba._scalars import square_root
+from anynorm_numba._scalars import element, planes, square_root
 from anynorm_numba._sums import Columns
 from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Emitter, Vector, select
 
 # A set is measured from a pivot p: mean = p + c, var = Σ(z − p)²/n − c². If c is large beside the deviation, that
-# difference has lost digits, and the set is measured again from p + c. Elements below float64 are summed in float64,
-# which has 29 bits to spare; those of float64 with a second float64, but the terms of their sums are rounded.
-ROUGH_NARROW, ROUGH_WIDE = 2.0**8, 0.25
+# difference has lost digits, and the set is measured again from p + c: this is the limit of c²/var. Elements below
+# float64 are summed in float64, where their squares are exact and a sum is within 2^-46 of itself, so var is within
+# 2^-26: they are measured from 0 first. Squares of float64 are rounded: there p is first one of the elements.
+ROUGH_NARROW, ROUGH_WIDE = 2.0**20, 0.25
 
 # float64 elements are scaled where squares overflow or count and vanish. See RESCUES in anynorm/_formula.py.
 LARGE, SHRINK = 2.0**900, 2.0**-640
@@ -46,6 +47,12 @@ def plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
     """Return the sum of two sums, each with what it lost."""
     total, lost = two_sum(a[0], b[0])
     return total, (a[1] + b[1]) + lost
+
+
+@njit(error_model="numpy")
+def first_pivot(kind, centres, x):
+    """Return from where a set that begins at x is measured first."""
+    return element(kind, x) if centres and planes(kind) == 2 else 0.0
 
 
 @njit(error_model="numpy")

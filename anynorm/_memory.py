@@ -23,14 +23,27 @@ def refuses_out(out: Memory, x: Memory, others: dict[str, Memory]) -> str | None
         return None
     if overlaps_itself(out):
         return "several elements of out share one place in memory. Pass a dense array, e.g. xp.empty_like(x)."
-    # x itself is fine: an element is read before it is written.
-    named = others if _essence(out) == _essence(x) else {"x": x, **others}
-    for name, its in named.items():
+    first, last = _span(out)
+    for name, its in {"x": x, **others}.items():
+        begin, end = _span(its)
+        if end <= first or last <= begin or (name == "x" and _essence(out) == _essence(x)):
+            continue  # far from each other; or x itself, of which an element is read before it is written
         if overlap(out, its):
             return (
                 f"out overlaps {name} in memory. Pass x itself, or an array that shares no memory with the arguments."
             )
     return None
+
+
+def _span(its: Memory) -> tuple[int, int]:
+    """Return between which addresses an array lies."""
+    first = last = its.address
+    for length, stride in zip(its.shape, its.strides, strict=True):
+        if stride < 0:
+            first += (length - 1) * stride
+        else:
+            last += (length - 1) * stride
+    return first, last + its.itemsize
 
 
 def _essence(its: Memory) -> Memory:

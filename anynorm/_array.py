@@ -81,7 +81,7 @@ def tree_sum(x: Any, axes: tuple[int, ...]) -> Any:
 class Library:
     """An array library, met by the type of one of its arrays, with what its backend package knows better.
 
-    Nothing changes after it is made, but for dtypes met later.
+    Nothing changes after it is made, but for what it remembers of dtypes and calls.
     """
 
     def __init__(self, name: str, xp: Any, package: Any = None) -> None:
@@ -94,6 +94,10 @@ class Library:
         self.moments = _offered(package, "moments")
         self.declines = _offered(package, "declines")
         self.path = _offered(package, "path")
+        # Both or neither: see `anynorm._dispatch.Known`.
+        self.kind = _offered(package, "kind")
+        self.again = _offered(package, "again")
+        self.known: dict[Any, Any] = {}
         self.decides_within = bool(getattr(package, "decides_within", False))
         self.refuses = _offered(package, "refuses")
         self.refuses_out = _offered(package, "refuses_out")

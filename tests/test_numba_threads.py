@@ -172,7 +172,7 @@ def test_no_helper_comes(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     from anynorm_numba import _threads
 
     ranges: list[Any] = []
-    monkeypatch.setattr(_threads, "_serial", lambda *arguments: ranges.append(arguments))
+    monkeypatch.setattr(_threads, "serial", lambda *arguments: ranges.append(arguments))
     pool: Any = NoThreads(fails=fails)
     _threads._Shared(3, 5, 6, 16, "geometry", "eps").run(pool)
     for late in pool.kept:
@@ -189,7 +189,7 @@ def test_raised_before_help(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(_threads, "_serial", interrupted)
+    monkeypatch.setattr(_threads, "serial", interrupted)
     pool: Any = NoThreads(fails=False)
     with pytest.raises(InterruptedError):
         _threads._Shared(3, 5, 6, 16, "geometry", "eps").run(pool)

@@ -52,7 +52,7 @@ def test_entangled_inputs(entangled: str) -> None:
 
 def test_large_result_may_be_changed_in_place() -> None:
     """A result so large that NumPy allocates it is no view, so that an activation in place may follow."""
-    from anynorm_torch._engine import LARGE
+    from anynorm_torch._jobs import LARGE
 
     x = torch.ones(3, LARGE // 8, requires_grad=True)
     y = an.layer_norm(x)
@@ -63,7 +63,7 @@ def test_large_result_may_be_changed_in_place() -> None:
 
 def test_large_result_keeps_its_memory() -> None:
     """Memory that NumPy allocated lives as long as the tensor, whatever else is allocated meanwhile."""
-    from anynorm_torch._engine import LARGE
+    from anynorm_torch._jobs import LARGE
 
     y = an.layer_norm(torch.arange(float(LARGE // 2)).reshape(2, -1))
     kept = y[:, :4].clone()

@@ -22,6 +22,9 @@ SERIAL = types.void(*[INTEGER] * (4 + _compile.ADDRESSES), types.float64)
 # phase, how many tasks there are, the addresses and eps.
 TEAM = types.void(*[INTEGER] * (8 + _compile.ADDRESSES), types.float64)
 MEMBER = types.void(types.CPointer(INTEGER))
+# The address of the task, two phases and their tasks, the addresses; how many sums there are for each parameter, and
+# the addresses where they go.
+GRADIENTS = types.void(*[INTEGER] * (5 + _compile.ADDRESSES + 3))
 
 # Where the block that a team is told of its work holds what. From ADDRESS on, the addresses.
 FN, PHASE, TASKS, EPS, SIZE, RANK, ADDRESS = range(7)
@@ -80,6 +83,54 @@ def serial(
     """Run the tasks from first up to last, one after the other."""
     for index in range(first, last):
         call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+
+
+def _put_rounded(typing: Any, source: Any, target: Any, index: Any) -> Any:  # noqa: ARG001
+    """Put a float64 of the array at one address into that of float32 at another."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        source, target, index = arguments
+        double, single = ir.DoubleType(), ir.FloatType()
+        value = builder.load(builder.gep(builder.inttoptr(source, double.as_pointer()), [index]))
+        place = builder.gep(builder.inttoptr(target, single.as_pointer()), [index])
+        builder.store(builder.fptrunc(value, single), place)
+        return context.get_dummy_value()
+
+    return types.void(INTEGER, INTEGER, INTEGER), generate
+
+
+put_rounded: Any = intrinsic(_put_rounded)
+
+
+def gradients(
+    fn: int,
+    phase: int,
+    tasks: int,
+    then: int,
+    slices: int,
+    geometry: int,
+    a0: int,
+    a1: int,
+    a2: int,
+    a3: int,
+    a4: int,
+    sums: int,
+    a6: int,
+    count: int,
+    first: int,
+    second: int,
+) -> None:
+    """Run the tasks of one phase and those of another, then put the sums, as float32, where they go."""
+    for index in range(tasks):
+        call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, sums, a6, 0.0)
+    for index in range(slices):
+        call_task(fn, then, index, geometry, a0, a1, a2, a3, a4, sums, a6, 0.0)
+    if first:
+        for index in range(count):
+            put_rounded(sums, first, index)
+    if second:
+        for index in range(count):
+            put_rounded(sums + 8 * count, second, index)
 
 
 def _call_count(typing: Any, address: Any) -> Any:  # noqa: ARG001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -38,16 +39,21 @@ class Job(NamedTuple):
     geometry: Any  # an array of int64, kept alive here
     address: int
     elements: int
+    sets: int
+    threads: int
     units: int  # sets, or blocks of columns
     items: int  # pieces of a unit
     split: bool  # a step at a time for each piece, instead of all of it for a share of the units
     tasks: int
     work: int  # bytes
     kernel: list[int]  # its address, once it is compiled
+    summing: dict[Ints, Any]  # how gradients of a parameter of a shape are summed, once they were
     absent: Any  # numbers of C that stand for a weight and a bias that are not there, of the length that is read
     absent_weight: int  # their addresses
     absent_bias: int
     partial: Ints  # lengths of what the gradients of weight and bias are summed from: along A, R, B, S, P
+    sums: int  # how many of them there are for each of the two
+    slices: int  # tasks that sum them, each over all tasks before; 0 where a kernel leaves them as they are
 
 
 # Jobs met before, each with its plan. A plan is known by its address, because its hash takes longer than all the rest
@@ -158,14 +164,14 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     tasks = min(sets, SHARES * threads)
     header = 2 if backward else 8
     work = 8 * sets * (header + 4 * items)
-    partial = (a, 1, b, lines, 1)
+    partial, slices = (a, 1, b, lines, 1), 0
     if backward and vector:
         # From the lengths alone: each place's sum has the same order in any number of threads.
         split = a < at.FEW and chunks > 1
         tasks = min(at.PARTS, max(1, a // 16))
         sums = 8 * 2 * (2 if kind == "float64" else 1) * b * s
         work = work + sums if split else tasks * sums
-        partial = (1, 1, b, s, 1)
+        partial, slices = (1, 1, b, s, 1), -(-b * s // at.SLICE)
     elif not split:
         work = 0
     geometry[at.VECTOR], geometry[at.TASKS] = vector, tasks
@@ -176,7 +182,27 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     elements = sets * r * s * p
     address = geometry.ctypes.data
     absent = _stand_ins(its, kind, s if vector else 1)
-    return Job(True, kind, its, geometry, address, elements, sets, items, split, tasks, work, [], *absent, partial)
+    return Job(
+        True,
+        kind,
+        its,
+        geometry,
+        address,
+        elements,
+        sets,
+        threads,
+        sets,
+        items,
+        split,
+        tasks,
+        work,
+        [],
+        {},
+        *absent,
+        partial,
+        math.prod(partial),
+        slices,
+    )
 
 
 def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
@@ -204,7 +230,27 @@ def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     elements = a * r * columns
     address = geometry.ctypes.data
     absent = _stand_ins(its, kind, 1)
-    return Job(False, kind, its, geometry, address, elements, units, chunks, split, tasks, work, [], *absent, partial)
+    return Job(
+        False,
+        kind,
+        its,
+        geometry,
+        address,
+        elements,
+        a * b,
+        threads,
+        units,
+        chunks,
+        split,
+        tasks,
+        work,
+        [],
+        {},
+        *absent,
+        partial,
+        math.prod(partial),
+        0,
+    )
 
 
 def _stand_ins(its: View, kind: str, length: int) -> tuple[Any, int, int]:

@@ -69,20 +69,21 @@ def run(
 
     """
     if tasks < 2 or elements < PARALLEL_ELEMENTS or (wanted := min(threads(), tasks)) < 2:
-        _serial(fn, phase, 0, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+        serial(fn, phase, 0, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
         return
     arguments = (geometry, a0, a1, a2, a3, a4, a5, a6, eps)
     if (team := _process.team()) is not None:
         team(wanted, fn, phase, tasks, *arguments)
     elif elements < POOL_ELEMENTS:
-        _serial(fn, phase, 0, tasks, *arguments)
+        serial(fn, phase, 0, tasks, *arguments)
     else:
         _Shared(wanted, fn, phase, tasks, *arguments).run(_process.pool())
 
 
 def start() -> None:
     """Compile or load what runs tasks."""
-    _serial(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
+    serial(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
+    gradients(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     if threads() > 1:
         _process.team()
 
@@ -113,15 +114,28 @@ def _numba_threads() -> int | None:
 
 def _load_serial(*arguments: Any) -> None:
     """Compile the serial driver, put it in this function's own place, and run it."""
-    global _serial
+    global serial
     with _compile.alone():
         from anynorm_numba import _drivers
 
-    _serial = _compile.compiled(_drivers.serial, _drivers.SERIAL, nogil=True)
-    _serial(*arguments)
+    serial = _compile.compiled(_drivers.serial, _drivers.SERIAL, nogil=True)
+    serial(*arguments)
 
 
-_serial: Any = _load_serial
+serial: Any = _load_serial
+
+
+def _load_gradients(*arguments: Any) -> None:
+    """Compile the driver that also leaves gradients in float32, put it in this function's own place, and run it."""
+    global gradients
+    with _compile.alone():
+        from anynorm_numba import _drivers
+
+    gradients = _compile.compiled(_drivers.gradients, _drivers.GRADIENTS, nogil=True)
+    gradients(*arguments)
+
+
+gradients: Any = _load_gradients
 
 
 class _Process:
@@ -215,7 +229,7 @@ class _Shared:
             except IndexError:
                 return
             before, after = self._call
-            _serial(*before, first, last, *after)
+            serial(*before, first, last, *after)
 
     def _wait(self) -> None:
         """Wait for the helpers through every interruption: until they are done, they use the caller's memory."""

@@ -2,8 +2,10 @@
 
 from anynorm_numpy._backward import backward as backward
 from anynorm_numpy._backward import quiet as quiet
+from anynorm_numpy._normalize import again as again
 from anynorm_numpy._normalize import declines as declines
 from anynorm_numpy._normalize import forward as forward
+from anynorm_numpy._normalize import kind as kind
 from anynorm_numpy._normalize import laid_out_like as laid_out_like
 from anynorm_numpy._normalize import moments as moments
 from anynorm_numpy._normalize import path as path

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, cast
 
 import numpy as np
 
 import anynorm_numba
 from anynorm import _formula
-from anynorm._dispatch import library_of
+from anynorm._dispatch import Known, library_of
 from anynorm._plan import Plan
 from anynorm._view import Ints, Layout
 from anynorm_numba import engine
+from anynorm_numba._address import address
 
 COMPUTE = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 
@@ -45,6 +45,21 @@ def job_of(plan: Plan, x: Any, weight: Layout | None, bias: Layout | None, other
     return its.jobs.job_for(plan, kind, x.shape, strides, weight, bias, threads)
 
 
+def known_job(known: Known, x: Any, y: Any, weight: Any, bias: Any) -> tuple[Any, bool, bool]:
+    """Return the job for a call of a known kind, or None; and whether weight and bias are read as they lie."""
+    if anynorm_numba.missing() is not None:
+        return None, True, True
+    its = engine().threads
+    threads = 1 if known.size < its.PARALLEL_ELEMENTS else its.threads()
+    found: tuple[Any, bool, bool] | None = known.decided.get(threads)
+    if found is None:
+        laid = parameter(weight, x), parameter(bias, x)
+        job = job_of(known.plan, x, layout(laid[0]), layout(laid[1]), (y,))
+        found = None if isinstance(job, str) else job, laid[0] is weight, laid[1] is bias
+        known.decided[threads] = found
+    return found
+
+
 def parameter(its: Any, x: Any) -> Any:
     """Return weight or bias in the compute dtype, as the engine reads it: some axis without gaps, no step back."""
     if its is None:
@@ -65,15 +80,14 @@ def layout(its: Any) -> Layout | None:
     return None if its is None else (its.shape, its.strides)
 
 
-def forward(plan: Plan, job: Any, x: Any, y: Any, weight: Any, bias: Any, eps: float, stats: Any, *, save: bool) -> Any:
+def forward(plan: Plan, job: Any, x: Any, y: Any, weight: Any, bias: Any, eps: float, stats: Any, save: bool) -> Any:
     """Write y, unless it is None; return what was learned of the statistics if `save` asks for it."""
     its = engine()
     saved = None
-    sets = job.view.lengths[0] * job.view.lengths[2]
     if stats is not None:
         saved = _planes(plan, _given(plan, stats, eps, x))
     elif save or job.split:
-        saved = np.empty((5, sets), dtype=kind_of(x)[1])
+        saved = its.learned.planes(job)
     its.run.forward(
         job,
         address(x),
@@ -112,20 +126,3 @@ def _planes(plan: Plan, given: Any) -> Any:
     assert len(plan.kept) <= 1  # so that no order of axes is to be kept
     planes = [np.broadcast_to(plane, cast(Ints, plan.statistic)).reshape(-1) for plane in given[:4]]
     return np.stack([*planes, np.zeros_like(planes[0])])
-
-
-# Where an array object keeps the address of its data: behind what every object has. `ctypes.data` and
-# `__array_interface__` know it too, but take 1.5 µs each, a quarter of a small call.
-_DATA = object.__basicsize__
-
-
-def _read(array: Any) -> int:
-    return ctypes.c_void_p.from_address(id(array) + _DATA).value or 0
-
-
-def _ask(array: Any) -> int:
-    return int(array.ctypes.data)
-
-
-_probes = [np.empty(3), np.empty((2, 5), dtype=np.float32)[:, 1:]]
-address = _read if all(_read(probe) == _ask(probe) for probe in _probes) else _ask

@@ -16,6 +16,7 @@ import numpy as np
 
 from anynorm import _memory
 from anynorm._array import FLOAT32, FLOAT64, Format
+from anynorm._dispatch import Known
 from anynorm._formula import LARGE, RESCUES, Saved, rsqrt_eps
 from anynorm._plan import Plan
 from anynorm_numpy import _engine
@@ -92,7 +93,7 @@ def forward(
     its_weight, its_bias = _engine.parameter(weight, x), _engine.parameter(bias, x)
     job = _engine.job_of(plan, x, _engine.layout(its_weight), _engine.layout(its_bias), (y,))
     if not isinstance(job, str):
-        return y, _engine.forward(plan, job, x, y, its_weight, its_bias, eps, stats, save=save)
+        return y, _engine.forward(plan, job, x, y, its_weight, its_bias, eps, stats, save)
     compute = _compute(x)
     target = Sets.of(y, plan)
     affine = Affine(plan, *[None if its is None else its.astype(compute.name, copy=False) for its in (weight, bias)])
@@ -106,11 +107,40 @@ def forward(
         return y, _saved(learned, plan, x) if save and given is None else None
 
 
+def kind(x: Any, weight: Any, bias: Any) -> Any:
+    """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
+    if type(x) is not np.ndarray:
+        return None
+    its_weight = its_bias = None
+    if weight is not None:
+        if type(weight) is not np.ndarray:
+            return None
+        its_weight = weight.dtype, weight.shape, weight.strides, weight.flags.aligned
+    if bias is not None:
+        if type(bias) is not np.ndarray:
+            return None
+        its_bias = bias.dtype, bias.shape, bias.strides, bias.flags.aligned
+    return x.dtype, x.shape, x.strides, x.flags.aligned, its_weight, its_bias
+
+
+def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) -> tuple[Any, Saved | None]:
+    """Return what `forward` does, for a call of a known kind."""
+    y = np.empty_like(x)
+    job, weight_lies, bias_lies = _engine.known_job(known, x, y, weight, bias)
+    if job is None:
+        return forward(known.plan, x, weight, bias, eps, stats=None, out=y, save=save)
+    if not weight_lies:
+        weight = _engine.parameter(weight, x)
+    if not bias_lies:
+        bias = _engine.parameter(bias, x)
+    return y, _engine.forward(known.plan, job, x, y, weight, bias, eps, None, save)
+
+
 def moments(plan: Plan, x: Any) -> Saved:
     """Return the statistics of each set."""
     job = _engine.job_of(plan, x, None, None, (x,))
     if not isinstance(job, str):
-        return cast(Saved, _engine.forward(plan, job, x, None, None, None, 0.0, None, save=True))
+        return cast(Saved, _engine.forward(plan, job, x, None, None, None, 0.0, None, True))
     with np.errstate(all="ignore"):
         return _saved(list(_lanes(plan, x, 0.0, None)), plan, x)
 

@@ -6,11 +6,13 @@ For those who use torch.nn: its normalization layers by anynorm, and `accelerate
 
 from anynorm_torch._accelerate import Acceleration as Acceleration
 from anynorm_torch._accelerate import accelerate as accelerate
+from anynorm_torch._autograd import backward as backward
 from anynorm_torch._derivatives import normalize as normalize
 from anynorm_torch._derivatives import spread as spread
-from anynorm_torch._engine import backward as backward
+from anynorm_torch._engine import again as again
 from anynorm_torch._engine import declines as declines
 from anynorm_torch._engine import forward as forward
+from anynorm_torch._engine import kind as kind
 from anynorm_torch._engine import moments as moments
 from anynorm_torch._engine import path as path
 from anynorm_torch._formula import compiling as compiling

@@ -56,6 +56,24 @@ def unreadable_itself(x: Any) -> str | None:
     return reason
 
 
+# And those of tensors in the host's memory: the keys of one on a GPU tell its type, but not which GPU it is.
+_plain_on_host: set[int] = set()
+
+
+def on_host(x: Any) -> bool:
+    """Say, faster than `unreadable_itself`, that a tensor may be read in the host's memory, if `watches` is False."""
+    own = type(x)
+    if own is not torch.Tensor and own is not torch.nn.Parameter:
+        return False
+    keys = torch._C._dispatch_keys(x).raw_repr()
+    if keys in _plain_on_host:
+        return True
+    plain = unreadable_itself(x) is None and x.device.type == "cpu"
+    if plain:
+        _plain_on_host.add(keys)
+    return plain
+
+
 def _special(x: Any) -> str | None:
     """Return why a tensor of this kind is not read, or None."""
     if x.layout is not torch.strided or x.is_nested or x.is_quantized:
@@ -84,6 +102,17 @@ def watched() -> str | None:
     if mode is not None and type(mode).__module__ != "torch.utils._device":
         return "a function mode is watching torch's operations"
     return None
+
+
+def watches() -> bool:
+    """Say, faster than `watched`, whether something wants to see every operation, or tensors may carry a tangent."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+        or (torch._C._len_torch_function_stack() and watched() is not None)
+    )
 
 
 def traced(x: Any) -> bool:

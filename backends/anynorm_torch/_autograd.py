@@ -1,0 +1,164 @@
+"""The engine's gradients, for autograd and for `anynorm.vjp`; where they are differentiated again, the formula's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from anynorm import _formula
+from anynorm._dispatch import library_of
+from anynorm._plan import Plan
+from anynorm_numba import engine
+from anynorm_torch._jobs import Run, begin, empty_like, gradient_job_of, parameter, run
+from anynorm_torch._memory import unreadable, unreadable_itself
+
+
+def recorded(x: Any, weight: Any, bias: Any, y: Any, its: Run) -> Any:
+    """Return y by the engine, recorded for a gradient."""
+    # What `apply` does before is for the tensors of torch.func's transforms, which do not come here, and takes 2 µs.
+    apply = _Normalized.apply if torch._C._are_functorch_transforms_active() else _apply
+    # y in a tuple: of a tensor that is passed as it is, autograd would return a view.
+    return apply(x, weight, bias, (y, its))
+
+
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
+    """Return dx, and dweight and dbias in the compute dtype and in the plan's shapes for them, or None."""
+    library = library_of("backward", "x", x)
+    if torch.is_grad_enabled() and any(its is not None and its.requires_grad for its in (x, dy, weight)):
+        # To be differentiated again: the statistics must be differentiable too.
+        if not plan.given:
+            saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
+        return _formula.backward(plan, dy, x, weight, saved, library=library)
+    if unreadable(dy) is None and isinstance(saved, engine().learned.Learned):
+        wanted = plan.weight is not None or plan.bias is not None
+        found = _gradients(plan, dy, x, weight, saved.planes, x.numel(), wanted)
+        if found is not None:
+            dx, sums = found
+            sums = (None, None) if sums is None else sums
+            return dx, *[None if total is None else torch.from_numpy(total) for total in sums]
+    return _formula.backward(plan, dy, x, weight, saved, library=library)
+
+
+class _Normalized(torch.autograd.Function):
+    """x, weight, bias -> y by the engine. Its gradient has a gradient by the formula."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, wrapped: tuple[Any, Run]) -> Any:
+        y, its = wrapped
+        plan, job, _, _, eps, planes, given = its
+        # Of bias not its values, which may change meanwhile.
+        described = None if bias is None else (bias.shape, bias.dtype)
+        # Room of NumPy's, which a small call has, is kept as it is: autograd saves tensors alone.
+        own = None if isinstance(planes, torch.Tensor) else planes
+        ctx.kept = plan, job, eps, given, described, own
+        ctx.save_for_backward(x, weight, planes if own is None else None)
+        run(x, y, its)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        x, weight, planes = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return *_differentiable(ctx.kept, dy, x, weight, planes, needs), None
+        plan, job, eps, _, bias, own = ctx.kept
+        found = None
+        if unreadable_itself(dy) is None:
+            planes = planes if own is None else own
+            into = _alike(weight, bias) if needs[1] or needs[2] else None
+            found = _gradients(plan, dy, x, weight, planes, job.elements, needs[1] or needs[2], into)
+        if found is None:
+            saved = engine().learned.Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
+            total = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
+            return *_like(total, weight, bias, needs), None
+        dx, sums = found
+        dweight = dbias = None
+        if sums is None:
+            dweight, dbias = into if into is not None else (None, None)
+        elif needs[1] and needs[2] and bias == (weight.shape, weight.dtype):
+            dweight, dbias = _cast(sums, *bias)
+        elif needs[1]:
+            (dweight,) = _cast(sums[:1], weight.shape, weight.dtype)
+        if sums is not None and needs[2] and dbias is None:
+            (dbias,) = _cast(sums[1:], *bias)
+        return dx if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, None
+
+
+_apply: Any = super(torch.autograd.Function, _Normalized).apply
+
+
+def _alike(weight: Any, bias: Any) -> Any:
+    """Return new tensors for the gradients of weight and bias where both are float32 and lie alike, else None."""
+    if weight is None or weight.dtype is not torch.float32 or not weight.is_contiguous():
+        return None
+    if bias is None:
+        return torch.empty_like(weight), None
+    if bias != (weight.shape, torch.float32):
+        return None
+    return torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _cast(sums: Any, shape: Any, dtype: Any) -> list[Any]:
+    """Return gradients of parameters, which the engine leaves in float64, in the parameters' shape and dtype."""
+    if dtype is torch.float32 or dtype is torch.float64:
+        # NumPy casts faster than torch. To shorter ones torch goes by way of float32, which is to stay.
+        name = "float32" if dtype is torch.float32 else "float64"
+        return [torch.from_numpy(total.reshape(shape)) for total in engine().learned.rounded(sums, name)]
+    return [torch.from_numpy(total).to(dtype).reshape(shape) for total in sums]
+
+
+def _like(gradients: Any, weight: Any, bias: Any, needs: Any) -> list[Any]:
+    """Return the gradients that are needed, those of weight and bias in their own dtype and shape."""
+    dx, dweight, dbias = gradients
+    return [
+        dx if needs[0] else None,
+        dweight.to(weight.dtype).reshape(weight.shape) if needs[1] else None,
+        dbias.to(bias[1]).reshape(bias[0]) if needs[2] else None,
+    ]
+
+
+def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs: Any) -> list[Any]:
+    """Return the gradients as the formula has them, recorded for a gradient of their own."""
+    plan, job, eps, given, described, _ = kept
+    library = library_of("backward", "x", x)
+    if given:
+        saved = engine().learned.Learned(planes, plan, job, eps)
+        found = _formula.backward(plan, dy, x, weight, saved, library=library)
+        return _like(found, weight, described, needs)
+    # Aliases, because one input may be made of another, or be the same tensor: their gradients must not mix here.
+    # Nothing depends on the values of bias.
+    shape, dtype = described or ((), None)
+    bias = None if described is None else torch.zeros(shape, dtype=dtype, device=x.device, requires_grad=needs[2])
+    aliases: list[Any] = [None if its is None else its.view_as(its) for its in (x, weight, bias)]
+    y, _ = _formula.forward(plan, aliases[0], aliases[1], aliases[2], eps, library=library)
+    wanted = [its for its, need in zip(aliases, needs, strict=False) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(gradients) if need else None for need in needs[:3]]
+
+
+def _gradients(
+    plan: Plan, dy: Any, x: Any, weight: Any, planes: Any, elements: int, parameters: bool, into: Any = None
+) -> Any:
+    """Return dx by the engine, and the gradients of weight and bias as float64 of NumPy; None where it cannot run.
+
+    Where tensors for them are given and the engine can write them itself, None stands for them.
+    """
+    if dy.dtype != x.dtype:
+        return None
+    its = engine()
+    dx, weight = empty_like(x, elements), parameter(weight, x)
+    job = gradient_job_of(plan, x, weight, dy, dx)
+    if isinstance(job, str) and dy.stride() != dx.stride():
+        dy = empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten
+        job = gradient_job_of(plan, x, weight, dy, dx)
+    if isinstance(job, str):
+        return None
+    begins = job.absent_weight if weight is None else weight.data_ptr()
+    addresses = job, x.data_ptr(), dy.data_ptr(), dx.data_ptr(), begins, begin(planes)
+    if into is not None and its.learned.written(plan, job):
+        dweight, dbias = into
+        its.run.backward_into(*addresses, dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr())
+        return dx, None
+    partial = its.run.backward(*addresses, parameters=parameters)
+    return dx, its.learned.parameter_gradients(plan, job, partial) if parameters else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -32,16 +34,27 @@ def _gradients(shape: tuple[int, ...], needs: tuple[bool, ...]) -> list[Any]:
     return [leaf.grad for leaf in leaves]
 
 
+@contextmanager
+def _summed_by_numpy() -> Iterator[None]:
+    """Let NumPy sum every gradient of a parameter, as it does where no kernel can."""
+    from anynorm_numba import _jobs as jobs
+    from anynorm_numba import _parameters
+    from anynorm_torch import _jobs as jobs_of_torch
+
+    with (
+        mock.patch.object(_parameters, "_three", return_value=None),
+        mock.patch.object(jobs, "_met", {}),
+        mock.patch.object(jobs_of_torch, "_met", {}),
+    ):
+        yield
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (False, False, True), (True, True, False)])
-def test_written_and_summed_alike(shape: tuple[int, ...], needs: tuple[bool, ...]) -> None:
-    """Gradients that the engine writes as float32 have the bits of those summed in float64 and rounded."""
-    from anynorm_numba import _engine, _learned
-
-    with mock.patch.object(_engine, "backward_into", wraps=_engine.backward_into) as writes:
-        found = _gradients(shape, needs)
-    assert bool(writes.called) == ((needs[1] or needs[2]) and shape[1] < 5000)
-    with mock.patch.object(_learned, "written", return_value=False):
+def test_whoever_sums(shape: tuple[int, ...], needs: tuple[bool, ...]) -> None:
+    """Gradients that a kernel sums have the bits of those that NumPy sums."""
+    found = _gradients(shape, needs)
+    with _summed_by_numpy():
         summed = _gradients(shape, needs)
 
     for one, other, need in zip(found, summed, needs, strict=True):
@@ -49,17 +62,47 @@ def test_written_and_summed_alike(shape: tuple[int, ...], needs: tuple[bool, ...
         assert one is None or torch.equal(one, other)
 
 
-def test_gradient_of_infinite_size_warns_of_nothing() -> None:
-    """A gradient beyond float32 is infinite, silently, whether the engine writes it or NumPy rounds it."""
-    from anynorm_numba import _learned
+# Each with weights along its channels, which lie in front of, behind or amid what they are summed over.
+CALLS: dict[str, Any] = {
+    "batch, as an image": (lambda x, weight, bias: an.batch_norm(x, weight=weight, bias=bias), (6, 8, 9, 9), False),
+    "batch, channels last": (lambda x, weight, bias: an.batch_norm(x, weight=weight, bias=bias), (6, 8, 3, 3), True),
+    "group, as an image": (lambda x, weight, bias: an.group_norm(x, 4, weight, bias), (6, 8, 9, 9), False),
+    "group, short images": (lambda x, weight, bias: an.group_norm(x, 4, weight, bias), (6, 8, 2, 2), False),
+    "group, channels last": (lambda x, weight, bias: an.group_norm(x, 4, weight, bias), (6, 8, 9, 9), True),
+    "rms over rows of heads": (lambda x, weight, bias: an.rms_norm(x, weight, bias, axis=(1, 2)), (6, 8, 4), False),
+}
 
-    for written in (True, False):
-        x, weight, bias = _leaves((8, 64))
-        with mock.patch.object(_learned, "written", return_value=written), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            y = an.layer_norm(x, weight, bias)
-            y.backward(torch.full_like(y, 3e38))
-        assert bias.grad.tolist() == [torch.inf] * 64
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_whoever_sums_over_images(call: Any) -> None:
+    """So have those of channels, wherever these lie."""
+    function, shape, last = call
+    generator = torch.Generator().manual_seed(7)
+    x, dy = [torch.randn(shape, generator=generator) for _ in range(2)]
+    if last:
+        x, dy = [its.contiguous(memory_format=torch.channels_last) for its in (x, dy)]
+    lengths = shape[1:2] if len(shape) == 4 else shape[1:]
+    leaves = [x, *[torch.randn(lengths, generator=generator) for _ in range(2)]]
+
+    def gradients() -> list[Any]:
+        its = [leaf.detach().requires_grad_() for leaf in leaves]
+        return list(torch.autograd.grad(function(*its), its, dy))
+
+    found = gradients()
+    with _summed_by_numpy():
+        summed = gradients()
+    assert all(torch.equal(one, other) for one, other in zip(found, summed, strict=True))
+
+
+@pytest.mark.parametrize("by_numpy", [False, True])
+def test_gradient_of_infinite_size_warns_of_nothing(by_numpy: bool) -> None:
+    """A gradient beyond float32 is infinite, silently, whoever rounds it."""
+    x, weight, bias = _leaves((8, 64))
+    with _summed_by_numpy() if by_numpy else nullcontext(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = an.layer_norm(x, weight, bias)
+        y.backward(torch.full_like(y, 3e38))
+    assert bias.grad.tolist() == [torch.inf] * 64
 
 
 @pytest.mark.parametrize("pack", [lambda its: its.clone(memory_format=torch.contiguous_format), lambda its: its])

@@ -11,6 +11,7 @@ from numba import njit
 from anynorm_numba import _geometry as at
 from anynorm_numba._columns import add_rows, block_of, fold_lanes, lay_parameter, recall_block, repeat, total_of
 from anynorm_numba._loops import shares_across, shares_along, slope, slope_rows, weighted_shares_across
+from anynorm_numba._parameter_sums import put_gradients
 from anynorm_numba._rows import folded
 from anynorm_numba._scalars import computed_bytes, field, number, planes, put_number, put_real, stored_bytes
 from anynorm_numba._statistics import plus
@@ -173,7 +174,13 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
 
 
 def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
-    """Write dx of sets that lie side by side; at `partial`, unless 0, what the gradients of weight and bias sum up."""
+    """Write dx of sets that lie side by side; at `partial`, unless 0, what the gradients of weight and bias sum up.
+
+    To PUT those, their addresses come instead of x and dy.
+    """
+    if phase == at.PUT:
+        put_gradients(kind, geometry, partial, x, dy)
+        return
     chunks, tasks = field(kind, geometry, at.CHUNKS), field(kind, geometry, at.TASKS)
     blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
     room_bytes, area_bytes = field(kind, geometry, at.ROOM), field(kind, geometry, at.AREA)

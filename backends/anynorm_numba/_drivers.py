@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from anynorm_numba import _compile
+from anynorm_numba import _compile, _geometry
 
 INTEGER = types.int64
 # The address of the task, phase, the first task and the one after the last, the addresses and eps.
@@ -22,9 +22,8 @@ SERIAL = types.void(*[INTEGER] * (4 + _compile.ADDRESSES), types.float64)
 # phase, how many tasks there are, the addresses and eps.
 TEAM = types.void(*[INTEGER] * (8 + _compile.ADDRESSES), types.float64)
 MEMBER = types.void(types.CPointer(INTEGER))
-# The address of the task, two phases and their tasks, the addresses; how many sums there are for each parameter, and
-# the addresses where they go.
-GRADIENTS = types.void(*[INTEGER] * (5 + _compile.ADDRESSES + 3))
+# The address of the task, how many tasks and slices there are, the addresses, and where dweight and dbias go.
+GRADIENTS = types.void(*[INTEGER] * (3 + _compile.ADDRESSES + 2))
 
 # Where the block that a team is told of its work holds what. From ADDRESS on, the addresses.
 FN, PHASE, TASKS, EPS, SIZE, RANK, ADDRESS = range(7)
@@ -85,52 +84,28 @@ def serial(
         call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
 
 
-def _put_rounded(typing: Any, source: Any, target: Any, index: Any) -> Any:  # noqa: ARG001
-    """Put a float64 of the array at one address into that of float32 at another."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        source, target, index = arguments
-        double, single = ir.DoubleType(), ir.FloatType()
-        value = builder.load(builder.gep(builder.inttoptr(source, double.as_pointer()), [index]))
-        place = builder.gep(builder.inttoptr(target, single.as_pointer()), [index])
-        builder.store(builder.fptrunc(value, single), place)
-        return context.get_dummy_value()
-
-    return types.void(INTEGER, INTEGER, INTEGER), generate
-
-
-put_rounded: Any = intrinsic(_put_rounded)
-
-
 def gradients(
     fn: int,
-    phase: int,
     tasks: int,
-    then: int,
     slices: int,
     geometry: int,
-    a0: int,
-    a1: int,
-    a2: int,
-    a3: int,
-    a4: int,
+    x: int,
+    dy: int,
+    dx: int,
+    weight: int,
+    saved: int,
     sums: int,
-    a6: int,
-    count: int,
-    first: int,
-    second: int,
+    work: int,
+    dweight: int,
+    dbias: int,
 ) -> None:
-    """Run the tasks of one phase and those of another, then put the sums, as float32, where they go."""
+    """Run the tasks of a backward pass, those that add up what these have of dweight and dbias, and what puts them."""
     for index in range(tasks):
-        call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, sums, a6, 0.0)
+        call_task(fn, _geometry.WHOLE, index, geometry, x, dy, dx, weight, saved, sums, work, 0.0)
     for index in range(slices):
-        call_task(fn, then, index, geometry, a0, a1, a2, a3, a4, sums, a6, 0.0)
-    if first:
-        for index in range(count):
-            put_rounded(sums, first, index)
-    if second:
-        for index in range(count):
-            put_rounded(sums + 8 * count, second, index)
+        call_task(fn, _geometry.REDUCE, index, geometry, x, dy, dx, weight, saved, sums, work, 0.0)
+    if sums:
+        call_task(fn, _geometry.PUT, 0, geometry, dweight, dbias, dx, weight, saved, sums, work, 0.0)
 
 
 def _call_count(typing: Any, address: Any) -> Any:  # noqa: ARG001

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +13,7 @@ from anynorm_numba import _compile, _threads
 from anynorm_numba import _geometry as at
 from anynorm_numba._address import address
 from anynorm_numba._jobs import Job
+from anynorm_numba._parameters import add_up
 
 
 def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: float, *, given: bool = False) -> None:
@@ -49,57 +52,48 @@ def _forward_in_steps(job: Job, kernel: int, work: Any, rest: tuple[Any, ...]) -
         run(kernel, at.WRITE, pieces, job.elements, geometry, *rest)
 
 
-def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, *, parameters: bool) -> Any:
-    """Write dx; return what the gradients of weight and bias are summed from, float64 (2, *job.partial), if wanted."""
+def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweight: int, dbias: int) -> None:
+    """Write dx, and the gradients of weight and bias, numbers of C without gaps, unless their address is 0."""
     kernel = job.kernel[0] if job.kernel else _kernel(job)
-    partial, begins = None, 0
-    if parameters:
-        partial = np.empty((2, *job.partial))
-        begins = address(partial)
-    if job.split:
-        _backward_in_steps(job, kernel, partial, (x, dy, dx, weight, saved, begins))
-        return partial
-    work = np.empty(job.work // 8)
-    rest = (job.address, x, dy, dx, weight, saved, begins, address(work), 0.0)
-    slices = job.slices if parameters else 0
-    if job.threads == 1:
-        _threads.serial(kernel, at.WHOLE, 0, job.tasks, *rest)
-        if slices:
-            _threads.serial(kernel, at.REDUCE, 0, slices, *rest)
-        return partial
-    _threads.run(kernel, at.WHOLE, job.tasks, job.elements, *rest)
-    if slices:
-        _threads.run(kernel, at.REDUCE, slices, partial.size * job.tasks, *rest)  # type: ignore[union-attr]
-    return partial
-
-
-def backward_into(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweight: int, dbias: int) -> None:
-    """Write dx, and the gradients of weight and bias as float32 to addresses, or not where one is 0.
-
-    For a job in one thread whose partial sums lie as the parameters do.
-    """
-    kernel = job.kernel[0] if job.kernel else _kernel(job)
-    count = job.sums
-    room = np.empty(2 * count + job.work // 8)
+    count = job.sums if dweight or dbias else 0
+    room = (np.zeros if job.split else np.empty)(2 * count + job.work // 8)
     begins = address(room)
-    arrays = (job.address, x, dy, dx, weight, saved, begins, begins + 16 * count)
-    _threads.gradients(kernel, at.WHOLE, job.tasks, at.REDUCE, job.slices, *arrays, count, dweight, dbias)
+    sums, work = begins if count else 0, begins + 16 * count
+    tasks, slices = job.tasks, job.slices if count else 0
+    arrays: Any = (job.address, x, dy, dx, weight, saved, sums, work)
+    if job.split:
+        _backward_in_steps(job, kernel, room, count, arrays)
+        tasks = slices = 0
+    elif job.threads > 1:
+        _threads.run(kernel, at.WHOLE, tasks, job.elements, *arrays, 0.0)
+        if slices > 1:
+            _threads.run(kernel, at.REDUCE, slices, 2 * count * tasks, *arrays, 0.0)
+            slices = 0
+        tasks = 0
+    if tasks or count:
+        _threads.gradients(kernel, tasks, slices, *arrays, dweight, dbias)
+    if job.otherwise:
+        for way, target, its in zip(job.ways, (dweight, dbias), (room[:count], room[count : 2 * count]), strict=True):
+            if target and way is not None and way.lengths is None:
+                add_up(way, its, _array_at(target, job.kind, math.prod(way.laid)))
 
 
-def _backward_in_steps(job: Job, kernel: int, partial: Any, rest: tuple[int, ...]) -> None:
-    geometry, run = job.address, _threads.run
-    work = np.zeros(job.work // 8)
-    arguments: Any = (*rest, address(work), 0.0)
-    vector = bool(job.slices)
-    pieces = job.units * job.items
-    run(kernel, at.START, 0 if job.rows else job.units, 0, geometry, *arguments)
-    run(kernel, at.SUM, pieces, job.elements, geometry, *arguments)
-    run(kernel, at.SETTLE, job.units, 0, geometry, *arguments)
-    run(kernel, at.WRITE, job.items if vector else pieces, job.elements, geometry, *arguments)
-    if vector and partial is not None:
+def _backward_in_steps(job: Job, kernel: int, room: Any, count: int, arrays: tuple[int, ...]) -> None:
+    run, pieces, vector = _threads.run, job.units * job.items, job.slices > 0
+    run(kernel, at.START, 0 if job.rows else job.units, 0, *arrays, 0.0)
+    run(kernel, at.SUM, pieces, job.elements, *arrays, 0.0)
+    run(kernel, at.SETTLE, job.units, 0, *arrays, 0.0)
+    run(kernel, at.WRITE, job.items if vector else pieces, job.elements, *arrays, 0.0)
+    if vector and count:
         planes = 2 if job.kind == "float64" else 1
-        sums = work[-planes * partial.size :].reshape(2, planes, -1)
-        partial.reshape(2, -1)[::-1] = sums.sum(axis=1)  # the kernel sums what is for bias first
+        sums = room[-2 * planes * count :].reshape(2, planes, count)
+        room[: 2 * count].reshape(2, count)[::-1] = sums.sum(axis=1)  # the kernel sums what is for bias first
+
+
+def _array_at(begins: int, kind: str, length: int) -> Any:
+    """Return the numbers of C at an address as an array."""
+    number: Any = ctypes.c_double if kind == "float64" else ctypes.c_float
+    return np.ctypeslib.as_array((number * length).from_address(begins))
 
 
 def _pending(job: Job, work: Any) -> bool:

@@ -8,14 +8,18 @@ LENGTH, X, DY, Y, WEIGHT, BIAS = range(0, 30, 5)
 
 # and one number lies at each of these.
 CENTRES, GIVEN, VECTOR, BY_ROW = range(30, 34)
-TASKS, LINES, RUN, CHUNKS, WIDTH, BLOCKS, NARROW, ROOM, AREA = range(34, 43)
-FIELDS = 43
+TASKS, LINES, RUN, CHUNKS, WIDTH, BLOCKS, NARROW, ROOM, AREA, SUMS = range(34, 44)
+
+# Three lengths each: over the first and the last a gradient of weight or bias is summed, of SUMS numbers in all.
+OF_WEIGHT, OF_BIAS = 44, 47
+FIELDS = 50
 
 # A sum is taken chunk by chunk, each of this many elements of a line, so that its order follows from the length alone.
 CHUNK = 4096
 
 # What a task does: all of it for its share of the sets, or one step of it for one piece of a few long sets.
-WHOLE, START, SUM, SETTLE, WRITE, REDUCE = range(6)
+# REDUCE adds up what tasks have of the gradients of weight and bias; PUT, one task, puts the gradients where they go.
+WHOLE, START, SUM, SETTLE, WRITE, REDUCE, PUT = range(7)
 
 # Gradients of a weight that varies along runs are summed in this many parts of the sets, which are then added up; of
 # fewer sets than FEW, piece by piece of the run instead, all sets in turn.

@@ -11,6 +11,7 @@ import numpy as np
 from anynorm._plan import Plan
 from anynorm._view import Ints, Layout, View, view
 from anynorm_numba import _geometry as at
+from anynorm_numba._parameters import Way, way_of
 
 # Bytes of an element, and of a number of C, in which weights and statistics are.
 SIZES = {"float16": (2, 4), "bfloat16": (2, 4), "float32": (4, 4), "float64": (8, 8)}
@@ -47,13 +48,13 @@ class Job(NamedTuple):
     tasks: int
     work: int  # bytes
     kernel: list[int]  # its address, once it is compiled
-    summing: dict[Ints, Any]  # how gradients of a parameter of a shape are summed, once they were
     absent: Any  # numbers of C that stand for a weight and a bias that are not there, of the length that is read
     absent_weight: int  # their addresses
     absent_bias: int
-    partial: Ints  # lengths of what the gradients of weight and bias are summed from: along A, R, B, S, P
-    sums: int  # how many of them there are for each of the two
-    slices: int  # tasks that sum them, each over all tasks before; 0 where a kernel leaves them as they are
+    sums: int  # from how many numbers a kernel leaves the gradients of weight and of bias are summed
+    slices: int  # tasks that first add up those of all tasks before; 0 where a kernel leaves them as they are
+    ways: tuple[Way | None, Way | None]  # how weight and bias are summed from them; None where one is not there
+    otherwise: bool  # whether no kernel can sum one of them
 
 
 # Jobs met before, each with its plan. A plan is known by its address, because its hash takes longer than all the rest
@@ -164,14 +165,14 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     tasks = min(sets, SHARES * threads)
     header = 2 if backward else 8
     work = 8 * sets * (header + 4 * items)
-    partial, slices = (a, 1, b, lines, 1), 0
+    left, slices = (a, 1, b, lines, 1), 0
     if backward and vector:
         # From the lengths alone: each place's sum has the same order in any number of threads.
         split = a < at.FEW and chunks > 1
         tasks = min(at.PARTS, max(1, a // 16))
         sums = 8 * 2 * (2 if kind == "float64" else 1) * b * s
         work = work + sums if split else tasks * sums
-        partial, slices = (1, 1, b, s, 1), -(-b * s // at.SLICE)
+        left, slices = (1, 1, b, s, 1), -(-b * s // at.SLICE)
     elif not split:
         work = 0
     geometry[at.VECTOR], geometry[at.TASKS] = vector, tasks
@@ -179,29 +180,30 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     if vector:  # where one of the two is absent, a constant stands for it
         for begin, steps in ((at.WEIGHT, its.weight), (at.BIAS, its.bias)):
             geometry[begin + at.S] = SIZES[kind][1] if steps is None else steps[at.S]
-    elements = sets * r * s * p
-    address = geometry.ctypes.data
+    ways = _ways(plan, its, left, geometry) if backward else (None, None)
     absent = _stand_ins(its, kind, s if vector else 1)
     return Job(
-        True,
-        kind,
-        its,
-        geometry,
-        address,
-        elements,
-        sets,
-        threads,
-        sets,
-        items,
-        split,
-        tasks,
-        work,
-        [],
-        {},
-        *absent,
-        partial,
-        math.prod(partial),
-        slices,
+        rows=True,
+        kind=kind,
+        view=its,
+        geometry=geometry,
+        address=geometry.ctypes.data,
+        elements=sets * r * s * p,
+        sets=sets,
+        threads=threads,
+        units=sets,
+        items=items,
+        split=split,
+        tasks=tasks,
+        work=work,
+        kernel=[],
+        absent=absent[0],
+        absent_weight=absent[1],
+        absent_bias=absent[2],
+        sums=math.prod(left),
+        slices=slices,
+        ways=ways,
+        otherwise=any(way is not None and way.lengths is None for way in ways),
     )
 
 
@@ -226,31 +228,43 @@ def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     geometry[at.WIDTH], geometry[at.BLOCKS], geometry[at.CHUNKS] = width, blocks, chunks
     geometry[at.ROOM], geometry[at.AREA] = room, area
     work = units * (room + chunks * area) if split else tasks * (room + area)
-    partial = (units, r, 1, 1, 1) if by_row else (a, 1, b, s, p)
-    elements = a * r * columns
-    address = geometry.ctypes.data
+    left = (units, r, 1, 1, 1) if by_row else (a, 1, b, s, p)
+    ways = _ways(plan, its, left, geometry) if len(its.steps) == 3 else (None, None)
     absent = _stand_ins(its, kind, 1)
     return Job(
-        False,
-        kind,
-        its,
-        geometry,
-        address,
-        elements,
-        a * b,
-        threads,
-        units,
-        chunks,
-        split,
-        tasks,
-        work,
-        [],
-        {},
-        *absent,
-        partial,
-        math.prod(partial),
-        0,
+        rows=False,
+        kind=kind,
+        view=its,
+        geometry=geometry,
+        address=geometry.ctypes.data,
+        elements=a * r * columns,
+        sets=a * b,
+        threads=threads,
+        units=units,
+        items=chunks,
+        split=split,
+        tasks=tasks,
+        work=work,
+        kernel=[],
+        absent=absent[0],
+        absent_weight=absent[1],
+        absent_bias=absent[2],
+        sums=math.prod(left),
+        slices=0,
+        ways=ways,
+        otherwise=any(way is not None and way.lengths is None for way in ways),
     )
+
+
+def _ways(plan: Plan, its: View, left: Ints, geometry: Any) -> tuple[Way | None, Way | None]:
+    """Return how the gradients of weight and bias are summed from numbers of these lengths, and tell the kernel."""
+    by_row = bool(geometry[at.BY_ROW])
+    ways = [None if lies is None else way_of(plan, its, lies, left, by_row=by_row) for lies in (plan.weight, plan.bias)]
+    geometry[at.SUMS] = math.prod(left)
+    for begin, way in zip((at.OF_WEIGHT, at.OF_BIAS), ways, strict=True):
+        if way is not None and way.lengths is not None:
+            geometry[begin : begin + 3] = way.lengths
+    return ways[0], ways[1]
 
 
 def _stand_ins(its: View, kind: str, length: int) -> tuple[Any, int, int]:

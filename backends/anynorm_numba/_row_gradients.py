@@ -12,6 +12,7 @@ from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import shares_along, shares_of_sets, slope, weighted_shares_of_line
+from anynorm_numba._parameter_sums import put_gradients
 from anynorm_numba._rows import end_of, folded, kept, pairs, put_pairs, start
 from anynorm_numba._scalars import computed_bytes, field, number, planes, put_real, real, rounded, stored_bytes
 from anynorm_numba._statistics import plus
@@ -189,7 +190,10 @@ def reduce(kind, geometry, index, work, partial):
 
 
 def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
-    """Write dx of sets that lie as runs; at `partial`, unless 0, what the gradients of weight and bias sum up."""
+    """Write dx of sets that lie as runs; at `partial`, unless 0, what the gradients of weight and bias sum up.
+
+    To PUT those, their addresses come instead of x and dy.
+    """
     inner, size = field(kind, geometry, at.B), computed_bytes(kind)
     sets = field(kind, geometry, at.A) * inner
     lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
@@ -206,6 +210,9 @@ def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partia
         return
     if phase == at.REDUCE:
         reduce(kind, geometry, index, work, partial)
+        return
+    if phase == at.PUT:
+        put_gradients(kind, geometry, partial, x, dy)
         return
     room_bytes = 8 * (HEADER + 4 * items)
     if phase == at.WRITE and vector:

@@ -83,7 +83,7 @@ def run(
 def start() -> None:
     """Compile or load what runs tasks."""
     serial(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
-    gradients(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    gradients(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     if threads() > 1:
         _process.team()
 
@@ -126,7 +126,7 @@ serial: Any = _load_serial
 
 
 def _load_gradients(*arguments: Any) -> None:
-    """Compile the driver that also leaves gradients in float32, put it in this function's own place, and run it."""
+    """Compile the driver of a backward pass, put it in this function's own place, and run it."""
     global gradients
     with _compile.alone():
         from anynorm_numba import _drivers

@@ -62,10 +62,7 @@ def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, library: Li
         dy, job = laid, _engine.job_of(plan, x, *layouts, (laid, dx))
     if isinstance(job, str):
         return None
-    compute = library.compute_dtype(x.dtype)
-    sums = _engine.backward(plan, job, x, dy, dx, its_weight, saved)
-    dweight, dbias = [None if its is None else its.astype(compute) for its in sums]
-    return dx, dweight, dbias
+    return dx, *_engine.backward(plan, job, x, dy, dx, its_weight, saved)
 
 
 def _in_slices(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, library: Library) -> tuple[Any, Any, Any]:

@@ -102,13 +102,16 @@ def forward(plan: Plan, job: Any, x: Any, y: Any, weight: Any, bias: Any, eps: f
 
 
 def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, saved: Any) -> tuple[Any, Any]:
-    """Write dx; return the gradients of weight and bias in float64, None where there is no such parameter."""
+    """Write dx; return the gradients of weight and bias, None where there is no such parameter."""
     its = engine()
-    wanted = plan.weight is not None or plan.bias is not None
     planes = saved.planes if isinstance(saved, its.learned.Learned) else _planes(plan, saved)
     begins = job.absent_weight if weight is None else address(weight)
-    partial = its.run.backward(job, address(x), address(dy), address(dx), begins, address(planes), parameters=wanted)
-    return its.learned.parameter_gradients(plan, job, partial) if wanted else (None, None)
+    compute = its.learned.COMPUTE[job.kind]
+    dweight = None if plan.weight is None else np.empty(cast(Ints, plan.weight), compute)
+    dbias = None if plan.bias is None else np.empty(cast(Ints, plan.bias), compute)
+    targets = [0 if target is None else address(target) for target in (dweight, dbias)]
+    its.run.backward(job, address(x), address(dy), address(dx), begins, address(planes), *targets)
+    return dweight, dbias
 
 
 def learned(saved: Any) -> bool:

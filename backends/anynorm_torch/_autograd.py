@@ -10,7 +10,7 @@ from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm_numba import engine
-from anynorm_torch._jobs import Run, begin, empty_like, gradient_job_of, parameter, run
+from anynorm_torch._jobs import KINDS, Run, begin, empty_like, gradient_job_of, parameter, run
 from anynorm_torch._memory import unreadable, unreadable_itself
 
 
@@ -31,12 +31,10 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any,
             saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
         return _formula.backward(plan, dy, x, weight, saved, library=library)
     if unreadable(dy) is None and isinstance(saved, engine().learned.Learned):
-        wanted = plan.weight is not None or plan.bias is not None
-        found = _gradients(plan, dy, x, weight, saved.planes, x.numel(), wanted)
-        if found is not None:
-            dx, sums = found
-            sums = (None, None) if sums is None else sums
-            return dx, *[None if total is None else torch.from_numpy(total) for total in sums]
+        targets = [None if lies is None else _room(lies, x) for lies in (plan.weight, plan.bias)]
+        dx = _gradient(plan, dy, x, weight, saved.planes, x.numel(), *targets)
+        if dx is not None:
+            return dx, *targets
     return _formula.backward(plan, dy, x, weight, saved, library=library)
 
 
@@ -63,49 +61,29 @@ class _Normalized(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_differentiable(ctx.kept, dy, x, weight, planes, needs), None
         plan, job, eps, _, bias, own = ctx.kept
-        found = None
         if unreadable_itself(dy) is None:
-            planes = planes if own is None else own
-            into = _alike(weight, bias) if needs[1] or needs[2] else None
-            found = _gradients(plan, dy, x, weight, planes, job.elements, needs[1] or needs[2], into)
-        if found is None:
-            saved = engine().learned.Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
-            total = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
-            return *_like(total, weight, bias, needs), None
-        dx, sums = found
-        dweight = dbias = None
-        if sums is None:
-            dweight, dbias = into if into is not None else (None, None)
-        elif needs[1] and needs[2] and bias == (weight.shape, weight.dtype):
-            dweight, dbias = _cast(sums, *bias)
-        elif needs[1]:
-            (dweight,) = _cast(sums[:1], weight.shape, weight.dtype)
-        if sums is not None and needs[2] and dbias is None:
-            (dbias,) = _cast(sums[1:], *bias)
-        return dx if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, None
+            dweight = _room(weight.shape, x) if needs[1] else None
+            dbias = _room(bias[0], x) if needs[2] else None
+            dx = _gradient(plan, dy, x, weight, planes if own is None else own, job.elements, dweight, dbias)
+            if dx is not None:
+                if dweight is not None and dweight.dtype is not weight.dtype:
+                    dweight = dweight.to(weight.dtype)
+                if dbias is not None and dbias.dtype is not bias[1]:
+                    dbias = dbias.to(bias[1])
+                return dx if needs[0] else None, dweight, dbias, None
+        saved = engine().learned.Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
+        found = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
+        return *_like(found, weight, bias, needs), None
 
 
 _apply: Any = super(torch.autograd.Function, _Normalized).apply
 
 
-def _alike(weight: Any, bias: Any) -> Any:
-    """Return new tensors for the gradients of weight and bias where both are float32 and lie alike, else None."""
-    if weight is None or weight.dtype is not torch.float32 or not weight.is_contiguous():
-        return None
-    if bias is None:
-        return torch.empty_like(weight), None
-    if bias != (weight.shape, torch.float32):
-        return None
-    return torch.empty_like(weight), torch.empty_like(weight)
-
-
-def _cast(sums: Any, shape: Any, dtype: Any) -> list[Any]:
-    """Return gradients of parameters, which the engine leaves in float64, in the parameters' shape and dtype."""
-    if dtype is torch.float32 or dtype is torch.float64:
-        # NumPy casts faster than torch. To shorter ones torch goes by way of float32, which is to stay.
-        name = "float32" if dtype is torch.float32 else "float64"
-        return [torch.from_numpy(total.reshape(shape)) for total in engine().learned.rounded(sums, name)]
-    return [torch.from_numpy(total).to(dtype).reshape(shape) for total in sums]
+def _room(shape: Any, x: Any) -> Any:
+    """Return a new tensor in what x is computed in, for the gradient of a parameter."""
+    compute = KINDS[x.dtype][1]
+    # Its lengths one by one: a shape takes 2 µs to pass.
+    return x.new_empty(*shape) if compute is x.dtype else x.new_empty(*shape, dtype=compute)
 
 
 def _like(gradients: Any, weight: Any, bias: Any, needs: Any) -> list[Any]:
@@ -137,16 +115,13 @@ def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs:
     return [next(gradients) if need else None for need in needs[:3]]
 
 
-def _gradients(
-    plan: Plan, dy: Any, x: Any, weight: Any, planes: Any, elements: int, parameters: bool, into: Any = None
-) -> Any:
-    """Return dx by the engine, and the gradients of weight and bias as float64 of NumPy; None where it cannot run.
+def _gradient(plan: Plan, dy: Any, x: Any, weight: Any, planes: Any, elements: int, dweight: Any, dbias: Any) -> Any:
+    """Return dx by the engine, and write the gradients of weight and bias where tensors for them are given.
 
-    Where tensors for them are given and the engine can write them itself, None stands for them.
+    None where the engine cannot run.
     """
     if dy.dtype != x.dtype:
         return None
-    its = engine()
     dx, weight = empty_like(x, elements), parameter(weight, x)
     job = gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str) and dy.stride() != dx.stride():
@@ -154,11 +129,14 @@ def _gradients(
         job = gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str):
         return None
-    begins = job.absent_weight if weight is None else weight.data_ptr()
-    addresses = job, x.data_ptr(), dy.data_ptr(), dx.data_ptr(), begins, begin(planes)
-    if into is not None and its.learned.written(plan, job):
-        dweight, dbias = into
-        its.run.backward_into(*addresses, dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr())
-        return dx, None
-    partial = its.run.backward(*addresses, parameters=parameters)
-    return dx, its.learned.parameter_gradients(plan, job, partial) if parameters else None
+    engine().run.backward(
+        job,
+        x.data_ptr(),
+        dy.data_ptr(),
+        dx.data_ptr(),
+        job.absent_weight if weight is None else weight.data_ptr(),
+        begin(planes),
+        0 if dweight is None else dweight.data_ptr(),
+        0 if dbias is None else dbias.data_ptr(),
+    )
+    return dx

@@ -119,7 +119,7 @@ def ran(elements: int = MANY, idle: int = 0) -> int:
     fn = _compile.task(record, "float32")
     out, ids, given = np.zeros(TASKS, dtype=np.int64), np.zeros(TASKS, dtype=np.uint64), np.zeros(6)
     a0, a1, a2 = (array.ctypes.data for array in (out, ids, given))
-    _threads.run(fn, 3, TASKS, elements, 7, a0, a1, a2, TASKS, 11, 13, idle, 0.5)
+    _threads.run(fn, 3, TASKS, _threads.threads_for(elements), 7, a0, a1, a2, TASKS, 11, 13, idle, 0.5)
     if out.tolist() != list(range(TASKS)) or given.tolist() != [3, 7, 11, 13, 0.5, 0]:
         msg = f"the tasks wrote {out.tolist()} and were given {given.tolist()}"
         raise AssertionError(msg)
@@ -355,7 +355,7 @@ def interrupted() -> Any:
         a0, a1, a2 = (array.ctypes.data for array in (out, ids, given))
         signal.setitimer(signal.ITIMER_REAL, 0.02)
         try:
-            _threads.run(fn, 3, TASKS, MANY, 7, a0, a1, a2, TASKS, 11, 13, 5_000_000, 0.5)
+            _threads.run(fn, 3, TASKS, _threads.threads_for(MANY), 7, a0, a1, a2, TASKS, 11, 13, 5_000_000, 0.5)
         except InterruptedError:
             raised += 1
         found = out.copy()

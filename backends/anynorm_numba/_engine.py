@@ -33,7 +33,7 @@ def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: f
         _threads.serial(kernel, at.WHOLE, 0, job.tasks, job.address, x, y, weight, bias, saved, begins, given, eps)
     else:
         _threads.run(
-            kernel, at.WHOLE, job.tasks, job.elements, job.address, x, y, weight, bias, saved, begins, given, eps
+            kernel, at.WHOLE, job.tasks, job.threads, job.address, x, y, weight, bias, saved, begins, given, eps
         )
 
 
@@ -41,15 +41,15 @@ def _forward_in_steps(job: Job, kernel: int, work: Any, rest: tuple[Any, ...]) -
     geometry, run = job.address, _threads.run
     pieces = job.units * job.items
     _, y, *_, given, _ = rest
-    run(kernel, at.START, job.units, 0, geometry, *rest)
+    run(kernel, at.START, job.units, 1, geometry, *rest)
     if not given:
         while True:
-            run(kernel, at.SUM, pieces, job.elements, geometry, *rest)
-            run(kernel, at.SETTLE, job.units, 0, geometry, *rest)
+            run(kernel, at.SUM, pieces, job.threads, geometry, *rest)
+            run(kernel, at.SETTLE, job.units, 1, geometry, *rest)
             if not _pending(job, work):
                 break
     if y:
-        run(kernel, at.WRITE, pieces, job.elements, geometry, *rest)
+        run(kernel, at.WRITE, pieces, job.threads, geometry, *rest)
 
 
 def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweight: int, dbias: int) -> None:
@@ -60,14 +60,15 @@ def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweigh
     begins = address(room)
     sums, work = begins if count else 0, begins + 16 * count
     tasks, slices = job.tasks, job.slices if count else 0
-    arrays: Any = (job.address, x, dy, dx, weight, saved, sums, work)
+    arrays = (job.address, x, dy, dx, weight, saved, sums, work)
+    rest: Any = (*arrays, 0.0)
     if job.split:
-        _backward_in_steps(job, kernel, room, count, arrays)
+        _backward_in_steps(job, kernel, room, count, rest)
         tasks = slices = 0
     elif job.threads > 1:
-        _threads.run(kernel, at.WHOLE, tasks, job.elements, *arrays, 0.0)
+        _threads.run(kernel, at.WHOLE, tasks, job.threads, *rest)
         if slices > 1:
-            _threads.run(kernel, at.REDUCE, slices, 2 * count * tasks, *arrays, 0.0)
+            _threads.run(kernel, at.REDUCE, slices, _threads.threads_for(2 * count * tasks), *rest)
             slices = 0
         tasks = 0
     if tasks or count:
@@ -78,12 +79,12 @@ def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweigh
                 add_up(way, its, _array_at(target, job.kind, math.prod(way.laid)))
 
 
-def _backward_in_steps(job: Job, kernel: int, room: Any, count: int, arrays: tuple[int, ...]) -> None:
+def _backward_in_steps(job: Job, kernel: int, room: Any, count: int, rest: Any) -> None:
     run, pieces, vector = _threads.run, job.units * job.items, job.slices > 0
-    run(kernel, at.START, 0 if job.rows else job.units, 0, *arrays, 0.0)
-    run(kernel, at.SUM, pieces, job.elements, *arrays, 0.0)
-    run(kernel, at.SETTLE, job.units, 0, *arrays, 0.0)
-    run(kernel, at.WRITE, job.items if vector else pieces, job.elements, *arrays, 0.0)
+    run(kernel, at.START, 0 if job.rows else job.units, 1, *rest)
+    run(kernel, at.SUM, pieces, job.threads, *rest)
+    run(kernel, at.SETTLE, job.units, 1, *rest)
+    run(kernel, at.WRITE, job.items if vector else pieces, job.threads, *rest)
     if vector and count:
         planes = 2 if job.kind == "float64" else 1
         sums = room[-2 * planes * count :].reshape(2, planes, count)

@@ -25,11 +25,11 @@ from typing import Any
 
 from anynorm_numba import _compile, _openmp
 
-# Below these a call runs in the caller's thread. Rows of 256 float32, statistics and y, on 2 cores of an EPYC 9004,
-# serial over parallel, called back to back. numba's omp: 8192 elements 0.92, 16384 1.24, 32768 1.55, 65536 1.71; tbb:
-# 16384 0.92, 32768 1.25. The pool: 131072 0.7 to 0.97, 262144 0.8 to 1.2, 524288 0.9 to 1.45; the lower ones where the
-# system left both threads on one core. A thread that sleeps takes some 50 µs to wake, the time of 80000 elements.
-PARALLEL_ELEMENTS = 1 << 15
+# Below these a call runs in the caller's thread. Rows of 256 float32 on 2 cores of an EPYC 9004, whole calls one after
+# the other, serial over parallel. OpenMP: 8192 elements 0.71, 16384 0.80, 32768 0.94, 65536 1.11, 131072 1.28. The
+# pool: 131072 0.7 to 0.97, 262144 0.8 to 1.2, 524288 0.9 to 1.45; the lower ones where the system left both threads on
+# one core. A thread that sleeps takes some 50 µs to wake, the time of 200000 elements.
+PARALLEL_ELEMENTS = 3 << 14
 POOL_ELEMENTS = 1 << 19
 
 FORKED = 0x40  # PF_FORKNOEXEC among Linux's flags of a process: it was forked and still runs its parent's program
@@ -39,7 +39,7 @@ def run(
     fn: int,
     phase: int,
     tasks: int,
-    elements: int,
+    wanted: int,
     geometry: int,
     a0: int,
     a1: int,
@@ -50,7 +50,7 @@ def run(
     a6: int,
     eps: float,
 ) -> None:
-    """Run tasks 0 to tasks - 1 of one phase, in several threads where that pays, and return when all are done.
+    """Run tasks 0 to tasks - 1 of one phase in no more threads than wanted, and return when all are done.
 
     Parameters
     ----------
@@ -60,24 +60,22 @@ def run(
         Given to each task.
     tasks : int
         How many there are. None may need what another one writes.
-    elements : int
-        How many elements all tasks together read.
+    wanted : int
+        What `threads_for` returned, for the elements that all tasks together read.
     geometry, a0, a1, a2, a3, a4, a5, a6 : int
         Addresses, given to each task. What they point to must stay alive until the call returns.
     eps : float
         Given to each task.
 
     """
-    if tasks < 2 or elements < PARALLEL_ELEMENTS or (wanted := min(threads(), tasks)) < 2:
+    wanted = min(wanted, tasks)
+    if wanted < 2:
         serial(fn, phase, 0, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
-        return
-    arguments = (geometry, a0, a1, a2, a3, a4, a5, a6, eps)
-    if (team := _process.team()) is not None:
-        team(wanted, fn, phase, tasks, *arguments)
-    elif elements < POOL_ELEMENTS:
-        serial(fn, phase, 0, tasks, *arguments)
+    elif (team := _process.team()) is not None:
+        team(wanted, fn, phase, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
     else:
-        _Shared(wanted, fn, phase, tasks, *arguments).run(_process.pool())
+        arguments = (fn, phase, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+        _Shared(wanted, *arguments).run(_process.pool())
 
 
 def start() -> None:
@@ -86,6 +84,14 @@ def start() -> None:
     gradients(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     if threads() > 1:
         _process.team()
+
+
+def threads_for(elements: int) -> int:
+    """Return in how many threads a call made now by this thread, with so many elements, runs best."""
+    if elements < PARALLEL_ELEMENTS:
+        return 1
+    wanted = threads()
+    return 1 if wanted > 1 and elements < POOL_ELEMENTS and _process.team() is None else wanted
 
 
 def threads() -> int:
@@ -108,7 +114,8 @@ def _numba_threads() -> int | None:
 
     It would also take a lock that forked processes share: one killed while it holds the lock stops all others for good.
     """
-    counted = getattr(sys.modules.get("numba.np.ufunc.parallel"), "_get_num_threads", None)
+    module = sys.modules.get("numba.np.ufunc.parallel")
+    counted = module.__dict__.get("_get_num_threads") if module else None
     return int(counted()) if counted else None
 
 

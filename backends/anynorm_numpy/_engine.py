@@ -41,7 +41,7 @@ def job_of(plan: Plan, x: Any, weight: Layout | None, bias: Layout | None, other
         return "an array is not aligned, or of another byte order"
     its = engine()
     strides = (x.strides, *[other.strides for other in others])
-    threads = its.threads.threads() if x.size >= its.threads.PARALLEL_ELEMENTS else 1
+    threads = its.threads.threads_for(x.size)
     return its.jobs.job_for(plan, kind, x.shape, strides, weight, bias, threads)
 
 
@@ -49,8 +49,7 @@ def known_job(known: Known, x: Any, y: Any, weight: Any, bias: Any) -> tuple[Any
     """Return the job for a call of a known kind, or None; and whether weight and bias are read as they lie."""
     if anynorm_numba.missing() is not None:
         return None, True, True
-    its = engine().threads
-    threads = 1 if known.size < its.PARALLEL_ELEMENTS else its.threads()
+    threads = engine().threads.threads_for(known.size)
     found: tuple[Any, bool, bool] | None = known.decided.get(threads)
     if found is None:
         laid = parameter(weight, x), parameter(bias, x)

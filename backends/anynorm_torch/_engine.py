@@ -12,7 +12,7 @@ from anynorm._dispatch import Known, library_of
 from anynorm._plan import Plan
 from anynorm_numba import engine
 from anynorm_torch._autograd import recorded
-from anynorm_torch._jobs import empty_like, job_of, parameter, planes_for, run, threads_for
+from anynorm_torch._jobs import empty_like, job_of, parameter, planes_for, run
 from anynorm_torch._memory import on_host, unreadable_itself, watched, watches
 
 
@@ -122,7 +122,7 @@ def _known_job(known: Known, x: Any, weight: Any, bias: Any) -> tuple[Any, bool,
     missing = anynorm_numba.missing()
     if missing is not None:
         return missing, True, True
-    threads = threads_for(known.size)
+    threads = engine().threads.threads_for(known.size)
     found: tuple[Any, bool, bool] | None = known.decided.get(threads)
     if found is None:
         laid = parameter(weight, x), parameter(bias, x)

@@ -69,7 +69,7 @@ def planes_for(job: Any, x: Any, *, within: bool = False) -> Any:
 
 def job_of(plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
     """Return the job for x and its y, or half a sentence that says why there is none."""
-    threads = threads_for(x.numel())
+    threads = engine().threads.threads_for(x.numel())
     # A plan is one object for each set of shapes, so these need not be told apart.
     beside = [None if its is None else its.stride() for its in (weight, bias, out)]
     key = (id(plan), x.dtype, x.stride(), *beside, threads)
@@ -82,7 +82,7 @@ def job_of(plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
 
 def gradient_job_of(plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
     """Return the job for x, dy and dx, or half a sentence that says why there is none."""
-    threads = threads_for(x.numel())
+    threads = engine().threads.threads_for(x.numel())
     key = (id(plan), x.dtype, x.stride(), None if weight is None else weight.stride(), dy.stride(), True, threads)
     met = _met.get(key)
     if met is None:
@@ -105,12 +105,6 @@ def _meet(
 
 def _layout(its: Any) -> Layout | None:
     return None if its is None else (tuple(its.shape), _steps(its))
-
-
-def threads_for(elements: int) -> int:
-    """Return in how many threads so many elements are worth running."""
-    its = engine().threads
-    return its.threads() if elements >= its.PARALLEL_ELEMENTS else 1
 
 
 def _steps(array: Any) -> tuple[int, ...]:

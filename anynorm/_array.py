@@ -94,7 +94,7 @@ class Library:
         self.moments = _offered(package, "moments")
         self.declines = _offered(package, "declines")
         self.path = _offered(package, "path")
-        # Both or neither: see `anynorm._dispatch.Known`.
+        # Both or neither: see `anynorm._prepare.Known`.
         self.kind = _offered(package, "kind")
         self.again = _offered(package, "again")
         self.known: dict[Any, Any] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from anynorm._array import described
-from anynorm._dispatch import Call
+from anynorm._prepare import Call
 from anynorm.batch_norm import batch_norm, batch_norm_call
 from anynorm.group_norm import group_norm, group_norm_call, instance_norm, instance_norm_call
 from anynorm.layer_norm import layer_norm, layer_norm_call, rms_norm, rms_norm_call

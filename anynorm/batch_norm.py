@@ -6,8 +6,9 @@ from numbers import Real
 from typing import Any, Literal, SupportsIndex, overload
 
 from anynorm._array import A, Array, Library, Number, real_number
-from anynorm._dispatch import Call, check_companion, prepare, run
+from anynorm._dispatch import run
 from anynorm._plan import by_channel, index_argument, show
+from anynorm._prepare import Call, check_companion, prepare
 from anynorm.moments import Moments, check_moments, is_array, run_with_moments
 
 

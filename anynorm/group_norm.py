@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, SupportsIndex, overload
 
 from anynorm._array import A, Array, Number
-from anynorm._dispatch import Call, prepare, run
+from anynorm._dispatch import run
 from anynorm._plan import Axes, AxesLike, axes_argument, by_channel, index_argument
+from anynorm._prepare import Call, prepare
 from anynorm.moments import Moments, run_with_moments
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from anynorm._array import A, Array, Number
-from anynorm._dispatch import Call, prepare, run
+from anynorm._dispatch import run
 from anynorm._plan import AxesLike, axes_argument, over_axes
+from anynorm._prepare import Call, prepare
 
 
 def layer_norm(

@@ -10,9 +10,10 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from anynorm._array import Array, Library, Number, check_array, described, real_number
-from anynorm._dispatch import Call, check_beside, check_companion, library_of, measure, prepare, run
+from anynorm._dispatch import library_of, measure, run
 from anynorm._formula import Saved
 from anynorm._plan import AxesLike, axes_argument, over_axes, show
+from anynorm._prepare import Call, check_beside, check_companion, prepare
 
 
 class Moments(NamedTuple):

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from anynorm._array import Array
 from anynorm._calls import NORMS, call_of
-from anynorm._dispatch import Call, check_companion, run_for_gradient
+from anynorm._dispatch import run_for_gradient
 from anynorm._plan import show
+from anynorm._prepare import Call, check_companion
 from anynorm.moments import moments_of
 
 P = ParamSpec("P")

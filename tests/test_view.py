@@ -20,7 +20,7 @@ from test_properties import _by_channel, _over_axes
 
 import anynorm as an
 from anynorm._calls import NORMS, call_of
-from anynorm._dispatch import Call
+from anynorm._prepare import Call
 from anynorm._view import Five, Ints, View, view
 
 # Elements of memory before, between and after those of an axis.

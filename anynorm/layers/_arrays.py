@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from anynorm._array import Library, check_array, described
 from anynorm._convert import FLOATING, LIKE_NUMPY, default_integer, device_of, dtype_name, dtype_of
-from anynorm._dispatch import check_companion, library_of
+from anynorm._dispatch import library_of
 from anynorm._plan import show
+from anynorm._prepare import check_companion
 
 
 class Home(NamedTuple):

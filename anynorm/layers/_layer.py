@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 from anynorm._array import A, Array, Library, described, real_number
-from anynorm._dispatch import check_beside, library_of
+from anynorm._dispatch import library_of
 from anynorm._plan import Axes, index_argument, show
+from anynorm._prepare import check_beside
 from anynorm.layers._arrays import Home, check_parameter, make_parameters
 from anynorm.layers._state import Stateful
 from anynorm.vjp import vjp

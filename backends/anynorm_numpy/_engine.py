@@ -8,8 +8,9 @@ import numpy as np
 
 import anynorm_numba
 from anynorm import _formula
-from anynorm._dispatch import Known, library_of
+from anynorm._dispatch import library_of
 from anynorm._plan import Plan
+from anynorm._prepare import Known
 from anynorm._view import Ints, Layout
 from anynorm_numba import engine
 from anynorm_numba._address import address

@@ -16,9 +16,9 @@ import numpy as np
 
 from anynorm import _memory
 from anynorm._array import FLOAT32, FLOAT64, Format
-from anynorm._dispatch import Known
 from anynorm._formula import LARGE, RESCUES, Saved, rsqrt_eps
 from anynorm._plan import Plan
+from anynorm._prepare import Known
 from anynorm_numpy import _engine
 from anynorm_numpy._affine import Affine
 from anynorm_numpy._block import Block, buffers, partition

@@ -8,8 +8,9 @@ import torch
 
 import anynorm_numba
 from anynorm import _formula
-from anynorm._dispatch import Known, library_of
+from anynorm._dispatch import library_of
 from anynorm._plan import Plan
+from anynorm._prepare import Known
 from anynorm_numba import engine
 from anynorm_torch._autograd import recorded
 from anynorm_torch._jobs import empty_like, job_of, parameter, planes_for, run

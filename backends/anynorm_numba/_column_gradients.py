@@ -129,6 +129,7 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
     mean, correction = room + MEAN * plane, room + CORRECTION * plane
     rstd, scale = room + RSTD * plane, room + SCALE * plane
     weights, of_mean, of_unit = room + WEIGHT * plane, room + OF_MEAN * plane, room + OF_UNIT * plane
+    past = field(kind, geometry, at.PAST)
     if field(kind, geometry, at.BY_ROW):
         sums = scratch(kind)
         blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
@@ -142,7 +143,7 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
                 address = partial + 8 * (block * rows + row)
                 put_real(kind, address, of_weights[0] + of_weights[1])
                 put_real(kind, address + 8 * blocks * rows, of_biases[0] + of_biases[1])
-            slope(kind, width, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
+            slope(kind, width, past, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
             row += 1
         return
     together = LANES if field(kind, geometry, at.NARROW) else 1
@@ -151,6 +152,7 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
         slope_rows(
             kind,
             width,
+            past,
             target,
             dx_step,
             source,
@@ -169,7 +171,21 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
     while row < last:
         count = min(together, last - row)
         source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
-        slope(kind, count * width, target, source, gradient, weights, scale, mean, correction, rstd, of_mean, of_unit)
+        slope(
+            kind,
+            count * width,
+            past,
+            target,
+            source,
+            gradient,
+            weights,
+            scale,
+            mean,
+            correction,
+            rstd,
+            of_mean,
+            of_unit,
+        )
         row += count
 
 

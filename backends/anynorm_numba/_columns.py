@@ -232,13 +232,13 @@ def write_rows(kind, geometry, source, target, weight, bias, chunk, room, plane,
     step, y_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
     of_weight, of_bias = field(kind, geometry, at.WEIGHT + at.R), field(kind, geometry, at.BIAS + at.R)
     row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
-    outcome = room + OUTCOME * plane
+    outcome, past = room + OUTCOME * plane, field(kind, geometry, at.PAST)
     mean, correction, rstd, scale = outcome, outcome + plane, outcome + 2 * plane, outcome + 3 * plane
     if field(kind, geometry, at.BY_ROW):
         while row < last:
             w, b = number(kind, weight + row * of_weight), number(kind, bias + row * of_bias)
             y, x = target + row * y_step, source + row * step
-            normalize(kind, width, y, x, scale, mean, correction, rstd, w, b)
+            normalize(kind, width, past, y, x, scale, mean, correction, rstd, w, b)
             row += 1
         return
     weights, biases = room + WEIGHT * plane, room + BIAS * plane
@@ -246,12 +246,12 @@ def write_rows(kind, geometry, source, target, weight, bias, chunk, room, plane,
     # Eight rows share what is laid out beside their columns.
     while together == 1 and row + GROUP <= last:
         y, x = target + row * y_step, source + row * step
-        normalize_rows(kind, width, y, y_step, x, step, scale, mean, correction, rstd, weights, biases)
+        normalize_rows(kind, width, past, y, y_step, x, step, scale, mean, correction, rstd, weights, biases)
         row += GROUP
     while row < last:
         rows = min(together, last - row)
         y, x = target + row * y_step, source + row * step
-        normalize(kind, rows * width, y, x, scale, mean, correction, rstd, weights, biases)
+        normalize(kind, rows * width, past, y, x, scale, mean, correction, rstd, weights, biases)
         row += rows
 
 

@@ -64,6 +64,19 @@ def _call_task(
 call_task: Any = intrinsic(_call_task)
 
 
+def _complete(typing: Any) -> Any:  # noqa: ARG001
+    """Let what was written, past the caches too, be in memory for all threads before anything that follows."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+complete: Any = intrinsic(_complete)
+
+
 def serial(
     fn: int,
     phase: int,
@@ -82,6 +95,7 @@ def serial(
     """Run the tasks from first up to last, one after the other."""
     for index in range(first, last):
         call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+    complete()
 
 
 def gradients(
@@ -106,6 +120,7 @@ def gradients(
         call_task(fn, _geometry.REDUCE, index, geometry, x, dy, dx, weight, saved, sums, work, 0.0)
     if sums:
         call_task(fn, _geometry.PUT, 0, geometry, dweight, dbias, dx, weight, saved, sums, work, 0.0)
+    complete()
 
 
 def _call_count(typing: Any, address: Any) -> Any:  # noqa: ARG001
@@ -147,6 +162,7 @@ def member(block: Any) -> None:
     fn, phase, eps, at = its[FN], its[PHASE], its.view(np.float64)[EPS], its[ADDRESS:]
     for index in range(first, last):
         call_task(fn, phase, index, at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], eps)
+    complete()
 
 
 def team(

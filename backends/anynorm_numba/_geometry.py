@@ -8,11 +8,11 @@ LENGTH, X, DY, Y, WEIGHT, BIAS = range(0, 30, 5)
 
 # and one number lies at each of these.
 CENTRES, GIVEN, VECTOR, BY_ROW = range(30, 34)
-TASKS, LINES, RUN, CHUNKS, WIDTH, BLOCKS, NARROW, ROOM, AREA, SUMS = range(34, 44)
+TASKS, LINES, RUN, CHUNKS, WIDTH, BLOCKS, NARROW, ROOM, AREA, SUMS, PAST = range(34, 45)
 
 # Three lengths each: over the first and the last a gradient of weight or bias is summed, of SUMS numbers in all.
-OF_WEIGHT, OF_BIAS = 44, 47
-FIELDS = 50
+OF_WEIGHT, OF_BIAS = 45, 48
+FIELDS = 51
 
 # A sum is taken chunk by chunk, each of this many elements of a line, so that its order follows from the length alone.
 CHUNK = 4096

@@ -60,12 +60,15 @@ def write_slope(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, 
     mean, correction, rstd, scale, _ = found
     runs, run, size = field(kind, geometry, at.R), field(kind, geometry, at.RUN), stored_bytes(kind)
     i, last = chunk * CHUNK, end_of(kind, geometry, chunk)
+    past = field(kind, geometry, at.PAST)
     x += line * field(kind, geometry, at.X + at.S)
     dy += line * field(kind, geometry, at.DY + at.S)
     dx += line * field(kind, geometry, at.Y + at.S)
     if field(kind, geometry, at.VECTOR):
         along, at_i = weight + i * computed_bytes(kind), i * size
-        slope(kind, last - i, dx + at_i, x + at_i, dy + at_i, along, scale, mean, correction, rstd, of_mean, of_unit)
+        slope(
+            kind, last - i, past, dx + at_i, x + at_i, dy + at_i, along, scale, mean, correction, rstd, of_mean, of_unit
+        )
         return
     w = number(kind, weight + line * field(kind, geometry, at.WEIGHT + at.S))
     r, p = (0, i) if runs == 1 else (i // run, i % run)
@@ -74,7 +77,7 @@ def write_slope(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, 
         source = x + r * field(kind, geometry, at.X + at.R) + p * size
         gradient = dy + r * field(kind, geometry, at.DY + at.R) + p * size
         target = dx + r * field(kind, geometry, at.Y + at.R) + p * size
-        slope(kind, n, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
+        slope(kind, n, past, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
         i += n
         r += 1
         p = 0

@@ -88,7 +88,7 @@ def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
     runs, run = field(kind, geometry, at.R), field(kind, geometry, at.RUN)
     size, number_size = stored_bytes(kind), computed_bytes(kind)
     x_run, y_run = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
-    vector = field(kind, geometry, at.VECTOR)
+    vector, past = field(kind, geometry, at.VECTOR), field(kind, geometry, at.PAST)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     x += line * field(kind, geometry, at.X + at.S)
     y += line * field(kind, geometry, at.Y + at.S)
@@ -101,9 +101,9 @@ def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
         source, target = x + r * x_run + p * size, y + r * y_run + p * size
         if vector:
             along_weight, along_bias = weight + p * number_size, bias + p * number_size
-            normalize(kind, n, target, source, scale, mean, correction, rstd, along_weight, along_bias)
+            normalize(kind, n, past, target, source, scale, mean, correction, rstd, along_weight, along_bias)
         else:
-            normalize(kind, n, target, source, scale, mean, correction, rstd, w, b)
+            normalize(kind, n, past, target, source, scale, mean, correction, rstd, w, b)
         i += n
         r += 1
         p = 0

@@ -198,21 +198,26 @@ class Emitter:
         bits = self.builder.shl(wide, self.integer(16, width))
         return Vector(self.builder, self.builder.bitcast(bits, ir.VectorType(FLOAT, width)))
 
-    def write_stored(self, x: Vector, address: ir.Value, mask: ir.Value | None) -> None:
-        """Round numbers of C to elements of the array."""
+    def write_past_caches(self, value: ir.Value, address: ir.Value) -> None:
+        """Put whole elements into memory, at a multiple of their size, without reading into a cache what was there."""
+        builder, size = self.builder, BYTES[value.type.element] * value.type.count
+        store = builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=size)
+        store.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+
+    def as_stored(self, x: Vector) -> ir.Value:
+        """Return numbers of C rounded to elements of the array."""
         builder, width = self.builder, x.value.type.count
         if self.stored == HALF:
             x = x.to(HALF)
         if self.stored != I16:
-            self.write(x.value, address, mask)
-            return
+            return x.value
         bits = builder.bitcast(x.value, ir.VectorType(I32, width))
         last = builder.and_(builder.lshr(bits, self.integer(16, width)), self.integer(1, width))
         rounded = builder.add(bits, builder.add(last, self.integer(0x7FFF, width)))  # to nearest, ties to even
         quiet = builder.or_(bits, self.integer(0x400000, width))  # rounding could make a NaN an infinity
         chosen = builder.select(builder.fcmp_unordered("uno", x.value, x.value), quiet, rounded)
         high = builder.lshr(chosen, self.integer(16, width))
-        self.write(builder.trunc(high, ir.VectorType(I16, width)), address, mask)
+        return builder.trunc(high, ir.VectorType(I16, width))
 
     def over(self, start: ir.Value, stop: ir.Value, width: int, step: Step) -> None:
         """Emit step(j, mask) for j = start, start + width, ...; the mask is None but for the last step, if partial."""
@@ -309,23 +314,41 @@ def operands_of(emitter: Emitter, roles: str, values: Sequence[ir.Value], wide: 
 
 
 def each(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any:
-    """Make a loop f(kind, n, target, *operands): target[j] = expression(*operands at j), all in C.
+    """Make a loop f(kind, n, past, target, *operands): target[j] = expression(*operands at j), all in C.
 
     With several rows at once each address of elements, the target's too, is followed by the bytes from row to row.
+    Unless `past` is 0, elements are written past the caches where the target lies well for that. A driver sees to it
+    that they are in memory for all threads before it returns.
     """
 
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-        n, target, *rest = values
+        builder, size = emitter.builder, BYTES[emitter.stored]
+        n, past, target, *rest = values
         step = rest.pop(0) if rows > 1 else I64(0)
         operands = operands_of(emitter, roles, rest, wide=False, rows=rows)
+        # All rows lie alike: elements before the first multiple of the vector's size are taken alone.
+        even = builder.icmp_signed("==", builder.and_(step, I64(STEP * size - 1)), I64(0))
+        past = builder.and_(builder.icmp_signed("!=", past, I64(0)), even)
+        before = builder.sdiv(builder.and_(builder.neg(target), I64(STEP * size - 1)), I64(size))
+        head = builder.select(past, emitter.smaller(before, n), I64(0))
 
         def take(j: ir.Value, mask: ir.Value | None) -> None:
             shared = {its: its.load(j, mask, STEP, 0) for its in operands if its.role not in "xr"}
             for row in range(rows):
                 result = expression(*[shared.get(its) or its.load(j, mask, STEP, row) for its in operands])
-                begin = emitter.builder.add(target, emitter.builder.mul(step, I64(row)))
-                emitter.write_stored(result, emitter.at(begin, j, BYTES[emitter.stored]), mask)
+                found = emitter.as_stored(result)
+                address = emitter.at(builder.add(target, builder.mul(step, I64(row))), j, size)
+                if mask is not None:
+                    emitter.write(found, address, mask)
+                    continue
+                with builder.if_else(past) as (then, otherwise):
+                    with then:
+                        emitter.write_past_caches(found, address)
+                    with otherwise:
+                        emitter.write(found, address)
 
-        emitter.over(I64(0), n, STEP, take)
+        with builder.if_then(builder.icmp_signed(">", head, I64(0))):
+            take(I64(0), emitter.first_lanes(head, STEP))
+        emitter.over(head, n, STEP, take)
 
-    return loop(["n", "target", *(["target_step"] if rows > 1 else []), *names_of(roles, rows)], emit)
+    return loop(["n", "past", "target", *(["target_step"] if rows > 1 else []), *names_of(roles, rows)], emit)

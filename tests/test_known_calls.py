@@ -16,7 +16,7 @@ from engine_runs import in_threads, watched
 from libraries import ArrayLibrary, NumPyArray, each_library, without_engine
 
 import anynorm as an
-from anynorm import _dispatch
+from anynorm import _dispatch, _prepare
 
 pytest.importorskip("numba")
 
@@ -139,7 +139,7 @@ def test_what_is_known_follows_its_surroundings(library: ArrayLibrary) -> None:
 @each_library(["numpy", "torch"])
 def test_memory_is_bounded_and_keeps_no_array(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered holds no array, and starts anew when it has grown."""
-    monkeypatch.setattr(_dispatch, "MANY", 5)
+    monkeypatch.setattr(_prepare, "MANY", 5)
     alive = []
     for length in range(2, 30):
         x, weight = library.make(np.ones((3, length), np.float32)), library.make(np.ones(length, np.float32))

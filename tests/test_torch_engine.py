@@ -106,3 +106,38 @@ def test_statistics_of_permuted_sets() -> None:
         found.append(pullback(dy).x)
     for its in found[1:]:
         np.testing.assert_allclose(its, found[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [an.layer_norm, an.rms_norm, an.batch_norm, an.instance_norm])
+def test_autograd_sees_that_out_was_written(function: Any) -> None:
+    """A tensor that autograd saved and `out` overwrote is found out when its gradient is wanted."""
+    weight = torch.randn(8, 8, requires_grad=True)
+    x = torch.randn(4, 3, 8)
+    y = x @ weight
+    function(x, out=x)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_out_that_is_an_inference_tensor() -> None:
+    """It is written within inference mode alone, as torch has it."""
+    x = torch.randn(4, 8)
+    with torch.inference_mode():
+        out = torch.empty(4, 8)
+        an.layer_norm(x, out=out)
+    assert torch.equal(out, an.layer_norm(x))
+    with pytest.raises(ValueError, match="inference tensor"):
+        an.layer_norm(x, out=out)
+
+
+def test_freed_storage() -> None:
+    """A tensor whose memory was freed is an error, in both passes, not the end of the process."""
+    x, weight = torch.randn(4, 8), torch.randn(8, requires_grad=True)
+    y = an.layer_norm(x, weight)
+    x.untyped_storage().resize_(0)
+
+    with pytest.raises(ValueError, match="freed"):
+        an.layer_norm(x)
+    with pytest.raises(ValueError, match="freed"):
+        y.sum().backward()

@@ -10,7 +10,7 @@ from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm_numba import engine
-from anynorm_torch._jobs import KINDS, Run, begin, empty_like, gradient_job_of, parameter, run
+from anynorm_torch._jobs import KINDS, Run, begin, check_memory, empty_like, gradient_job_of, parameter, run
 from anynorm_torch._memory import unreadable, unreadable_itself
 
 
@@ -129,14 +129,9 @@ def _gradient(plan: Plan, dy: Any, x: Any, weight: Any, planes: Any, elements: i
         job = gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str):
         return None
-    engine().run.backward(
-        job,
-        x.data_ptr(),
-        dy.data_ptr(),
-        dx.data_ptr(),
-        job.absent_weight if weight is None else weight.data_ptr(),
-        begin(planes),
-        0 if dweight is None else dweight.data_ptr(),
-        0 if dbias is None else dbias.data_ptr(),
-    )
+    begins = (x.data_ptr(), dy.data_ptr(), job.absent_weight if weight is None else weight.data_ptr())
+    check_memory(begins)
+    at_x, at_dy, at_weight = begins
+    targets = [0 if its is None else its.data_ptr() for its in (dweight, dbias)]
+    engine().run.backward(job, at_x, at_dy, dx.data_ptr(), at_weight, begin(planes), *targets)
     return dx

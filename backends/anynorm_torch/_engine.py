@@ -80,6 +80,8 @@ def forward(
         y = recorded(x, weight, bias, y, its)
     else:
         run(x, y, its)
+    if out is not None and not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # or autograd would not see that what it saved has changed
     return y, engine().learned.Learned(planes, plan, job, eps) if save and stats is None else None
 
 

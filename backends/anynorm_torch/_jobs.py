@@ -38,16 +38,22 @@ Run = tuple[Plan, Any, Any, Any, float, Any, bool]
 def run(x: Any, y: Any, its: Run) -> None:
     """Write y, unless it is None, and what is learned."""
     _, job, weight, bias, eps, planes, given = its
-    engine().run.forward(
-        job,
+    begins = (
         x.data_ptr(),
-        0 if y is None else y.data_ptr(),
         job.absent_weight if weight is None else weight.data_ptr(),
         job.absent_bias if bias is None else bias.data_ptr(),
-        begin(planes),
-        eps,
-        given=given,
     )
+    check_memory(begins)
+    at_x, at_weight, at_bias = begins
+    at_y = 0 if y is None else y.data_ptr()
+    engine().run.forward(job, at_x, at_y, at_weight, at_bias, begin(planes), eps, given=given)
+
+
+def check_memory(begins: tuple[int, ...]) -> None:
+    """Raise a ValueError if a tensor that is to be read has no memory."""
+    if 0 in begins:
+        msg = "anynorm: the storage of a tensor was freed (resize_(0), as sharding does), so there is nothing to read."
+        raise ValueError(msg)
 
 
 def begin(planes: Any) -> int:

@@ -138,6 +138,8 @@ def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
         for name, its in named.items():
             if its.requires_grad:
                 return f"out= cannot be used where a gradient is wanted, and {name} requires one. Leave out as None."
+    if out.is_inference() and not torch.is_inference_mode_enabled():
+        return "out is an inference tensor, which is written to only within torch.inference_mode(). Pass another."
     if any(unreadable(its) is not None for its in named.values()):
         return None  # no addresses to compare
     return _memory.refuses_out(_where(out), _where(x), {name: _where(its) for name, its in others.items()})

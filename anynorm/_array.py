@@ -95,8 +95,8 @@ class Library:
         self.declines = _offered(package, "declines")
         self.path = _offered(package, "path")
         # Both or neither: see `anynorm._prepare.Known`.
-        self.kind = _offered(package, "kind")
         self.again = _offered(package, "again")
+        self.kind = None if self.again is None else _offered(package, "kind")
         self.known: dict[Any, Any] = {}
         self.decides_within = bool(getattr(package, "decides_within", False))
         self.refuses = _offered(package, "refuses")

@@ -53,6 +53,59 @@ def test_numbers_are_checked_again(library: ArrayLibrary) -> None:
 
 
 @each_library(["numpy", "torch"])
+@pytest.mark.parametrize("eps", [-1.0, float("nan"), float("inf"), 1e-300])
+def test_eps_is_checked_again(library: ArrayLibrary, eps: float) -> None:
+    """An eps that is out of range is refused although the call is known with another."""
+    x = library.make(X)
+    _until_known(an.layer_norm, x, eps=1e-5)
+    with pytest.raises(ValueError, match="eps must be 0 or lie between"):
+        an.layer_norm(x, eps=eps)
+
+
+@each_library(["numpy", "torch"])
+def test_other_axes_and_groups(library: ArrayLibrary) -> None:
+    """What is known of one axis or number of groups says nothing of another, nor one function of another."""
+    x = library.make(np.arange(64, dtype=np.float32).reshape(8, 8) ** 2)
+
+    def results() -> list[bytes]:
+        calls: list[Any] = [
+            an.layer_norm(x, axis=0),
+            an.layer_norm(x, axis=1),
+            an.layer_norm(x, axis=(0, 1)),
+            an.rms_norm(x, axis=1),
+            an.group_norm(x, 2),
+            an.group_norm(x, 4),
+            an.batch_norm(x),
+            an.batch_norm(x, channel_axis=0),
+        ]
+        return [library.to_numpy(y).tobytes() for y in calls]
+
+    found = _until_known(results)
+    with an.fast_paths(False):
+        plain = [np.frombuffer(y, np.float32) for y in results()]
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_allclose(np.frombuffer(one, np.float32), other, rtol=1e-5, atol=1e-6)
+
+
+@each_library(["numpy", "torch"])
+def test_bias_is_looked_at_as_weight_is(library: ArrayLibrary) -> None:
+    """A bias of another layout or dtype gives the same numbers, and one that does not fit is refused."""
+    x, weight = library.make(X), library.make(ONES)
+    spaced = np.zeros(16, np.float32)
+    spaced[::2] = ONES * 3
+    y = library.to_numpy(_until_known(an.layer_norm, x, weight, library.make(ONES * 3)))
+    for bias in (library.make(spaced)[::2], library.make((ONES * 3).astype(np.float64))):
+        found = _until_known(an.layer_norm, x, weight, bias)
+        np.testing.assert_array_equal(library.to_numpy(found), y)
+    for bad, error in ((library.make(ONES[:7]), ValueError), ([1.0] * 8, TypeError)):
+        with pytest.raises(error):
+            an.layer_norm(x, weight, bad)  # type: ignore[arg-type]
+    if library.name == "numpy":
+        with pytest.raises(TypeError, match="mask"):
+            an.layer_norm(x, weight, np.ma.ones(8, dtype=np.float32))
+
+
+@each_library(["numpy", "torch"])
 def test_arrays_are_checked_again(library: ArrayLibrary) -> None:
     """A weight of another shape, dtype or library, or none at all, is refused or served for what it is."""
     x, weight = library.make(X), library.make(ONES)

@@ -47,7 +47,7 @@ def hostile_sets(length: int, dtype: str) -> NumPyArray:
     rows[10] = (2.0**-24 if dtype == "float16" else 1e-40) * np.rint(4 * ordinary[10])
     # The mean nearly 1024 standard deviations away, or more: within that, all but float64 is measured from 0.
     rows[12] = 0.05 * (ordinary[12] - 1000)
-    rows[13] = 0.05 * (ordinary[13] + 1050)
+    rows[13] = 0.05 * (ordinary[13] + 4000)
     if dtype == "float64":
         more = ordinary[:2] * [[1e300], [1e-300]]
         rows = np.concatenate([rows, more, 1e-310 * ordinary[2:3], ordinary[3:4]])

@@ -213,6 +213,14 @@ def test_small_calls_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         numba_tasks.ran(elements=_threads.PARALLEL_ELEMENTS)
 
 
+def test_what_a_team_is_told_outlives_it(cache: str) -> None:
+    """The threads read what they are to do from memory that nobody frees meanwhile, however numba counts references."""
+    chosen = {"NUMBA_LLVM_REFPRUNE_PASS": "0", "NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": ""}
+    freed = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "MALLOC_PERTURB_": "165"}  # what is freed is overwritten
+
+    assert scenario("ran_in_several", **chosen, **freed) > 1
+
+
 def test_which_runtime() -> None:
     """Where torch is loaded its own runtime is used, in which it starts its own threads; else the one of numba."""
     pytest.importorskip("torch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -141,3 +142,39 @@ def test_freed_storage() -> None:
         an.layer_norm(x)
     with pytest.raises(ValueError, match="freed"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("size", [2**10, 2**26])
+def test_default_device_is_not_asked(size: int) -> None:
+    """What is made beside a tensor is on its device, small or large, whatever the default one is."""
+    x = torch.ones(4, size // 16)
+    with torch.device("meta"):
+        y = an.layer_norm(x)
+    assert y.device == x.device
+    assert not y.any()
+
+
+def test_functional_tensor_is_not_read() -> None:
+    """A tensor that stands for another, which functionalization makes, goes to the formula."""
+    x = torch.randn(8, 64)
+    y = torch._from_functional_tensor(an.layer_norm(torch._to_functional_tensor(x)))
+    torch.testing.assert_close(y, an.layer_norm(x))
+
+
+def test_function_mode_below_a_default_device() -> None:
+    """A mode that watches operations sees them, also where a default device was set within it."""
+
+    class Watching(torch.overrides.TorchFunctionMode):  # type: ignore[misc]
+        seen = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(8, 64)
+    seen = []
+    for inner in (nullcontext(), torch.device("cpu")):
+        with Watching() as mode, inner:
+            an.layer_norm(x)
+        seen.append(mode.seen)
+    assert min(seen) > 50

@@ -135,3 +135,25 @@ def test_result_is_no_view() -> None:
         y = an.layer_norm(x, weight, bias)
         assert not y._is_view()
         y.relu_().sum().backward()
+
+
+def test_saved_tensors_that_may_not_be_read() -> None:
+    """What a hook brings back is looked at like any other tensor: one that negates lazily is not read as it lies."""
+    x, weight, bias = _leaves((16, 64))
+    expected = _gradients((16, 64), (True, True, True))
+    with torch.autograd.graph.saved_tensors_hooks(lambda its: its, lambda its: torch._neg_view(its.neg())):
+        y = an.layer_norm(x, weight, bias)
+    y.backward(torch.linspace(-1, 2, y.numel()).reshape(16, 64))
+    for one, other in zip((x.grad, weight.grad, bias.grad), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 33), (3, 5000), (2, 64)])
+def test_gradient_of_infinite_size_in_float64(shape: tuple[int, int]) -> None:
+    """A sum beyond float64 is infinite, as the formula has it, not NaN; without a warning."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in _leaves(shape)]
+    dy = torch.full(shape, 1.7e308, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = torch.autograd.grad(an.layer_norm(*leaves), leaves[2:], dy)
+    assert found.tolist() == [torch.inf] * shape[1]

@@ -14,7 +14,7 @@ from anynorm_numba._loops import shares_across, shares_along, slope, slope_rows,
 from anynorm_numba._parameter_sums import put_gradients
 from anynorm_numba._rows import folded
 from anynorm_numba._scalars import computed_bytes, field, number, planes, put_number, put_real, stored_bytes
-from anynorm_numba._statistics import plus
+from anynorm_numba._statistics import plus, whole
 from anynorm_numba._sums import clear, scratch
 from anynorm_numba._vectors import GROUP, LANES
 
@@ -104,8 +104,8 @@ def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
                 w = number(kind, room + WEIGHT * plane + j * size)
                 if partial:
                     address = partial + 8 * (a * columns + first + j)
-                    put_real(kind, address, q[0] + q[1])
-                    put_real(kind, address + 8 * field(kind, geometry, at.A) * columns, s[0] + s[1])
+                    put_real(kind, address, whole(q))
+                    put_real(kind, address + 8 * field(kind, geometry, at.A) * columns, whole(s))
             of_g, of_unit = plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
         of_mean = mean_of_unit = 0.0
         if not field(kind, geometry, at.GIVEN):
@@ -141,8 +141,8 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
                 shares_along(kind, width, 0, sums, source, gradient, scale, mean, correction, rstd)
                 of_biases, of_weights = folded(kind, sums)
                 address = partial + 8 * (block * rows + row)
-                put_real(kind, address, of_weights[0] + of_weights[1])
-                put_real(kind, address + 8 * blocks * rows, of_biases[0] + of_biases[1])
+                put_real(kind, address, whole(of_weights))
+                put_real(kind, address + 8 * blocks * rows, whole(of_biases))
             slope(kind, width, past, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
             row += 1
         return

@@ -22,7 +22,16 @@ STORAGE = {"float64": "float64", "float32": "float32", "float16": "int16", "bflo
 ADDRESSES = 8
 
 # Settings of numba that change machine code and that its cache does not tell apart.
-SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE", "USING_SVML")
+SETTINGS = (
+    "BOUNDSCHECK",
+    "DEBUGINFO_DEFAULT",
+    "LLVM_REFPRUNE_FLAGS",
+    "LLVM_REFPRUNE_PASS",
+    "LOOP_VECTORIZE",
+    "OPT",
+    "SLP_VECTORIZE",
+    "USING_SVML",
+)
 
 _built: dict[tuple[Any, ...], Any] = {}
 _lock = threading.RLock()

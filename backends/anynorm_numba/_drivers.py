@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from anynorm_numba import _compile, _geometry
@@ -136,19 +137,37 @@ def _call_count(typing: Any, address: Any) -> Any:  # noqa: ARG001
 call_count: Any = intrinsic(_call_count)
 
 
+def _bits_of(typing: Any, value: Any) -> Any:  # noqa: ARG001
+    """Return the bits of a float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return INTEGER(types.float64), generate
+
+
+bits_of: Any = intrinsic(_bits_of)
+
+
 def _call_fork(typing: Any, fork: Any, member: Any, block: Any, team: Any) -> Any:  # noqa: ARG001
-    """Call the C function at an address, `void f(void (*)(void *), void *, unsigned, unsigned)`."""
+    """Call the C function at an address, `void f(void (*)(void *), void *, unsigned, unsigned)`, with a block.
+
+    The block is a tuple of integers. It is laid in the caller's frame, which lives until all members are done: numba
+    would free an array after its last use, which is to ask for its address.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         size, count = ir.IntType(64), ir.IntType(32)  # a pointer is passed as an integer is
         function = ir.FunctionType(ir.VoidType(), [size, size, count, count])
         address, member, block, team = arguments
+        place = cgutils.alloca_once_value(builder, block)
         builder.call(
-            builder.inttoptr(address, function.as_pointer()), [member, block, builder.trunc(team, count), count(0)]
+            builder.inttoptr(address, function.as_pointer()),
+            [member, builder.ptrtoint(place, size), builder.trunc(team, count), count(0)],
         )
         return context.get_dummy_value()
 
-    return types.void(*[INTEGER] * 4), generate
+    return types.void(INTEGER, INTEGER, types.UniTuple(INTEGER, BLOCK), INTEGER), generate
 
 
 call_fork: Any = intrinsic(_call_fork)
@@ -185,10 +204,5 @@ def team(
     eps: float,
 ) -> None:
     """Run all tasks in a team of OpenMP's threads."""
-    block = np.empty(BLOCK, dtype=np.int64)
-    block[FN], block[PHASE], block[TASKS] = fn, phase, tasks
-    block[SIZE], block[RANK] = size, rank
-    block.view(np.float64)[EPS] = eps
-    for place, address in enumerate((geometry, a0, a1, a2, a3, a4, a5, a6)):
-        block[ADDRESS + place] = address
-    call_fork(fork, member, block.ctypes.data, wanted)
+    block = fn, phase, tasks, bits_of(eps), size, rank, geometry, a0, a1, a2, a3, a4, a5, a6
+    call_fork(fork, member, block, wanted)

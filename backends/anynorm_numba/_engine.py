@@ -88,7 +88,11 @@ def _backward_in_steps(job: Job, kernel: int, room: Any, count: int, rest: Any) 
     if vector and count:
         planes = 2 if job.kind == "float64" else 1
         sums = room[-2 * planes * count :].reshape(2, planes, count)
-        room[: 2 * count].reshape(2, count)[::-1] = sums.sum(axis=1)  # the kernel sums what is for bias first
+        with np.errstate(all="ignore"):
+            total = sums.sum(axis=1)
+        lost = np.isnan(total)  # as what infinity lost is
+        total[lost] = sums[:, 0][lost]
+        room[: 2 * count].reshape(2, count)[::-1] = total  # the kernel sums what is for bias first
 
 
 def _array_at(begins: int, kind: str, length: int) -> Any:

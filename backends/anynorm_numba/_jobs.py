@@ -282,6 +282,7 @@ def _ways(plan: Plan, its: View, left: Ints, geometry: Any) -> tuple[Way | None,
 
 def _stand_ins(its: View, kind: str, length: int) -> tuple[Any, int, int]:
     """Return ones for a weight that is not there and zeros for a bias, and their addresses; 0 where there is one."""
+    length = 1 << (length - 1).bit_length()  # so that jobs of all lengths share a few arrays
     numbers = [
         _equal(kind, length, value) if steps is None else None for steps, value in ((its.weight, 1), (its.bias, 0))
     ]

@@ -6,7 +6,7 @@ from numba import njit
 
 from anynorm_numba import _geometry as at
 from anynorm_numba._scalars import computed_bytes, field, put_number, real
-from anynorm_numba._statistics import two_sum
+from anynorm_numba._statistics import two_sum, whole
 
 
 @njit(error_model="numpy")
@@ -21,8 +21,7 @@ def put_gradient(kind, geometry, lengths, sums, target):
             for k in range(inner):
                 total, more = two_sum(total, real(kind, address + 8 * k))
                 lost += more
-        # What infinity lost is NaN.
-        put_number(kind, target + j * computed_bytes(kind), total + lost if lost == lost else total)
+        put_number(kind, target + j * computed_bytes(kind), whole((total, lost)))
 
 
 @njit(error_model="numpy")

@@ -60,7 +60,7 @@ def _three(shape: Ints, kept: list[bool]) -> Ints | None:
 
 def add_up(way: Way, sums: Any, target: Any) -> None:
     """Sum float64 as a kernel left them and put the gradient, rounded, into an array of one axis."""
-    for shape, axes in way.steps:
-        sums = tree_sum(sums.reshape(shape), axes)
     with np.errstate(all="ignore"):  # what is too large for the target's dtype is infinite there
+        for shape, axes in way.steps:
+            sums = tree_sum(sums.reshape(shape), axes)
         target[...] = sums.reshape(way.laid).transpose(way.order).reshape(-1)

@@ -15,7 +15,7 @@ from anynorm_numba._loops import shares_along, shares_of_sets, slope, weighted_s
 from anynorm_numba._parameter_sums import put_gradients
 from anynorm_numba._rows import end_of, folded, kept, pairs, put_pairs, start
 from anynorm_numba._scalars import computed_bytes, field, number, planes, put_real, real, rounded, stored_bytes
-from anynorm_numba._statistics import plus
+from anynorm_numba._statistics import plus, whole
 from anynorm_numba._sums import clear, merge_sums, scratch
 
 CHUNK = at.CHUNK
@@ -93,8 +93,8 @@ def add_line(kind, geometry, weight, partial, u, line, s, q, of_g, of_unit):
         if partial:
             all_lines = field(kind, geometry, at.A) * field(kind, geometry, at.B) * lines
             address = partial + 8 * (u * lines + line)
-            put_real(kind, address, q[0] + q[1])
-            put_real(kind, address + 8 * all_lines, s[0] + s[1])
+            put_real(kind, address, whole(q))
+            put_real(kind, address + 8 * all_lines, whole(s))
     return plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
 
 
@@ -189,7 +189,7 @@ def reduce(kind, geometry, index, work, partial):
             merge_sums(kind, n, begins, plane, begins + part * 2 * planes(kind) * plane, plane)
         for i in range(n):
             lost = real(kind, begins + plane + 8 * i) if planes(kind) == 2 else 0.0
-            put_real(kind, partial + (1 - term) * plane + 8 * (first + i), real(kind, begins + 8 * i) + lost)
+            put_real(kind, partial + (1 - term) * plane + 8 * (first + i), whole((real(kind, begins + 8 * i), lost)))
 
 
 def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass

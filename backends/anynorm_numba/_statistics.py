@@ -50,6 +50,13 @@ def plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
 
 
 @njit(error_model="numpy")
+def whole(a: tuple[float, float]) -> float:
+    """Return a sum with what it lost; what infinity lost is NaN, and counts for nothing."""
+    total = a[0] + a[1]
+    return total if total == total else a[0]
+
+
+@njit(error_model="numpy")
 def first_pivot(kind, centres, x):
     """Return from where a set that begins at x is measured first."""
     return element(kind, x) if centres and planes(kind) == 2 else 0.0
@@ -63,10 +70,7 @@ def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
     set. If `again`, the set is to be measured from the new pivot and scale, and the rest means nothing.
     """
     c = (s[0] + s[1]) / n if centres else 0.0
-    squares = q[0] + q[1]
-    if squares != squares:  # what infinity lost is NaN
-        squares = q[0]
-    rough = squares / n
+    rough = whole(q) / n
     v = rough - c * c
     if v < 0.0:
         v = 0.0

@@ -11,7 +11,7 @@ from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm_numba import engine
 from anynorm_torch._jobs import KINDS, Run, begin, check_memory, empty_like, gradient_job_of, parameter, run
-from anynorm_torch._memory import unreadable, unreadable_itself
+from anynorm_torch._memory import all_on_host, unreadable
 
 
 def recorded(x: Any, weight: Any, bias: Any, y: Any, its: Run) -> Any:
@@ -61,7 +61,8 @@ class _Normalized(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_differentiable(ctx.kept, dy, x, weight, planes, needs), None
         plan, job, eps, _, bias, own = ctx.kept
-        if unreadable_itself(dy) is None:
+        # Hooks may have brought back tensors of another kind than those that were saved.
+        if all_on_host(x, dy, weight, planes):
             dweight = _room(weight.shape, x) if needs[1] else None
             dbias = _room(bias[0], x) if needs[2] else None
             dx = _gradient(plan, dy, x, weight, planes if own is None else own, job.elements, dweight, dbias)

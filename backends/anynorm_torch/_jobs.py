@@ -153,4 +153,4 @@ def empty_like(x: Any, elements: int = LARGE) -> Any:
     storage = torch.from_numpy(np.empty(size, dtype=np.uint8)).untyped_storage()
     # Not a view of it: autograd forbids what is a view to be changed in place.
     like = torch.empty_like(x, device="meta").stride()
-    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, like)
+    return x.new_empty(0).set_(storage, 0, x.shape, like)

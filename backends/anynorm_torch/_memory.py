@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad as _forward_ad
-from torch.overrides import _get_current_function_mode as _function_mode
+from torch.overrides import _get_current_function_mode_stack as _function_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from anynorm import _memory
 
 # Not annotated by torch.
 forward_ad: Any = _forward_ad
-function_mode: Any = _function_mode
+function_modes: Any = _function_modes
 jit: Any = torch.jit
 
 
@@ -74,6 +74,11 @@ def on_host(x: Any) -> bool:
     return plain
 
 
+def all_on_host(*tensors: Any) -> bool:
+    """Say whether those that are not None may be read in the host's memory, amid a backward pass."""
+    return forward_ad._current_level < 0 and all(its is None or on_host(its) for its in tensors)
+
+
 def _special(x: Any) -> str | None:
     """Return why a tensor of this kind is not read, or None."""
     if x.layout is not torch.strided or x.is_nested or x.is_quantized:
@@ -84,7 +89,7 @@ def _special(x: Any) -> str | None:
         return "the tensor is a symbolic zero, which has no memory"
     if x.is_neg() or x.is_conj():
         return "the tensor is a view that negates or conjugates lazily"
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if torch._C._functorch.is_functorch_wrapped_tensor(x) or torch._is_functional_tensor(x):
         return "torch.func is transforming the call"
     return None
 
@@ -98,8 +103,7 @@ def watched() -> str | None:
     if _get_current_dispatch_mode() is not None:
         return "a dispatch mode is watching torch's operations"
     # set_default_device installs a mode as well, but one that only places new tensors.
-    mode = function_mode()
-    if mode is not None and type(mode).__module__ != "torch.utils._device":
+    if any(type(mode).__module__ != "torch.utils._device" for mode in function_modes()):
         return "a function mode is watching torch's operations"
     return None
 

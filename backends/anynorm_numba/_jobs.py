@@ -69,6 +69,18 @@ class Job(NamedTuple):
     otherwise: bool  # whether no kernel can sum one of them
 
 
+class _Cut(NamedTuple):
+    """How a kernel's work is cut, as a job has it, and the lengths of what it leaves along A, R, B, S, P."""
+
+    units: int
+    items: int
+    split: bool
+    tasks: int
+    work: int
+    left: Ints
+    slices: int
+
+
 # Jobs met before, each with its plan. A plan is known by its address, because its hash takes longer than all the rest
 # (1 µs); that the plan is kept makes this safe.
 _met: dict[tuple[Any, ...], tuple[Plan, Job | str]] = {}
@@ -193,31 +205,8 @@ def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     if vector:  # where one of the two is absent, a constant stands for it
         for begin, steps in ((at.WEIGHT, its.weight), (at.BIAS, its.bias)):
             geometry[begin + at.S] = SIZES[kind][1] if steps is None else steps[at.S]
-    ways = _ways(plan, its, left, geometry) if backward else (None, None)
-    absent = _stand_ins(its, kind, s if vector else 1)
-    return Job(
-        rows=True,
-        kind=kind,
-        view=its,
-        geometry=geometry,
-        address=geometry.ctypes.data,
-        elements=sets * r * s * p,
-        sets=sets,
-        threads=threads,
-        units=sets,
-        items=items,
-        split=split,
-        tasks=tasks,
-        work=work,
-        kernel=[],
-        absent=absent[0],
-        absent_weight=absent[1],
-        absent_bias=absent[2],
-        sums=math.prod(left),
-        slices=slices,
-        ways=ways,
-        otherwise=any(way is not None and way.lengths is None for way in ways),
-    )
+    cut = _Cut(sets, items, split, tasks, work, left, slices)
+    return _job(plan, its, kind, threads, geometry, cut, rows=True, length=s if vector else 1)
 
 
 def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
@@ -242,28 +231,35 @@ def _columns_job(plan: Plan, its: View, kind: str, threads: int) -> Job:
     geometry[at.ROOM], geometry[at.AREA] = room, area
     work = units * (room + chunks * area) if split else tasks * (room + area)
     left = (units, r, 1, 1, 1) if by_row else (a, 1, b, s, p)
-    ways = _ways(plan, its, left, geometry) if len(its.steps) == 3 else (None, None)
-    absent = _stand_ins(its, kind, 1)
+    cut = _Cut(units, chunks, split, tasks, work, left, 0)
+    return _job(plan, its, kind, threads, geometry, cut, rows=False, length=1)
+
+
+def _job(plan: Plan, its: View, kind: str, threads: int, geometry: Any, cut: _Cut, *, rows: bool, length: int) -> Job:
+    """Return a job with what does not depend on the kernel; `length` numbers are read of an absent parameter."""
+    a, _, b, _, _ = its.lengths
+    ways = _ways(plan, its, cut.left, geometry) if len(its.steps) == 3 else (None, None)
+    absent, absent_weight, absent_bias = _stand_ins(its, kind, length)
     return Job(
-        rows=False,
+        rows=rows,
         kind=kind,
         view=its,
         geometry=geometry,
         address=geometry.ctypes.data,
-        elements=a * r * columns,
+        elements=math.prod(its.lengths),
         sets=a * b,
         threads=threads,
-        units=units,
-        items=chunks,
-        split=split,
-        tasks=tasks,
-        work=work,
+        units=cut.units,
+        items=cut.items,
+        split=cut.split,
+        tasks=cut.tasks,
+        work=cut.work,
         kernel=[],
-        absent=absent[0],
-        absent_weight=absent[1],
-        absent_bias=absent[2],
-        sums=math.prod(left),
-        slices=0,
+        absent=absent,
+        absent_weight=absent_weight,
+        absent_bias=absent_bias,
+        sums=math.prod(cut.left),
+        slices=cut.slices,
         ways=ways,
         otherwise=any(way is not None and way.lengths is None for way in ways),
     )

@@ -50,12 +50,11 @@ def way_of(plan: Plan, its: View, lies: Any, left: Ints, *, by_row: bool) -> Way
 
 def _three(shape: Ints, kept: list[bool]) -> Ints | None:
     """Return the lengths before, along and behind the axes that are kept, if these are neighbours."""
-    lengths = [length for length, _ in zip(shape, kept, strict=True)]
     first = kept.index(True) if True in kept else len(kept)
     last = len(kept) - kept[::-1].index(True) if True in kept else len(kept)
     if not all(kept[first:last]):
         return None
-    return math.prod(lengths[:first]), math.prod(lengths[first:last]), math.prod(lengths[last:])
+    return math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:])
 
 
 def add_up(way: Way, sums: Any, target: Any) -> None:

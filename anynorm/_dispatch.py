@@ -35,6 +35,12 @@ def _torch() -> ModuleType:
     return anynorm_torch
 
 
+def _cupy() -> ModuleType:
+    import anynorm_cupy
+
+    return anynorm_cupy
+
+
 def _jax() -> ModuleType:
     import anynorm_jax
 
@@ -47,7 +53,7 @@ def _dask() -> ModuleType:
     return anynorm_dask
 
 
-_FIRST_PARTY = {"numpy": _numpy, "torch": _torch, "jax": _jax, "dask": _dask}
+_FIRST_PARTY = {"numpy": _numpy, "cupy": _cupy, "torch": _torch, "jax": _jax, "dask": _dask}
 
 # One look-up of the exact type for each array of a call.
 _libraries: dict[type, Library] = {}

@@ -1,4 +1,4 @@
-"""python -m benchmarks numpy|cpu: the command line. What is timed is in the modules of those names."""
+"""python -m benchmarks numpy|cpu|gpu|prove: the command line. What is done is in the modules of those names."""
 
 from __future__ import annotations
 
@@ -21,19 +21,28 @@ def main() -> None:
     alone.add_argument("--rounds", type=int, default=15)
     alone.add_argument("--json", type=Path, help="write the results to this file")
     cpu = commands.add_parser("cpu", help="NumPy arrays and torch tensors, against torch, others, and a copy")
-    cpu.add_argument("--quick", action="store_true", help="fewer rounds, and no large data: a minute or two")
-    cpu.add_argument("--only", metavar="PATTERN", default="", help="only what matches this regular expression")
-    cpu.add_argument(
+    gpu = commands.add_parser("gpu", help="CuPy arrays and torch's CUDA tensors, against a copy, torch, and others")
+    _choices(cpu, "cpu", "fewer rounds, and no large data: a minute or two")
+    _choices(gpu, "gpu", "fewer shapes, dtypes and peers: a minute and a half, instead of eight")
+    gpu.add_argument("--seconds", type=float, help="stop after about so many, the least important left out")
+    proof = commands.add_parser("prove", help="all that is to be proved on a machine with a GPU, in ten minutes")
+    proof.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results are written")
+    options = parser.parse_args()
+    {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove}[options.what](options)
+
+
+def _choices(parser: argparse.ArgumentParser, what: str, quick: str) -> None:
+    """Add what the CPU and the GPU benchmark have in common."""
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--only", metavar="PATTERN", default="", help="only what matches this regular expression")
+    parser.add_argument(
         "--list", action="store_true", help="print what would be timed, which is what the expression is matched with"
     )
     for name in ("json", "picture"):
-        default = _RESULTS / f"cpu.{'json' if name == 'json' else 'png'}"
-        cpu.add_argument(f"--{name}", type=Path, nargs="?", const=default, metavar="FILE", help=f"write it: {default}")
-    options = parser.parse_args()
-    if options.what == "numpy":
-        _numpy(options)
-    else:
-        _cpu(options)
+        default = _RESULTS / f"{what}.{'json' if name == 'json' else 'png'}"
+        parser.add_argument(
+            f"--{name}", type=Path, nargs="?", const=default, metavar="FILE", help=f"write it: {default}"
+        )
 
 
 def _cpu(options: argparse.Namespace) -> None:
@@ -59,6 +68,37 @@ def _cpu(options: argparse.Namespace) -> None:
     if options.picture:
         picture.draw(options.picture, result)
     report(result)
+
+
+def _gpu(options: argparse.Namespace) -> None:
+    from anynorm._cli.show import progress
+    from benchmarks import gpu, gpu_picture
+    from benchmarks.gpu_arrays import usable
+    from benchmarks.gpu_report import report
+
+    items = gpu.plan(only=options.only, few=options.quick)
+    if options.list:
+        print(*items, sep="\n")
+        return
+    libraries = usable()
+    if all(isinstance(library, str) for library in libraries.values()):
+        reasons = "; ".join(dict.fromkeys(map(str, libraries.values())))
+        msg = f"python -m benchmarks gpu: {reasons}. Nothing was timed."
+        raise SystemExit(msg)
+    seconds, total = (gpu.QUICK_SECONDS, gpu.QUICK_TOTAL_SECONDS) if options.quick else (gpu.SECONDS, gpu.TOTAL_SECONDS)
+    with progress() as steps:
+        result = gpu.measure(items, libraries, seconds=seconds, total=options.seconds or total, step=steps.step)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.picture:
+        gpu_picture.draw(options.picture, result)
+    report(result)
+
+
+def _prove(options: argparse.Namespace) -> None:
+    from benchmarks.prove import main
+
+    raise SystemExit(main(options.out))
 
 
 def _numpy(options: argparse.Namespace) -> None:

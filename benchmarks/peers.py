@@ -38,10 +38,10 @@ class Peer:
 
 
 def _torch(problem: Problem, data: Data, direction: str) -> Run:
-    return on_torch(partial(_bind_native, problem), problem, data, direction)
+    return on_torch(partial(bind_native, problem), problem, data, direction)
 
 
-def _bind_native(problem: Problem, x: Any, weight: Any, bias: Any) -> partial[Any]:
+def bind_native(problem: Problem, x: Any, weight: Any, bias: Any) -> partial[Any]:
     """Return torch's own function with its arguments."""
     from torch.nn import functional
 

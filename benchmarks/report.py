@@ -22,7 +22,7 @@ def report(result: dict[str, Any]) -> None:
     _torch([row for row in pairs if row["peer"] == TORCH.name])
     _others([row for row in pairs if row["peer"] not in (TORCH.name, COPY)])
     _copies([row for row in pairs if row["peer"] == COPY])
-    _left_out(result["left_out"])
+    left_out(result["left_out"])
     _summary(result["summary"])
     machine = result["machine"]
     line(f"\n{machine['processor']}, {machine['cores']} cores; {result['seconds']} s")
@@ -61,7 +61,7 @@ def _copies(rows: Sequence[Row]) -> None:
         table("The limit: the machine's copy of the same bytes", header, lines)
 
 
-def _left_out(rows: Sequence[Row]) -> None:
+def left_out(rows: Sequence[Row]) -> None:
     """Print what was not timed, and why; as many lines as there are reasons."""
     counted = Counter([(row["peer"], NORMS[row["norm"]], row["direction"], row["reason"]) for row in rows])
     merged: dict[tuple[str, str], list[str]] = {}

@@ -17,7 +17,7 @@ from benchmarks.problems import ALONG_ROWS, Data, Problem
 NAMES = ("y", "dx", "dweight", "dbias")
 
 # How far two ways may be apart, as a part of the largest value. The data are easy: more is another function.
-_TOLERANCES = {"float16": 1e-2, "bfloat16": 3e-2, "float32": 1e-3, "float64": 1e-6}
+TOLERANCES = {"float16": 1e-2, "bfloat16": 3e-2, "float32": 1e-3, "float64": 1e-6}
 
 
 class Run(NamedTuple):
@@ -95,6 +95,6 @@ def disagreement(problem: Problem, mine: tuple[Any, ...], its: tuple[Any, ...]) 
         if a.shape != b.shape:
             return f"{name} has shape {b.shape}, anynorm's {a.shape}"
         furthest, largest = float(np.max(np.abs(a - b))), float(np.max(np.abs(a)))
-        if not furthest <= _TOLERANCES[problem.dtype] * largest:  # NaN too
+        if not furthest <= TOLERANCES[problem.dtype] * largest:  # NaN too
             return f"{name} differs by {furthest:.2g}, where its largest value is {largest:.2g}"
     return None

@@ -17,6 +17,12 @@ def declared_packages() -> set[str]:
     return {PurePosixPath(package).name for package in packages}
 
 
+def kernels() -> list[PurePosixPath]:
+    """Return the files of CUDA source, which a package reads when it runs, where they lie in the wheel."""
+    backends = ROOT / "backends"
+    return sorted(PurePosixPath(file.relative_to(backends).as_posix()) for file in backends.glob("*/kernels/*.cu"))
+
+
 def complaints(wheel: Path) -> list[str]:
     """Return a sentence for each thing that is in the wheel and should not be, or should be and is not."""
     with zipfile.ZipFile(wheel) as archive:
@@ -33,6 +39,7 @@ def complaints(wheel: Path) -> list[str]:
         said.append(f"There must be one anynorm-*.dist-info, found {len(metadata)}.")
     for package in sorted(packages & found):
         needed = [PurePosixPath(package, name) for name in ("__init__.py", "py.typed")]
+        needed += [file for file in kernels() if file.parts[0] == package]
         said += [f"{file} is missing." for file in needed if file not in files]
     for file in files:
         if file.suffix in (".md", ".pyc"):

@@ -34,6 +34,12 @@ def library(request: pytest.FixtureRequest) -> Iterator[ArrayLibrary]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def cuda_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where kernels compiled for the CPU are kept, for all workers of a run."""
+    return tmp_path_factory.getbasetemp().parent / "cuda-programs"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the two options of the feature table."""
     group = parser.getgroup("anynorm")

@@ -5,6 +5,7 @@ What makes an input hostile is in hostile.py, how it lies in memory in layouts.p
 
 from __future__ import annotations
 
+import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -60,7 +61,7 @@ NORMS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A norm on its arguments, as NumPy arrays."""
 
@@ -93,6 +94,12 @@ class Case:
         assert isinstance(reference, _reference.Reference)
         return reference
 
+    def frozen(self) -> Case:
+        """Return the case with arrays that nobody can write to, for tests that share it."""
+        for array in self.arrays.values():
+            array.flags.writeable = False
+        return self
+
     def with_x(self, x: NumPyArray) -> Case:
         """Return the same call on another x."""
         return replace(self, arrays=self.arrays | {"x": x})
@@ -121,14 +128,24 @@ def verify(y: NumPyArray, x: NumPyArray, reference: _reference.Reference) -> Non
         raise AssertionError(msg)
 
 
-def check(case: Case, library: ArrayLibrary, **extra: Any) -> None:
-    """Run a case on a library's own arrays and verify the result."""
+@functools.lru_cache(maxsize=1)
+def shared_reference(case: Case) -> _reference.Reference:
+    """Return the exact result of a frozen case of many elements, computed once for the tests that follow each other.
+
+    For inputs without subnormal numbers, so that it is the same for every library.
+    """
+    assert not any(array.flags.writeable for array in case.arrays.values())
+    return case.reference()
+
+
+def check(case: Case, library: ArrayLibrary, reference: _reference.Reference | None = None, **extra: Any) -> None:
+    """Run a case on a library's own arrays and verify the result, against `reference` where that is known already."""
     x = library.make(case.arrays["x"])
     y = case.function(**extra)(library.make_all(case.arrays) | {"x": x})
     if not isinstance(x, type(y)):  # y of a memory map is a plain array
         msg = f"y is a {type(y)}, x a {type(x)}"
         raise AssertionError(msg)  # noqa: TRY004  the verdict of a test
-    verify(library.to_numpy(y), case.arrays["x"], case.reference(library.flushes))
+    verify(library.to_numpy(y), case.arrays["x"], reference or case.reference(library.flushes))
 
 
 def flushed(array: NumPyArray) -> NumPyArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +131,13 @@ def _from_dask(array: Any) -> NumPyArray:
     return array.compute()  # type: ignore[no-any-return]
 
 
+def _one_thread_of_dask() -> AbstractContextManager[Any]:
+    import dask
+
+    context: AbstractContextManager[Any] = dask.config.set(scheduler="synchronous")
+    return context
+
+
 def _make_strict(array: NumPyArray, device: str) -> Any:
     import array_api_strict
 
@@ -143,7 +151,14 @@ def _from_strict(array: Any) -> NumPyArray:
 
 
 def _make_cupy(array: NumPyArray) -> Any:
-    return importlib.import_module("cupy").asarray(array)
+    cupy = importlib.import_module("cupy")
+    if array.flags.c_contiguous:
+        return cupy.asarray(array)
+    # A copy of CuPy's lies in C order: what is to lie as it did goes with all that is between its elements.
+    first, end = np.lib.array_utils.byte_bounds(array)
+    room = cupy.asarray(np.frombuffer(memoryview((ctypes.c_char * (end - first)).from_address(first)), np.uint8))
+    begin = room.data + (array.__array_interface__["data"][0] - first)
+    return cupy.ndarray(array.shape, array.dtype, begin, array.strides)
 
 
 def _from_cupy(array: Any) -> NumPyArray:
@@ -187,7 +202,10 @@ _TABLE = (
         flushes=True,
         context=partial(_jax_precision, True),
     ),
-    ArrayLibrary("dask", "dask", "dask", ("float16", "float32", "float64"), _make_dask, _from_dask),
+    # Its threads, which cost more than what is computed in them, are test_ways_dask.py's.
+    ArrayLibrary(
+        "dask", "dask", "dask", ("float16", "float32", "float64"), _make_dask, _from_dask, context=_one_thread_of_dask
+    ),
     _strict("CPU_DEVICE", "float32", "float64"),
     _strict("device1", "float32", "float64"),
     _strict("device2", "float32", "float64"),
@@ -197,7 +215,7 @@ _TABLE = (
         "cupy",
         "cupy",
         "cupy",
-        ("float16", "float32", "float64"),
+        ALL_DTYPES,
         _make_cupy,
         _from_cupy,
         "strided",

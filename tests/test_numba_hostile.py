@@ -62,10 +62,18 @@ def _case(form: Form, rows: NumPyArray, eps: float) -> Case:
     return Case(case.norm, case.arrays | dict(zip(("weight", "bias"), parameters, strict=True)))
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-5])
-@each_way
-@each_form
-@each_dtype
+# A set has the same bits whole and split (test_numba_split.py): each of the two slow ways meets one eps, in turns.
+HOSTILE_SETS = [
+    pytest.param(FORMS[name], way, eps, dtype, id=f"{dtype}-{name}-{way}-{eps}")
+    for i, dtype in enumerate(ALL_DTYPES)
+    for j, name in enumerate(FORMS)
+    for k, way in enumerate(WAYS)
+    for m, eps in enumerate((0.0, 1e-5))
+    if way == "short" or (i + j + k + m) % 2 == 0
+]
+
+
+@pytest.mark.parametrize(("form", "way", "eps", "dtype"), HOSTILE_SETS)
 def test_hostile_sets(form: Form, way: str, eps: float, dtype: str) -> None:
     """Sets of every kind beside each other are within the bounds, in both passes."""
     length, threads = WAYS[way]

@@ -152,14 +152,14 @@ def test_export_a_training_step(library: ArrayLibrary, strict: bool) -> None:
 
 @pytest.mark.feature("compiled")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
 @on_torch
-def test_poison_stays_in_its_set_of_open_length(library: ArrayLibrary, dtype: str, poison: float) -> None:
+def test_poison_stays_in_its_set_of_open_length(library: ArrayLibrary, dtype: str) -> None:
     """Where lengths are open too, a NaN or infinity leaves every bit of the other sets."""
     compiled = torch.compile(an.layer_norm, fullgraph=True, backend="aot_eager", dynamic=True)
     x = np.random.default_rng(5).normal(300, 2, size=(3, 71)).astype(dtype)
     clean = library.to_numpy(compiled(library.make(x.copy())))
-    x[1, -1] = poison
-    y = library.to_numpy(compiled(library.make(x)))
-    assert np.isnan(y[1]).all()
-    assert y[[0, 2]].tobytes() == clean[[0, 2]].tobytes()
+    for poison in (np.nan, np.inf):
+        x[1, -1] = poison
+        y = library.to_numpy(compiled(library.make(x.copy())))
+        assert np.isnan(y[1]).all()
+        assert y[[0, 2]].tobytes() == clean[[0, 2]].tobytes()

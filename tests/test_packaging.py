@@ -174,6 +174,7 @@ def test_wheel(wheel: Path) -> None:
         ("anynorm_torch/README.md", None, "anynorm_torch/README.md is of no use"),
         ("anynorm-9.dist-info/METADATA", None, "There must be one anynorm-*.dist-info, found 2"),
         (None, "anynorm_jax/py.typed", "anynorm_jax/py.typed is missing"),
+        (None, "anynorm_cuda/kernels/rows.cu", "anynorm_cuda/kernels/rows.cu is missing"),
         (None, "anynorm/__init__.py", "anynorm/__init__.py is missing"),
         (None, "anynorm_dask/", "anynorm_dask is listed in pyproject.toml but is not in the wheel"),
     ],
@@ -209,17 +210,20 @@ def test_threads(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None
     start = Barrier(len(arrays))
     monkeypatch.setattr(_dispatch, "_libraries", {})
 
+    # Again and again, where that is cheap: what a first call leaves behind is met by the second.
+    times = 1 if library.name == "dask" else 3
+
     def work(array: Any) -> list[Any]:
         start.wait(30)
-        return [np.asarray(library.to_numpy(call(library.make(array)))) for call in calls for _ in range(3)]
+        return [np.asarray(library.to_numpy(call(library.make(array)))) for call in calls for _ in range(times)]
 
     with ThreadPoolExecutor(len(arrays)) as pool:
         together = list(pool.map(work, arrays))
 
     for array, results in zip(arrays, together, strict=True):
-        alone = [np.asarray(library.to_numpy(call(library.make(array)))) for call in calls for _ in range(3)]
-        for result, expected in zip(results, alone, strict=True):
-            np.testing.assert_array_equal(result, expected)
+        alone = [np.asarray(library.to_numpy(call(library.make(array)))) for call in calls]
+        for i, result in enumerate(results):
+            np.testing.assert_array_equal(result, alone[i // times])
 
 
 def test_pickle() -> None:

@@ -1,10 +1,11 @@
-"""Dask: graphs are built without computing anything, whatever the chunks, and compute to the contract.
+"""Dask: graphs are built without computing anything, whatever the chunks, and compute in threads to the contract.
 
 Norms, dtypes and chunks are combined in a pairwise subset.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,13 @@ CHUNKS = {
     "empty": ((0, 3), (6, 0), (2, 0, 3), (0, 8, 0)),
     "whole": ((3,), (6,), (5,), (8,)),
 }
+
+
+@pytest.fixture(autouse=True)
+def threads(library: ArrayLibrary) -> Iterator[None]:  # noqa: ARG001  it chooses a scheduler before
+    """Compute in threads, as Dask does unless told otherwise; elsewhere tests compute in their own."""
+    with dask.config.set(scheduler="threads"):
+        yield
 
 
 def _no_scheduler(*_: Any, **__: Any) -> Any:

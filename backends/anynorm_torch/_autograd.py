@@ -1,4 +1,4 @@
-"""The engine's gradients, for autograd and for `anynorm.vjp`; where they are differentiated again, the formula's."""
+"""The engines' gradients, for autograd and for `anynorm.vjp`; where they are differentiated again, the formula's."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import torch
 
 from anynorm import _formula
 from anynorm._dispatch import library_of
+from anynorm._learned import Learned
 from anynorm._plan import Plan
-from anynorm_numba import engine
-from anynorm_torch._jobs import KINDS, Run, begin, check_memory, empty_like, gradient_job_of, parameter, run
-from anynorm_torch._memory import all_on_host, unreadable
+from anynorm_torch._jobs import Jobs, Run, room
+from anynorm_torch._memory import unreadable
+from anynorm_torch._places import jobs_for
 
 
 def recorded(x: Any, weight: Any, bias: Any, y: Any, its: Run) -> Any:
-    """Return y by the engine, recorded for a gradient."""
+    """Return y by an engine, recorded for a gradient."""
     # What `apply` does before is for the tensors of torch.func's transforms, which do not come here, and takes 2 µs.
     apply = _Normalized.apply if torch._C._are_functorch_transforms_active() else _apply
     # y in a tuple: of a tensor that is passed as it is, autograd would return a view.
@@ -30,28 +31,30 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any,
         if not plan.given:
             saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
         return _formula.backward(plan, dy, x, weight, saved, library=library)
-    if unreadable(dy) is None and isinstance(saved, engine().learned.Learned):
-        targets = [None if lies is None else _room(lies, x) for lies in (plan.weight, plan.bias)]
-        dx = _gradient(plan, dy, x, weight, saved.planes, x.numel(), *targets)
+    if unreadable(dy) is None and isinstance(saved, Learned):
+        targets = [None if lies is None else room(lies, x) for lies in (plan.weight, plan.bias)]
+        jobs = jobs_for(x)
+        jobs.used_now(saved.planes)
+        dx = _gradient(jobs, plan, dy, x, weight, saved.planes, x.numel(), *targets)
         if dx is not None:
             return dx, *targets
     return _formula.backward(plan, dy, x, weight, saved, library=library)
 
 
 class _Normalized(torch.autograd.Function):
-    """x, weight, bias -> y by the engine. Its gradient has a gradient by the formula."""
+    """x, weight, bias -> y by an engine. Its gradient has a gradient by the formula."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, wrapped: tuple[Any, Run]) -> Any:
         y, its = wrapped
-        plan, job, _, _, eps, planes, given = its
+        jobs, plan, job, _, _, eps, planes, given = its
         # Of bias not its values, which may change meanwhile.
         described = None if bias is None else (bias.shape, bias.dtype)
-        # Room of NumPy's, which a small call has, is kept as it is: autograd saves tensors alone.
+        # Room of NumPy's, which a small call on the host has, is kept as it is: autograd saves tensors alone.
         own = None if isinstance(planes, torch.Tensor) else planes
-        ctx.kept = plan, job, eps, given, described, own
+        ctx.kept = jobs, plan, job, eps, given is not None, described, own
         ctx.save_for_backward(x, weight, planes if own is None else None)
-        run(x, y, its)
+        jobs.run(x, y, its)
         return y
 
     @staticmethod
@@ -60,31 +63,24 @@ class _Normalized(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return *_differentiable(ctx.kept, dy, x, weight, planes, needs), None
-        plan, job, eps, _, bias, own = ctx.kept
+        jobs, plan, job, eps, _, bias, own = ctx.kept
         # Hooks may have brought back tensors of another kind than those that were saved.
-        if all_on_host(x, dy, weight, planes):
-            dweight = _room(weight.shape, x) if needs[1] else None
-            dbias = _room(bias[0], x) if needs[2] else None
-            dx = _gradient(plan, dy, x, weight, planes if own is None else own, job.elements, dweight, dbias)
+        if jobs.may_read(x, dy, weight, planes):
+            dweight = room(weight.shape, x) if needs[1] else None
+            dbias = room(bias[0], x) if needs[2] else None
+            dx = _gradient(jobs, plan, dy, x, weight, planes if own is None else own, x.numel(), dweight, dbias)
             if dx is not None:
                 if dweight is not None and dweight.dtype is not weight.dtype:
                     dweight = dweight.to(weight.dtype)
                 if dbias is not None and dbias.dtype is not bias[1]:
                     dbias = dbias.to(bias[1])
                 return dx if needs[0] else None, dweight, dbias, None
-        saved = engine().learned.Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
+        saved: Any = Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
         found = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
         return *_like(found, weight, bias, needs), None
 
 
 _apply: Any = super(torch.autograd.Function, _Normalized).apply
-
-
-def _room(shape: Any, x: Any) -> Any:
-    """Return a new tensor in what x is computed in, for the gradient of a parameter."""
-    compute = KINDS[x.dtype][1]
-    # Its lengths one by one: a shape takes 2 µs to pass.
-    return x.new_empty(*shape) if compute is x.dtype else x.new_empty(*shape, dtype=compute)
 
 
 def _like(gradients: Any, weight: Any, bias: Any, needs: Any) -> list[Any]:
@@ -99,10 +95,10 @@ def _like(gradients: Any, weight: Any, bias: Any, needs: Any) -> list[Any]:
 
 def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs: Any) -> list[Any]:
     """Return the gradients as the formula has them, recorded for a gradient of their own."""
-    plan, job, eps, given, described, _ = kept
+    _, plan, job, eps, given, described, _ = kept
     library = library_of("backward", "x", x)
     if given:
-        saved = engine().learned.Learned(planes, plan, job, eps)
+        saved: Any = Learned(planes, plan, job, eps)
         found = _formula.backward(plan, dy, x, weight, saved, library=library)
         return _like(found, weight, described, needs)
     # Aliases, because one input may be made of another, or be the same tensor: their gradients must not mix here.
@@ -116,23 +112,21 @@ def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs:
     return [next(gradients) if need else None for need in needs[:3]]
 
 
-def _gradient(plan: Plan, dy: Any, x: Any, weight: Any, planes: Any, elements: int, dweight: Any, dbias: Any) -> Any:
-    """Return dx by the engine, and write the gradients of weight and bias where tensors for them are given.
+def _gradient(
+    jobs: Jobs, plan: Plan, dy: Any, x: Any, weight: Any, planes: Any, elements: int, dweight: Any, dbias: Any
+) -> Any:
+    """Return dx by an engine, and write the gradients of weight and bias where tensors for them are given.
 
     None where the engine cannot run.
     """
-    if dy.dtype != x.dtype:
+    if dy.dtype != x.dtype or (plan.given and not jobs.pulls_given):
         return None
-    dx, weight = empty_like(x, elements), parameter(weight, x)
-    job = gradient_job_of(plan, x, weight, dy, dx)
+    dx, weight = jobs.empty_like(x, elements), jobs.parameter(weight, x)
+    job = jobs.gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str) and dy.stride() != dx.stride():
-        dy = empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten
-        job = gradient_job_of(plan, x, weight, dy, dx)
+        dy = jobs.empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten
+        job = jobs.gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str):
         return None
-    begins = (x.data_ptr(), dy.data_ptr(), job.absent_weight if weight is None else weight.data_ptr())
-    check_memory(begins)
-    at_x, at_dy, at_weight = begins
-    targets = [0 if its is None else its.data_ptr() for its in (dweight, dbias)]
-    engine().run.backward(job, at_x, at_dy, dx.data_ptr(), at_weight, begin(planes), *targets)
+    jobs.run_gradient(job, x, dy, dx, weight, planes, dweight, dbias)
     return dx

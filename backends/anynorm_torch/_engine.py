@@ -1,4 +1,7 @@
-"""torch's CPU tensors handed to the CPU engine: which may be, and with what. Computes nothing itself."""
+"""torch's tensors handed to the engine of the memory that they lie in: which may be, and with what. Computes nothing.
+
+What differs from memory to memory is in `_host` and `_device`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,13 @@ from typing import Any
 
 import torch
 
-import anynorm_numba
-from anynorm import _formula
-from anynorm._dispatch import library_of
+from anynorm._learned import Learned
 from anynorm._plan import Plan
 from anynorm._prepare import Known
-from anynorm_numba import engine
 from anynorm_torch._autograd import recorded
-from anynorm_torch._jobs import empty_like, job_of, parameter, planes_for, run
-from anynorm_torch._memory import on_host, unreadable_itself, watched, watches
+from anynorm_torch._jobs import Jobs
+from anynorm_torch._memory import kind_of, unreadable_itself, watched, watches
+from anynorm_torch._places import jobs_for
 
 
 def declines(
@@ -27,29 +28,33 @@ def declines(
     out: Any,
 ) -> str | None:
     """Return why no engine may or can serve the call, or None."""
-    job = _found(plan, x, (parameter(weight, x), parameter(bias, x)), (weight, bias), stats, out)
-    return job if isinstance(job, str) else None
+    found = _found(plan, x, weight, bias, stats, out)
+    return found if isinstance(found, str) else None
 
 
-def _found(plan: Plan, x: Any, laid: tuple[Any, Any], own: tuple[Any, Any], stats: Any, out: Any) -> Any:
-    """Return the job for a call, or why there is none; weight and bias as `parameter` returns them."""
-    operands = [its for its in (x, *own, *(stats or ()), out) if its is not None]
+def _found(plan: Plan, x: Any, weight: Any, bias: Any, stats: Any, out: Any) -> tuple[Any, ...] | str:
+    """Return who serves a call, its job, weight and bias as the engine reads them; or why none does."""
+    operands = [its for its in (x, weight, bias, *(stats or ()), out) if its is not None]
     reason = watched() or next((why for its in operands if (why := unreadable_itself(its)) is not None), None)
     if reason is not None:
         return reason
-    if x.device.type != "cpu":
-        return f"anynorm has no engine for {x.device.type} tensors yet"
     if torch.is_grad_enabled():
         if stats is not None and any(its.requires_grad for its in stats):
             return "a gradient is wanted for mean or var"
         if plan.function == "moments" and x.requires_grad:
             return "a gradient is wanted for the moments"
-    return anynorm_numba.missing() or job_of(plan, x, *laid, x if plan.function == "moments" else out)
+    jobs = jobs_for(x)
+    reason = jobs.unfit(x)
+    if reason is not None:
+        return reason
+    laid = jobs.parameter(weight, x), jobs.parameter(bias, x)
+    job = jobs.job_of(plan, x, *laid, x if plan.function == "moments" else out)
+    return job if isinstance(job, str) else (jobs, job, *laid)
 
 
-def path(*_: Any, **__: Any) -> tuple[str, None]:
+def path(plan: Plan, x: Any, weight: Any, bias: Any, **_: Any) -> tuple[str, None]:  # noqa: ARG001
     """Return which package serves a call that is not declined."""
-    return "anynorm_numba", None
+    return jobs_for(x).package, None
 
 
 def forward(
@@ -63,90 +68,96 @@ def forward(
     out: Any,
     save: bool,
 ) -> Any:
-    """Return y, and what was learned of the statistics if `save` asks for it; or why the engine cannot run."""
-    laid = parameter(weight, x), parameter(bias, x)
-    job = _found(plan, x, laid, (weight, bias), stats, out)
-    if isinstance(job, str):
-        return job
+    """Return y, and what was learned of the statistics if `save` asks for it; or why no engine can run."""
+    found = _found(plan, x, weight, bias, stats, out)
+    if isinstance(found, str):
+        return found
+    jobs, job, *laid = found
     wanted = out is None and _gradient_wanted(x, weight, bias)
-    y = empty_like(x) if out is None else out
-    planes = None
+    y = jobs.empty_like(x) if out is None else out
+    planes = given = None
     if stats is not None:
-        planes = _planes(plan, stats, eps, x)
-    elif save or wanted or job.split:
-        planes = planes_for(job, x)
-    its = plan, job, *laid, eps, planes, stats is not None
+        planes, given = jobs.given(plan, job, stats, eps, x)
+    elif save or wanted or jobs.keeps(job):
+        planes = jobs.planes_for(job, x)
+    its = jobs, plan, job, *laid, eps, planes, given
     if wanted:
         y = recorded(x, weight, bias, y, its)
     else:
-        run(x, y, its)
+        jobs.run(x, y, its)
     if out is not None and not out.is_inference():
         torch.autograd.graph.increment_version(out)  # or autograd would not see that what it saved has changed
-    return y, engine().learned.Learned(planes, plan, job, eps) if save and stats is None else None
+    return y, Learned(planes, plan, job, eps) if save and stats is None else None
 
 
 def kind(x: Any, weight: Any, bias: Any) -> Any:
     """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
     if watches():
         return None
-    its_x, its_weight, its_bias = _kind(x), weight, bias
-    if weight is not None and (its_weight := _kind(weight)) is None:
+    its_x, its_weight, its_bias = kind_of(x), weight, bias
+    if weight is not None and (its_weight := kind_of(weight)) is None:
         return None
-    if bias is not None and (its_bias := _kind(bias)) is None:
+    if bias is not None and (its_bias := kind_of(bias)) is None:
         return None
     return None if its_x is None else (its_x, its_weight, its_bias)
 
 
-def _kind(its: Any) -> Any:
-    return (its.dtype, its.shape, its.stride()) if on_host(its) else None
+# Where `again` keeps who serves calls of a kind.
+JOBS_KEPT = "jobs"
 
 
 def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) -> Any:
     """Return what `forward` does, for a call of a known kind, for which `kind` asked what `_found` asks."""
+    jobs = known.decided.get(JOBS_KEPT)
+    if jobs is None:
+        jobs = known.decided[JOBS_KEPT] = jobs_for(x)
+    found = _known_job(jobs, known, x, weight, bias)
+    if isinstance(found, str):
+        return found
+    job, weight_lies, bias_lies, keeps = found
     plan = known.plan
-    job, weight_lies, bias_lies = _known_job(known, x, weight, bias)
-    if isinstance(job, str):
-        return job
-    laid_weight = weight if weight_lies else parameter(weight, x)
-    laid_bias = bias if bias_lies else parameter(bias, x)
+    laid_weight = weight if weight_lies else jobs.parameter(weight, x)
+    laid_bias = bias if bias_lies else jobs.parameter(bias, x)
     wanted = _gradient_wanted(x, weight, bias)
-    planes = planes_for(job, x, within=not save) if wanted or save or job.split else None
-    its = plan, job, laid_weight, laid_bias, eps, planes, False
-    y = empty_like(x, known.size)
+    planes = jobs.planes_for(job, x, within=not save) if wanted or save or keeps else None
+    its = jobs, plan, job, laid_weight, laid_bias, eps, planes, None
+    y = jobs.empty_like(x, known.size)
     if wanted:
         y = recorded(x, weight, bias, y, its)
     else:
-        run(x, y, its)
-    return y, engine().learned.Learned(planes, plan, job, eps) if save else None
+        jobs.run(x, y, its)
+    return y, Learned(planes, plan, job, eps) if save else None
 
 
-def _known_job(known: Known, x: Any, weight: Any, bias: Any) -> tuple[Any, bool, bool]:
-    """Return the job for a call of a known kind, or why there is none; and whether weight and bias are read as is."""
-    missing = anynorm_numba.missing()
+def _known_job(jobs: Jobs, known: Known, x: Any, weight: Any, bias: Any) -> tuple[Any, bool, bool, bool] | str:
+    """Return the job for a call of a known kind, whether weight and bias are read as is, and whether it needs planes.
+
+    Or why there is no job.
+    """
+    missing = jobs.missing()
     if missing is not None:
-        return missing, True, True
-    threads = engine().threads.threads_for(known.size)
-    found: tuple[Any, bool, bool] | None = known.decided.get(threads)
+        return missing
+    setting = jobs.setting(known.size)
+    found: tuple[Any, bool, bool, bool] | str | None = known.decided.get(setting)
     if found is None:
-        laid = parameter(weight, x), parameter(bias, x)
-        job = job_of(known.plan, x, *laid, None)
-        found = known.decided[threads] = job, laid[0] is weight, laid[1] is bias
+        found = jobs.unfit(x) or _decided(jobs, known.plan, x, weight, bias)
+        known.decided[setting] = found
     return found
+
+
+def _decided(jobs: Jobs, plan: Plan, x: Any, weight: Any, bias: Any) -> tuple[Any, bool, bool, bool] | str:
+    laid = jobs.parameter(weight, x), jobs.parameter(bias, x)
+    job = jobs.job_of(plan, x, *laid, None)
+    return job if isinstance(job, str) else (job, laid[0] is weight, laid[1] is bias, jobs.keeps(job))
 
 
 def moments(plan: Plan, x: Any) -> Any:
     """Return the statistics of each set."""
-    job = job_of(plan, x, None, None, x)
-    planes = planes_for(job, x)
-    run(x, None, (plan, job, None, None, 0.0, planes, False))
-    return engine().learned.Learned(planes, plan, job, 0.0)
-
-
-def _planes(plan: Plan, stats: Any, eps: float, x: Any) -> Any:
-    """Return given statistics as the engine reads what it learned."""
-    given = _formula.given(plan, stats, eps, x, library=library_of("forward", "x", x))
-    planes = [plane.expand(plan.statistic).reshape(-1) for plane in given[:4]]
-    return torch.stack([*planes, torch.zeros_like(planes[0])])
+    jobs = jobs_for(x)
+    job = jobs.job_of(plan, x, None, None, x)
+    planes = jobs.planes_for(job, x)
+    jobs.run(x, None, (jobs, plan, job, None, None, 0.0, planes, None))
+    return Learned(planes, plan, job, 0.0)
 
 
 def _gradient_wanted(x: Any, weight: Any, bias: Any) -> bool:

@@ -1,14 +1,22 @@
-"""From tensors to the engine's jobs and addresses, and new tensors beside them. Knows nothing of autograd."""
+"""From tensors to an engine's jobs and addresses, and new tensors beside them. Knows nothing of autograd.
+
+What is the same wherever tensors lie is here; `_host` and `_device` have what is not.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad as _forward_ad
 
 from anynorm._plan import Plan
-from anynorm._view import Layout
-from anynorm_numba import engine
+from anynorm._view import Ints, Layout
+from anynorm_torch._memory import readable_in
+
+forward_ad: Any = _forward_ad  # not annotated by torch
 
 # By dtype: its name and what is computed in.
 KINDS = {
@@ -18,139 +26,146 @@ KINDS = {
     torch.float64: ("float64", torch.float64),
 }
 
-# From this many bytes on, the memory of an output is NumPy's, which asks the system for large pages: instance norm of
-# 32 MiB takes a sixth of the time. Below, torch's allocator reuses what it had.
+# From this many bytes on, the memory of an output on the host is NumPy's, which asks the system for large pages:
+# instance norm of 32 MiB takes a sixth of the time. Below, torch's allocator reuses what it had.
 LARGE = 2**25
 
 # Fewer elements than these need not be measured in bytes.
 SMALL = LARGE // 8
 
-# Jobs met before, by what tells layouts apart in torch's own terms: see `anynorm_numba._jobs`.
+# Jobs met before, each with its plan, by what tells layouts apart in torch's own terms. A plan is known by its address,
+# because its hash takes longer than all the rest; that the plan is kept makes this safe.
 _met: dict[tuple[Any, ...], tuple[Plan, Any]] = {}
 MANY = 4096
 
 
-# A forward pass that is decided, but for x and y: its plan, its job, weight and bias as the engine reads them, eps,
-# where what is learned goes or what is given comes from, and whether it is given. As a tuple it is made in no time.
-Run = tuple[Plan, Any, Any, Any, float, Any, bool]
+class Jobs(ABC):
+    """Hands tensors that lie in one memory to its engine."""
+
+    memory: str  # as torch names it
+    package: str  # the engine
+    pulls_given: bool  # whether the engine has the gradient where statistics are given
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Return why there is no engine in this environment, or None."""
+
+    @abstractmethod
+    def unfit(self, x: Any) -> str | None:
+        """Return why the engine cannot run where x lies, or None."""
+
+    @abstractmethod
+    def setting(self, elements: int) -> Hashable:
+        """Return on what a job depends beside the kind of a call."""
+
+    @abstractmethod
+    def may_read(self, *tensors: Any) -> bool:
+        """Say whether those that are not None may be read together, amid a backward pass."""
+
+    @abstractmethod
+    def parameter(self, its: Any, x: Any) -> Any:
+        """Return weight or bias, if there is one, as the engine reads it."""
+
+    @abstractmethod
+    def empty_like(self, x: Any, elements: int = LARGE) -> Any:
+        """Return a new tensor that lies as x does, its axes in the same order; `elements` of x, if that is known."""
+
+    @abstractmethod
+    def planes_for(self, job: Any, x: Any, *, within: bool = False) -> Any:
+        """Return room for what is learned of the sets of x; where it stays `within` a call, any that is faster made."""
+
+    @abstractmethod
+    def keeps(self, job: Any) -> bool:
+        """Say whether a job needs room for what is learned, wanted or not."""
+
+    @abstractmethod
+    def given(self, plan: Plan, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:
+        """Return where given statistics are kept for the gradient, and themselves, as `run` wants them."""
+
+    @abstractmethod
+    def job_of(self, plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
+        """Return the job for x and its y, or half a sentence that says why there is none."""
+
+    @abstractmethod
+    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
+        """Return the job for x, dy and dx, or half a sentence that says why there is none."""
+
+    @abstractmethod
+    def run(self, x: Any, y: Any, its: Run) -> None:
+        """Write y, unless it is None, and what is learned."""
+
+    @abstractmethod
+    def run_gradient(
+        self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
+    ) -> None:
+        """Write dx, and the gradients of weight and bias where there are tensors for them."""
+
+    @abstractmethod
+    def used_now(self, planes: Any) -> None:
+        """Note that what a forward pass learned is read where the caller is now."""
 
 
-def run(x: Any, y: Any, its: Run) -> None:
-    """Write y, unless it is None, and what is learned."""
-    _, job, weight, bias, eps, planes, given = its
-    begins = (
-        x.data_ptr(),
-        job.absent_weight if weight is None else weight.data_ptr(),
-        job.absent_bias if bias is None else bias.data_ptr(),
-    )
-    check_memory(begins)
-    at_x, at_weight, at_bias = begins
-    at_y = 0 if y is None else y.data_ptr()
-    engine().run.forward(job, at_x, at_y, at_weight, at_bias, begin(planes), eps, given=given)
+# A forward pass that is decided, but for x and y: who runs it, its plan, its job, weight and bias as the engine reads
+# them, eps, where what is learned goes, and what is given, if anything. As a tuple it is made in no time.
+Run = tuple[Jobs, Plan, Any, Any, Any, float, Any, Any]
 
 
-def check_memory(begins: tuple[int, ...]) -> None:
-    """Raise a ValueError if a tensor that is to be read has no memory."""
+def may_be_read(memory: str, *tensors: Any) -> bool:
+    """Say whether those that are not None may be read in a memory, amid a backward pass."""
+    if forward_ad._current_level >= 0:
+        return False
+    for its in tensors:  # noqa: SIM110  a generator takes 1 µs
+        if its is not None and readable_in(its) != memory:
+            return False
+    return True
+
+
+def check_memory(begins: Sequence[int]) -> None:
+    """Raise a ValueError if a tensor that is to be read or written has no memory."""
     if 0 in begins:
         msg = "anynorm: the storage of a tensor was freed (resize_(0), as sharding does), so there is nothing to read."
         raise ValueError(msg)
 
 
-def begin(planes: Any) -> int:
-    """Return the address of what was learned, in a tensor or an array of NumPy; 0 where there is none."""
-    if planes is None:
-        return 0
-    return planes.data_ptr() if isinstance(planes, torch.Tensor) else engine().address(planes)
+def met(key: tuple[Any, ...]) -> tuple[Plan, Any] | None:
+    """Return the plan and the job that were remembered for a key."""
+    return _met.get(key)
 
 
-def planes_for(job: Any, x: Any, *, within: bool = False) -> Any:
-    """Return room for what is learned of the sets of x: a tensor, or what is faster made where it stays `within`."""
-    compute = KINDS[x.dtype][1]
-    if within and job.threads == 1:
-        return engine().learned.planes(job)
-    if x.dtype is compute:  # a dtype takes half a microsecond to pass
-        return x.new_empty(5, job.sets)
-    return x.new_empty(5, job.sets, dtype=compute)
-
-
-def job_of(plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
-    """Return the job for x and its y, or half a sentence that says why there is none."""
-    threads = engine().threads.threads_for(x.numel())
-    # A plan is one object for each set of shapes, so these need not be told apart.
-    beside = [None if its is None else its.stride() for its in (weight, bias, out)]
-    key = (id(plan), x.dtype, x.stride(), *beside, threads)
-    met = _met.get(key)
-    if met is None:
-        y = torch.empty_like(x, device="meta") if out is None else out
-        met = _meet(key, plan, x, (y,), _layout(weight), _layout(bias), threads)
-    return met[1]
-
-
-def gradient_job_of(plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
-    """Return the job for x, dy and dx, or half a sentence that says why there is none."""
-    threads = engine().threads.threads_for(x.numel())
-    key = (id(plan), x.dtype, x.stride(), None if weight is None else weight.stride(), dy.stride(), True, threads)
-    met = _met.get(key)
-    if met is None:
-        # Bias is not read: it lies as its gradient is wanted.
-        bias = None if plan.bias is None else (plan.bias, _dense(plan.bias, KINDS[x.dtype][1].itemsize))
-        met = _meet(key, plan, x, (dy, dx), _layout(weight), bias, threads)
-    return met[1]
-
-
-def _meet(
-    key: Any, plan: Plan, x: Any, others: Any, weight: Layout | None, bias: Any, threads: int
-) -> tuple[Plan, Any]:
+def remember(key: tuple[Any, ...], plan: Plan, job: Any) -> tuple[Plan, Any]:
+    """Keep the job for a key that begins with the address of a plan."""
     if len(_met) >= MANY:
         _met.clear()
-    strides = tuple([_steps(array) for array in (x, *others)])
-    job = engine().jobs.job_for(plan, KINDS[x.dtype][0], tuple(x.shape), strides, weight, bias, threads)
     _met[key] = plan, job
     return plan, job
 
 
-def _layout(its: Any) -> Layout | None:
-    return None if its is None else (tuple(its.shape), _steps(its))
+def like(x: Any, out: Any) -> Any:
+    """Return a tensor that lies as y will."""
+    return torch.empty_like(x, device="meta") if out is None else out
 
 
-def _steps(array: Any) -> tuple[int, ...]:
-    """Return a tensor's strides in bytes."""
-    size = array.element_size()
-    return tuple([step * size for step in array.stride()])
+def layout(its: Any, unit: int = 1) -> Layout | None:
+    """Return a tensor's shape and its strides, in units of which an element has so many."""
+    return None if its is None else (tuple(its.shape), steps(its, unit))
 
 
-def parameter(its: Any, x: Any) -> Any:
-    """Return weight or bias in the compute dtype, as the engine reads it: some axis without gaps, no step back."""
-    if its is None:
-        return None
-    compute = KINDS[x.dtype][1]
-    if its.dtype != compute:
-        its = its.detach().to(compute)
-    if its.is_contiguous():
-        return its
-    steps = [step for step, length in zip(its.stride(), its.shape, strict=True) if length > 1]
-    return its if min(steps, default=1) == 1 else its.contiguous()
+def steps(its: Any, unit: int = 1) -> Ints:
+    """Return a tensor's strides, in units of which an element has so many."""
+    return tuple([step * unit for step in its.stride()])
 
 
-def _dense(shape: Any, size: int) -> tuple[int, ...]:
-    """Return the strides of an array without gaps, in bytes."""
+def dense(shape: Any, unit: int = 1) -> Layout:
+    """Return the layout of an array without gaps."""
     strides = []
     for length in reversed(shape):
-        strides.append(size)
-        size *= length
-    return tuple(reversed(strides))
+        strides.append(unit)
+        unit *= length
+    return tuple(shape), tuple(reversed(strides))
 
 
-def empty_like(x: Any, elements: int = LARGE) -> Any:
-    """Return a new tensor that lies as x does, its axes in the same order; `elements` of x, if that is known."""
-    if elements < SMALL:
-        return torch.empty_like(x)
-    size = x.numel() * x.element_size()
-    if size < LARGE:
-        return torch.empty_like(x)
-    import numpy as np
-
-    storage = torch.from_numpy(np.empty(size, dtype=np.uint8)).untyped_storage()
-    # Not a view of it: autograd forbids what is a view to be changed in place.
-    like = torch.empty_like(x, device="meta").stride()
-    return x.new_empty(0).set_(storage, 0, x.shape, like)
+def room(shape: Any, x: Any) -> Any:
+    """Return a new tensor in what x is computed in."""
+    compute = KINDS[x.dtype][1]
+    # Its lengths one by one: a shape takes 2 µs to pass, and a dtype half of one.
+    return x.new_empty(*shape) if compute is x.dtype else x.new_empty(*shape, dtype=compute)

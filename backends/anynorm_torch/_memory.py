@@ -33,8 +33,9 @@ def unreadable(x: Any) -> str | None:
     return watched() or unreadable_itself(x)
 
 
-# Dispatch keys of tensors that were found readable. The keys tell all but a tensor's type and its tangent.
-_plain: set[int] = set()
+# Dispatch keys of tensors that were found readable, and in which memory. The keys tell all but a tensor's type, its
+# tangent, and which GPU it is on.
+_plain: dict[int, str] = {}
 
 
 def unreadable_itself(x: Any) -> str | None:
@@ -52,38 +53,42 @@ def unreadable_itself(x: Any) -> str | None:
         return None
     reason = _special(x)
     if reason is None:
-        _plain.add(keys)
+        _plain[keys] = memory_of(x)
     return reason
 
 
-# And those of tensors in the host's memory: the keys of one on a GPU tell its type, but not which GPU it is.
-_plain_on_host: set[int] = set()
+def memory_of(x: Any) -> str:
+    """Return which memory a tensor lies in: "cpu" is the host's."""
+    memory: str = x.device.type
+    return memory
 
 
-def on_host(x: Any) -> bool:
-    """Say, faster than `unreadable_itself`, that a tensor may be read in the host's memory, if `watches` is False."""
+def readable_in(x: Any) -> str | None:
+    """Return, faster than `unreadable_itself`, in which memory a tensor may be read, if `watches` is False."""
     own = type(x)
     if own is not torch.Tensor and own is not torch.nn.Parameter:
-        return False
-    keys = torch._C._dispatch_keys(x).raw_repr()
-    if keys in _plain_on_host:
-        return True
-    plain = unreadable_itself(x) is None and x.device.type == "cpu"
-    if plain:
-        _plain_on_host.add(keys)
-    return plain
+        return None
+    found = _plain.get(torch._C._dispatch_keys(x).raw_repr())
+    return memory_of(x) if found is None and unreadable_itself(x) is None else found
 
 
-def all_on_host(*tensors: Any) -> bool:
-    """Say whether those that are not None may be read in the host's memory, amid a backward pass."""
-    return forward_ad._current_level < 0 and all(its is None or on_host(its) for its in tensors)
+# The most bytes that a device reads at once, where they are aligned to as many.
+WIDEST = 16
+
+
+def kind_of(x: Any) -> tuple[Any, ...] | None:
+    """Return all of a tensor that checks and jobs look at, or None if it may not be read; `watches` is False."""
+    memory = readable_in(x)
+    if memory == "cpu":
+        return x.dtype, x.shape, x.stride()
+    return None if memory is None else (x.dtype, x.shape, x.stride(), x.get_device(), x.data_ptr() % WIDEST)
 
 
 def _special(x: Any) -> str | None:
     """Return why a tensor of this kind is not read, or None."""
     if x.layout is not torch.strided or x.is_nested or x.is_quantized:
         return "the tensor is sparse, nested or quantized"
-    if x.device.type not in ("cpu", "cuda"):
+    if memory_of(x) not in ("cpu", "cuda"):
         return f"no engine reads the memory of device {x.device}"
     if x._is_zerotensor():
         return "the tensor is a symbolic zero, which has no memory"

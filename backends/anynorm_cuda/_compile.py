@@ -1,0 +1,182 @@
+"""CUDA source to machine code by NVRTC, kept in memory and on disk. Needs no GPU, and knows of none.
+
+cuda.bindings is imported when something is first compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from anynorm_cuda._program import Kernel
+
+# The second for constexpr functions. The third, so that numbers are fused by fmaf where a kernel says so and nowhere
+# else: a set's bits do not hang on what else its kernel was specialised by, and the CPU computes the same.
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false")
+
+_built: dict[tuple[Kernel, int, bool], bytes] = {}
+_locks: dict[tuple[Kernel, int, bool], threading.Lock] = {}
+
+
+def cubin(kernel: Kernel, arch: int, *, ftz: bool = False) -> bytes:
+    """Return a kernel's machine code.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        What is compiled: once in a process, however many threads ask, and once on a machine where a directory can be
+        written.
+    arch : int
+        The device's compute capability: 90 for 9.0. Where NVRTC does not know it yet, the result is PTX for the newest
+        one that it knows, which the driver compiles.
+    ftz : bool, optional
+        Whether subnormal float32 numbers are zero, as CuPy compiles.
+
+    Raises
+    ------
+    RuntimeError
+        With what the compiler says, if it does not compile.
+
+    """
+    key = kernel, arch, ftz
+    built = _built.get(key)
+    if built is None:
+        with _locks.setdefault(key, threading.Lock()):
+            built = _built.get(key)
+            if built is None:
+                built = _built[key] = _kept_or_compiled(kernel, options(kernel, arch, ftz=ftz))
+    return built
+
+
+def options(kernel: Kernel, arch: int, *, ftz: bool = False) -> list[str]:
+    """Return all that NVRTC is told beside the source."""
+    return [f"--gpu-architecture={_target(arch)}", *OPTIONS, f"--ftz={str(ftz).lower()}", *kernel.options()]
+
+
+@cache
+def version() -> tuple[int, int]:
+    """Return NVRTC's version."""
+    major, minor = _ask("nvrtcVersion")
+    return major, minor
+
+
+@cache
+def archs() -> tuple[int, ...]:
+    """Return the compute capabilities that NVRTC compiles for, in ascending order."""
+    return tuple(sorted(_ask("nvrtcGetSupportedArchs")[0]))
+
+
+def compiled(source: str, name: str, flags: list[str]) -> tuple[bytes, str]:
+    """Return what NVRTC makes of a source, and what it says: machine code, or PTX for a virtual architecture."""
+    (program,) = _ask("nvrtcCreateProgram", source.encode(), f"{name}.cu".encode(), 0, [], [])
+    try:
+        (error,) = _nvrtc().nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
+        log = _text(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
+        if error:
+            msg = f"NVRTC {_dotted(version())} does not compile {name} ({_words(error)}; {' '.join(flags)}).\n{log}"
+            raise RuntimeError(msg)
+        return _text(program, "PTX" if any("=compute_" in flag for flag in flags) else "CUBIN"), log
+    finally:
+        _nvrtc().nvrtcDestroyProgram(program)
+
+
+def _target(arch: int) -> str:
+    """Return NVRTC's name of a compute capability: sm_90, or compute_121 for one that is newer than all it knows."""
+    known = [each for each in archs() if each <= arch]
+    if not known:
+        msg = f"NVRTC {_dotted(version())} does not compile for compute capability {_dotted(divmod(arch, 10))}."
+        raise RuntimeError(msg)
+    return f"sm_{arch}" if known[-1] == arch else f"compute_{known[-1]}"
+
+
+def _kept_or_compiled(kernel: Kernel, flags: list[str]) -> bytes:
+    source = kernel.source()
+    file = _file(kernel.name, [_dotted(version()), *flags, source])
+    if file is None:
+        return compiled(source, kernel.name, flags)[0]
+    code = _read(file)
+    if code is None:
+        code, _ = compiled(source, kernel.name, flags)
+        _write(file, code)
+    return code
+
+
+def _file(name: str, determines: list[str]) -> Path | None:
+    """Return where code is kept, by all that determines it, or None where no directory is known."""
+    folder = _folder()
+    return folder and folder / f"{name}-{sha256(chr(0).join(determines).encode()).hexdigest()[:32]}.cubin"
+
+
+def _folder() -> Path | None:
+    """Return $ANYNORM_CACHE_DIR, or the place in the user's cache directory."""
+    chosen = os.environ.get("ANYNORM_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    variable, otherwise = {
+        "win32": ("LOCALAPPDATA", "~/AppData/Local"),
+        "darwin": ("", "~/Library/Caches"),
+    }.get(sys.platform, ("XDG_CACHE_HOME", "~/.cache"))
+    try:
+        return Path(os.environ.get(variable) or otherwise).expanduser() / "anynorm"
+    except RuntimeError:  # the user has no home
+        return None
+
+
+def _read(file: Path) -> bytes | None:
+    """Return what was kept, or None if it is absent, cannot be read, or is not what was written."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if sha256(code).digest() == digest else None
+
+
+def _write(file: Path, code: bytes) -> None:
+    """Keep code if that can be done. Others see the file whole or not at all."""
+    part = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(sha256(code).digest() + code)
+        part.replace(file)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _nvrtc() -> Any:
+    from cuda.bindings import nvrtc
+
+    return nvrtc
+
+
+def _ask(call: str, *arguments: Any) -> list[Any]:
+    answer: list[Any]
+    error, *answer = getattr(_nvrtc(), call)(*arguments)
+    if error:
+        msg = f"{call}: {_words(error)}"
+        raise RuntimeError(msg)
+    return answer
+
+
+def _words(error: Any) -> str:
+    text: bytes = _nvrtc().nvrtcGetErrorString(error)[1]
+    return text.decode()
+
+
+def _text(program: Any, what: str) -> bytes:
+    (size,) = _ask(f"nvrtcGet{what}Size", program)
+    room = bytearray(size)  # not bytes: of those with one character Python has one object for all, which is written to
+    _ask(f"nvrtcGet{what}", program, room)
+    return bytes(room)
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))

@@ -1,0 +1,81 @@
+// The one argument of every kernel, and numbers side by side in memory. _geometry.py packs the argument.
+
+struct Steps { // in elements
+    i64 a, r, b, s;
+};
+
+struct Call {
+    const X *x, *dy;
+    X *y; // dx in a backward pass
+    const W *weight;
+    const B *bias;
+    float *saved;   // planes of a number for each set: mean, correction, rstd, scale, m2
+    float *partial; // planes of what chunks of sets leave
+    float *means;   // planes of a number for each set: the means of g and of g·x̂
+    float *to_weight, *to_bias, *dweight, *dbias;
+    i64 sets, inner, n, rows, columns, chunks, plane, share, outer, kept, within;
+    Steps of_x, of_dy, of_y, of_weight, of_bias, of_partial;
+    double eps, root;
+};
+
+// As many elements as 16 bytes hold, whatever they are aligned to: so that the order of sums does not depend on it.
+constexpr int VEC = 16 / sizeof(X);
+
+template <int BYTES> struct alignas(BYTES) Words { u32 word[BYTES / 4]; };
+template <> struct alignas(2) Words<2> { u16 word; };
+
+constexpr int least(int a, int b) { return a < b ? a : b; }
+
+// VEC neighbours of any type, read and written in pieces of BYTES; of the last in a line, those that are there.
+template <class T> struct alignas(16) Several {
+    static constexpr int SIZE = VEC * sizeof(T);
+    T e[VEC];
+
+    template <int BYTES> DEV void read(const T *from, int count) {
+        using Piece = Words<least(BYTES, SIZE)>;
+        if (count == VEC) {
+#pragma unroll
+            for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) ((Piece *)e)[i] = ((const Piece *)from)[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < VEC; i++) e[i] = i < count ? from[i] : T();
+        }
+    }
+
+    // Keep the elements as they lie: 8 numbers made of 16 bytes would take 32.
+    DEV void pin() {
+#pragma unroll
+        for (int i = 0; i < (int)sizeof(e) / 4; i++) forget(((u32 *)e)[i]);
+    }
+
+    template <int BYTES> DEV void write(T *to, int count) const {
+        using Piece = Words<least(BYTES, SIZE)>;
+        if (count == VEC) {
+#pragma unroll
+            for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) ((Piece *)to)[i] = ((const Piece *)e)[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < VEC; i++)
+                if (i < count) to[i] = e[i];
+        }
+    }
+};
+using Vector = Several<X>;
+
+// The sum of a vector's terms, and of the products of two vectors, as a tree.
+template <int COUNT> DEV float total(const float (&terms)[COUNT]) {
+    float sums[COUNT / 2];
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; i++) sums[i] = terms[i] + terms[i + COUNT / 2];
+    if constexpr (COUNT == 2)
+        return sums[0];
+    else
+        return total(sums);
+}
+
+DEV float total(const float (&a)[VEC], const float (&b)[VEC]) {
+    float sums[VEC / 2];
+#pragma unroll
+    for (int i = 0; i < VEC / 2; i++) sums[i] = fmaf(a[i], b[i], a[i + VEC / 2] * b[i + VEC / 2]);
+    return total(sums);
+}

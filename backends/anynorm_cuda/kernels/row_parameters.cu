@@ -1,0 +1,111 @@
+// Gradients of sets of one line along which weight and bias lie. A team takes one set after the other; the gradients of
+// weight and bias gather in its registers. Meanwhile the next sets are on their way to shared memory.
+
+struct Ring { // STAGES sets of a team: where a thread's vectors of x and of dy lie
+    DEV static Vector &place(int stage, int tensor, int i) {
+        return room()[((stage * 2 + tensor) * ITEMS + i) * THREADS + thread()];
+    }
+
+    DEV static void start(int stage, int tensor, int i, const X *from, int count) {
+        Vector &to = place(stage, tensor, i);
+        if constexpr (LOAD < 4)
+            to.template read<LOAD>(from, count);
+        else if (count == VEC) {
+            EACH_PIECE fetch<LOAD>((char *)&to + piece, (const char *)from + piece, true);
+        } else
+            to.template read<LOAD>(from, count);
+    }
+};
+
+// Add up what the teams of a block gathered, and leave it: RUN numbers for each block, or cluster.
+DEV void leave(const Team &team, float (&gathered)[ITEMS][VEC], float *to) {
+    SHARED(float, sums, SETS > 1 ? THREADS * ITEMS * VEC : 1);
+    constexpr int ALONG = LANES * UNITS * ITEMS * VEC;
+    EVERY_ITEM {
+        int first = ((i * TEAM + team.rank * UNITS + team.unit) * LANES + team.lane) * VEC;
+        EACH {
+            if (SETS > 1)
+                sums[team.set * ALONG + first + e] = gathered[i][e];
+            else if (first + e < RUN)
+                to[first + e] = gathered[i][e];
+        }
+    }
+    if (SETS == 1) return;
+    barrier();
+    for (int k = thread(); k < RUN; k += THREADS) {
+        float sum = 0;
+        for (int set = 0; set < SETS; set++) sum += sums[set * ALONG + k];
+        to[k] = sum;
+    }
+    barrier();
+}
+
+CLUSTER_KERNEL(row_parameters)(Call q) {
+    SLOTS(slots);
+    Team team(slots);
+    const int first = block() / CTAS * SETS + team.set, step = blocks() / CTAS * SETS, share = (int)q.share;
+    auto part_of = [&](int k) { // the team's k-th set; those of one b, where the weight varies along B
+        int number = first + k * step;
+        return Part(q, number * block_rows() + block_row(), 0, k < share && number < (int)q.rows);
+    };
+    auto start = [&](int k) {
+        Part part = part_of(k);
+        EVERY_ITEM {
+            Item item = part.item(team, i);
+            Ring::start(k % STAGES, 0, i, q.x + part.at(q.of_x, item), item.count);
+            Ring::start(k % STAGES, 1, i, q.dy + part.at(q.of_dy, item), item.count);
+        }
+        fetch_commit();
+    };
+    auto known = [&](int k) {
+        Part part = part_of(k);
+        return part.live ? recalled(q, part.set) : Known();
+    };
+    float dweight[ITEMS][VEC] = {}, dbias[ITEMS][VEC] = {};
+    Several<W> weights[ITEMS];
+    Part own(q, block_row(), 0, true);
+    EVERY_ITEM {
+        Item item = own.item(team, i);
+        if (WEIGHT == VECTOR) weights[i].template read<WIDE>(q.weight + own.at(q.of_weight, 0) + item.first, item.count);
+    }
+    for (int k = 0; k < STAGES - 1; k++) start(k);
+    Known next = known(0);
+    for (int k = 0; k < share; k++) {
+        Part part = part_of(k);
+        Known its = next;
+        fetch_wait<STAGES - 2>();
+        start(k + STAGES - 1); // where the set before this one was: all have read it, a barrier ago
+        next = known(k + 1);
+        Vector x[ITEMS], dy[ITEMS];
+        float g = 0, of_unit = 0;
+        EVERY_ITEM {
+            Item item = part.item(team, i);
+            x[i] = Ring::place(k % STAGES, 0, i), dy[i] = Ring::place(k % STAGES, 1, i);
+            float terms[VEC], units[VEC];
+            EACH {
+                float slope = e < item.count ? get(dy[i].e[e]) : 0;
+                units[e] = e < item.count ? unit(get(x[i].e[e]), its) : 0;
+                if (WEIGHT == VECTOR) dweight[i][e] = fmaf(slope, units[e], dweight[i][e]);
+                if (BIAS == VECTOR) dbias[i][e] += slope;
+                terms[e] = WEIGHT == VECTOR ? get(weights[i].e[e]) * slope : slope;
+            }
+            g += total(terms), of_unit += total(terms, units);
+        }
+        team.sum(g, of_unit);
+        g = CENTRES ? g / N : 0, of_unit /= N;
+        EVERY_ITEM {
+            Item item = part.item(team, i);
+            if (!item.count) continue;
+            x[i].pin(), dy[i].pin();
+            Vector dx;
+            EACH {
+                float by = WEIGHT == VECTOR ? get(weights[i].e[e]) : 1;
+                put(dx.e[e], slope(by * get(dy[i].e[e]), unit(get(x[i].e[e]), its), g, of_unit, its));
+            }
+            dx.template write<LOAD>(q.y + part.at(q.of_y, item), item.count);
+        }
+    }
+    const i64 at = ((i64)(block() / CTAS) * block_rows() + block_row()) * RUN;
+    if (WEIGHT == VECTOR) leave(team, dweight, q.to_weight + at);
+    if (BIAS == VECTOR) leave(team, dbias, q.to_bias + at);
+}

@@ -1,0 +1,113 @@
+// Normalize sets of lines: in one go where a team can hold a set, else chunk by chunk, in three kernels.
+
+// The statistics of what a team holds. The first pass sums from a pivot, an element, which makes sets of equal values
+// exact; the second takes out what the mean lost. Where squares leave the range of numbers both are done again in a
+// scale that the largest magnitude tells.
+DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &held) {
+    const float eps = (float)q.eps, root = (float)q.root, n = part.elements();
+    float first = CENTRES && part.live ? get(q.x[part.first(q.of_x)]) : 0, scale = 1, unused = 0;
+#pragma unroll 1
+    for (bool again = false;; again = true) {
+        float mean = 0, left = 0, squares = 0;
+        if (CENTRES) {
+            float pivot = first * scale;
+            EACH_ITEM {
+                Item item = part.item(team, i);
+                Vector x = held.at(i);
+                float terms[VEC];
+                EACH terms[e] = e < item.count ? deviation(get(x.e[e]), scale, pivot) : 0;
+                mean += total(terms);
+            }
+            team.sum(mean, unused);
+            mean = pivot + mean / n;
+        }
+        EACH_ITEM {
+            Item item = part.item(team, i);
+            Vector x = held.at(i);
+            float terms[VEC];
+            EACH terms[e] = e < item.count ? deviation(get(x.e[e]), scale, mean) : 0;
+            left += total(terms);
+            squares += total(terms, terms);
+        }
+        team.sum(left, squares);
+        float correction = CENTRES ? left / n : 0;
+        float m2 = CENTRES ? fmaf(-correction, left, squares) : squares;
+        m2 = m2 < 0 ? 0 : m2; // not fmaxf, which hides a NaN
+        bool special = !ordinary(m2 / n, eps);
+        if (!again && warp_any(special)) { // a warp may hold several teams
+            float peak = 0;
+            EACH_ITEM {
+                Item item = part.item(team, i);
+                Vector x = held.at(i);
+                EACH peak = fmaxf(peak, e < item.count ? fabsf(get(x.e[e])) : 0);
+            }
+            peak = team.peak(peak);
+            scale = special ? scale_for(peak, eps) : 1;
+            if (warp_any(scale != 1)) continue;
+        }
+        return settled(mean, correction, m2, n, scale, eps, root);
+    }
+}
+
+DEV void write(const Call &q, const Part &part, const Item &item, const Vector &x, const Known &its) {
+    Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
+    Parameter<BIAS, WIDE, B> bias(q.bias, q.of_bias, part, item, 0);
+    Vector y;
+    EACH put(y.e[e], normalized(get(x.e[e]), its, weight.of(e), bias.of(e)));
+    y.write<LOAD>(q.y + part.at(q.of_y, item), item.count);
+}
+
+#if !CHUNKED
+CLUSTER_KERNEL(rows)(Call q) {
+    SLOTS(slots);
+    Team team(slots);
+    int set = block() / CTAS * SETS + team.set;
+    Part part(q, set, 0, SETS == 1 || set < q.sets);
+    Held<0> held;
+    EACH_ITEM {
+        Item item = part.item(team, i);
+        held.start(i, q.x + part.at(q.of_x, item), item.count);
+    }
+    landed();
+    Statistics its = measured(q, team, part, held);
+    if (q.saved && part.live && team.leads()) keep(q, set, its);
+    if (!q.y) return;
+    Known known = its.known();
+    EACH_ITEM {
+        Item item = part.item(team, i);
+        if (item.count) write(q, part, item, held.at(i), known);
+    }
+}
+#else
+// What a chunk leaves: mean, correction, Σ(z − mean − correction)², scale, and how many elements it has.
+KERNEL(rows_measure)(Call q) {
+    SLOTS(slots);
+    Team team(slots);
+    Part part = chunk_of(q);
+    Held<0> held;
+    EACH_ITEM {
+        Item item = part.item(team, i);
+        held.start(i, q.x + part.at(q.of_x, item), item.count);
+    }
+    landed();
+    Statistics its = measured(q, team, part, held);
+    if (!team.leads()) return;
+    float *to = q.partial + part.set * q.chunks + part.chunk;
+    to[0] = its.mean, to[q.plane] = its.correction, to[2 * q.plane] = its.m2, to[3 * q.plane] = its.scale;
+    to[4 * q.plane] = part.elements();
+}
+
+KERNEL(rows_write)(Call q) {
+    SLOTS(slots);
+    Team team(slots);
+    Part part = chunk_of(q);
+    Known known = recalled(q, part.set);
+    EACH_ITEM {
+        Item item = part.item(team, i);
+        if (!item.count) continue;
+        Vector x;
+        x.read<LOAD>(q.x + part.at(q.of_x, item), item.count);
+        write(q, part, item, x, known);
+    }
+}
+#endif

@@ -1,0 +1,63 @@
+"""Gradients of CuPy's arrays by the CUDA engine, or by the formula where it cannot compute them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy
+
+from anynorm import _formula
+from anynorm._dispatch import library_of
+from anynorm._formula import Saved
+from anynorm._learned import Learned
+from anynorm._plan import Plan
+from anynorm_cuda import _engine
+from anynorm_cupy._jobs import FLOAT32, gradient_job_of, parameter
+from anynorm_cupy._launch import launcher
+from anynorm_cupy._memory import converted, copied, empty_like, ndarray, there, unreadable
+
+
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
+    """Return dx like x, and dweight and dbias in the compute dtype and in the plan's shapes for them."""
+    return there(x, _backward, plan, dy, x, weight, saved)  # type: ignore[no-any-return]
+
+
+def _backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
+    if isinstance(saved, Learned):
+        found = _by_engine(plan, dy, x, weight, saved)
+        if found is not None:
+            return found
+        saved = Saved(*[getattr(saved, field) for field in Saved._fields])
+    return _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
+
+
+def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Learned) -> tuple[Any, Any, Any] | None:
+    """Return the gradients by the engine, or None where it cannot run."""
+    if unreadable(dy, weight) is not None:
+        return None
+    if dy.dtype != x.dtype:
+        if x.dtype != FLOAT32 or dy.itemsize > x.itemsize:
+            return None  # dy has digits that x's dtype has not
+        dy = converted(dy, FLOAT32)
+    dx, weight = empty_like(x), parameter(weight, in_order=True)
+    job = gradient_job_of(plan, x, dy, dx, weight)
+    if isinstance(job, str) and dy.strides != dx.strides:
+        dy = copied(dy, dx)  # costs one pass over it, the formula about ten
+        job = gradient_job_of(plan, x, dy, dx, weight)
+    if isinstance(job, str):
+        return None
+    dweight, dbias = [None if lies is None else ndarray(lies, FLOAT32) for lies in (plan.weight, plan.bias)]
+    work = cupy.cuda.alloc(job.work)
+    _engine.backward(
+        job,
+        launcher(x.data.device_id).now(),
+        x=x.data.ptr,
+        dy=dy.data.ptr,
+        dx=dx.data.ptr,
+        weight=0 if weight is None else weight.data.ptr,
+        saved=saved.planes.data.ptr,
+        work=work.ptr,
+        dweight=0 if dweight is None else dweight.data.ptr,
+        dbias=0 if dbias is None else dbias.data.ptr,
+    )
+    return dx, dweight, dbias

@@ -1,0 +1,151 @@
+"""Tensors in the host's memory, handed to the CPU engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import anynorm_numba
+from anynorm import _formula
+from anynorm._dispatch import library_of
+from anynorm._plan import Plan
+from anynorm_numba import engine
+from anynorm_torch._jobs import (
+    KINDS,
+    LARGE,
+    SMALL,
+    Jobs,
+    Run,
+    check_memory,
+    dense,
+    layout,
+    like,
+    may_be_read,
+    met,
+    remember,
+    room,
+    steps,
+)
+
+
+class _HostJobs(Jobs):
+    """Hands tensors in the host's memory to numba's kernels. What depends on threads does so here alone."""
+
+    memory = "cpu"
+    package = "anynorm_numba"
+    pulls_given = True
+
+    def missing(self) -> str | None:
+        return anynorm_numba.missing()
+
+    def unfit(self, x: Any) -> str | None:  # noqa: ARG002  one host is as another
+        return anynorm_numba.missing()
+
+    def setting(self, elements: int) -> int:
+        threads: int = engine().threads.threads_for(elements)
+        return threads
+
+    def may_read(self, *tensors: Any) -> bool:
+        return may_be_read("cpu", *tensors)
+
+    def parameter(self, its: Any, x: Any) -> Any:
+        """Return weight or bias in the compute dtype: some axis without gaps, no step back."""
+        if its is None:
+            return None
+        compute = KINDS[x.dtype][1]
+        if its.dtype != compute:
+            its = its.detach().to(compute)
+        if its.is_contiguous():
+            return its
+        along = [step for step, length in zip(its.stride(), its.shape, strict=True) if length > 1]
+        return its if min(along, default=1) == 1 else its.contiguous()
+
+    def empty_like(self, x: Any, elements: int = LARGE) -> Any:
+        if elements < SMALL:
+            return torch.empty_like(x)
+        size = x.numel() * x.element_size()
+        if size < LARGE:
+            return torch.empty_like(x)
+        import numpy as np
+
+        storage = torch.from_numpy(np.empty(size, dtype=np.uint8)).untyped_storage()
+        # Not a view of it: autograd forbids what is a view to be changed in place.
+        return x.new_empty(0).set_(storage, 0, x.shape, like(x, None).stride())
+
+    def planes_for(self, job: Any, x: Any, *, within: bool = False) -> Any:
+        return engine().learned.planes(job) if within and job.threads == 1 else room((5, job.sets), x)
+
+    def keeps(self, job: Any) -> bool:
+        split: bool = job.split
+        return split
+
+    def given(self, plan: Plan, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:  # noqa: ARG002
+        saved = _formula.given(plan, stats, eps, x, library=library_of("forward", "x", x))
+        planes = [plane.expand(plan.statistic).reshape(-1) for plane in saved[:4]]
+        return torch.stack([*planes, torch.zeros_like(planes[0])]), stats
+
+    def job_of(self, plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
+        threads = engine().threads.threads_for(x.numel())
+        # A plan is one object for each set of shapes, so these need not be told apart.
+        beside = [None if its is None else its.stride() for its in (weight, bias, out)]
+        key = (id(plan), x.dtype, x.stride(), *beside, threads)
+        found = met(key)
+        if found is None:
+            size = KINDS[x.dtype][1].itemsize
+            job = _made(plan, (x, like(x, out)), layout(weight, size), layout(bias, size), threads)
+            found = remember(key, plan, job)
+        return found[1]
+
+    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
+        threads = engine().threads.threads_for(x.numel())
+        key = (id(plan), x.dtype, x.stride(), None if weight is None else weight.stride(), dy.stride(), True, threads)
+        found = met(key)
+        if found is None:
+            size = KINDS[x.dtype][1].itemsize
+            # Bias is not read: it lies as its gradient is wanted.
+            bias = None if plan.bias is None else dense(plan.bias, size)
+            found = remember(key, plan, _made(plan, (x, dy, dx), layout(weight, size), bias, threads))
+        return found[1]
+
+    def run(self, x: Any, y: Any, its: Run) -> None:
+        _, _, job, weight, bias, eps, planes, given = its
+        begins = (
+            x.data_ptr(),
+            job.absent_weight if weight is None else weight.data_ptr(),
+            job.absent_bias if bias is None else bias.data_ptr(),
+            1 if y is None else y.data_ptr(),
+        )
+        check_memory(begins)
+        at_x, at_weight, at_bias, at_y = begins
+        if y is None:
+            at_y = 0
+        engine().run.forward(job, at_x, at_y, at_weight, at_bias, _begin(planes), eps, given=given is not None)
+
+    def run_gradient(
+        self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
+    ) -> None:
+        begins = (x.data_ptr(), dy.data_ptr(), job.absent_weight if weight is None else weight.data_ptr())
+        check_memory(begins)
+        at_x, at_dy, at_weight = begins
+        targets = [0 if its is None else its.data_ptr() for its in (dweight, dbias)]
+        engine().run.backward(job, at_x, at_dy, dx.data_ptr(), at_weight, _begin(planes), *targets)
+
+    def used_now(self, planes: Any) -> None:
+        pass
+
+
+HOST = _HostJobs()
+
+
+def _begin(planes: Any) -> int:
+    """Return the address of what was learned, in a tensor or an array of NumPy; 0 where there is none."""
+    if planes is None:
+        return 0
+    return planes.data_ptr() if isinstance(planes, torch.Tensor) else engine().address(planes)
+
+
+def _made(plan: Plan, tensors: tuple[Any, ...], weight: Any, bias: Any, threads: int) -> Any:
+    x = tensors[0]
+    strides = tuple([steps(its, its.element_size()) for its in tensors])
+    return engine().jobs.job_for(plan, KINDS[x.dtype][0], tuple(x.shape), strides, weight, bias, threads)

@@ -1,0 +1,73 @@
+"""The kernels that jobs launch: for every row of the table of teams, norm and dtype. Compiles and runs none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import accumulate
+from operator import mul
+
+from anynorm._plan import Plan, by_channel, over_axes
+from anynorm_cuda._jobs import Job, Kinds, forward_job, gradient_job
+from anynorm_cuda._program import Kernel
+from anynorm_cuda._teams import Device
+
+Ints = tuple[int, ...]
+
+DEVICES = {80: Device(80, 108, 166912), 90: Device(90, 132, 232448)}
+
+KINDS = {
+    "bfloat16": Kinds("bfloat16", "float32", "float32"),
+    "float16": Kinds("float16", "float16", "float16"),
+    "float32": Kinds("float32", "float32", "float32"),
+}
+
+# Bytes of a row, one for each row of the table; an odd number of elements among them.
+ROWS = (16, 128, 500, 1 << 10, 1 << 11, 1 << 13, 1 << 14, 1 << 15, 1 << 16, 1 << 17, 1 << 19, 1 << 20, 1 << 22)
+
+# Those that are compiled without a weight and without a mean as well.
+BARE_ROWS = (128, 1 << 13, 1 << 16, 1 << 22)
+
+# N, C, H, W: groups that registers hold, a block's memory, a cluster's, and no team; and short lines.
+IMAGES = ((4, 64, 5, 5), (4, 64, 10, 10), (4, 64, 56, 56), (2, 320, 64, 64), (8, 8, 300, 300), (90, 16, 3, 3))
+CHANNEL_NORMS = (("batch_norm", None, None), ("group_norm", 0, 4), ("instance_norm", 0, None))
+
+
+@cache
+def kernels_of(arch: int, dtype: str) -> tuple[Kernel, ...]:
+    """Return the kernels for a device and a dtype, each once."""
+    device = DEVICES[min(arch, 90)]
+    jobs = [*_of_rows(KINDS[dtype], device), *_of_images(KINDS[dtype], device)]
+    return tuple(dict.fromkeys([launch.kernel for job in jobs for launch in job.launches]))
+
+
+def _of_rows(kinds: Kinds, device: Device) -> Iterator[Job]:
+    for size in ROWS:
+        length = size // (4 if kinds.x == "float32" else 2)
+        own: tuple[tuple[bool, tuple[Ints, Ints] | None], ...] = ((True, ((length,), (1,))), (False, None))
+        for centres, laid in own if size in BARE_ROWS else own[:1]:
+            lies = None if laid is None else laid[0]
+            plan = over_axes(False, "layer_norm", (64, length), -1, centres, lies, lies)
+            yield from _both(plan, kinds, (64, length), (length, 1), laid, device)
+
+
+def _of_images(kinds: Kinds, device: Device) -> Iterator[Job]:
+    for shape in IMAGES:
+        n, channels, *inner = shape
+        last, first = _dense((n, *inner, channels)), _dense(shape)
+        for function, batch_axis, groups in CHANNEL_NORMS:
+            plan = by_channel(False, function, shape, 1, batch_axis, groups, False, (channels,), (channels,))
+            for steps in (first, (last[0], last[-1], *last[1:-1])):
+                yield from _both(plan, kinds, shape, steps, ((channels,), (1,)), device)
+
+
+def _both(
+    plan: Plan, kinds: Kinds, shape: Ints, steps: Ints, laid: tuple[Ints, Ints] | None, device: Device
+) -> list[Job]:
+    forward = forward_job(plan, kinds, shape, (steps, steps), laid, laid, device)
+    backward = gradient_job(plan, kinds, shape, (steps, steps, steps), laid, laid, device)
+    return [job for job in (forward, backward) if not isinstance(job, str)]
+
+
+def _dense(shape: Ints) -> Ints:
+    return tuple(reversed([*accumulate(reversed(shape[1:]), mul, initial=1)]))

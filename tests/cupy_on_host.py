@@ -1,0 +1,212 @@
+"""CuPy's own arrays over host memory, whose kernels run on the CPU: for tests of the adapter without a GPU.
+
+The adapter, its launcher and CuPy's arrays are the real ones. What stands in: the allocator, the driver and runtime as
+far as the adapter asks them, and the copies and casts that CuPy does by kernels of its own. CuPy's arithmetic, and so
+the formula, cannot run here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import cuda_host
+import numpy as np
+from libraries import ArrayLibrary, NumPyArray, numpy_dtype
+
+import anynorm as an
+from anynorm import _dispatch
+from anynorm_cuda import _geometry
+from anynorm_cuda._engine import Launcher
+from anynorm_cuda._program import Kernel, Launch
+from anynorm_cuda._teams import Device
+
+H200 = Device(90, 132, 232448)
+
+FULL = 0x7B  # what new memory is full of: large numbers
+DEVICE, STREAM = 0, 0x5EED
+
+
+def missing() -> str | None:
+    """Return why CuPy's arrays cannot be had over host memory here, or None."""
+    if importlib.util.find_spec("cupy") is None:
+        return "cupy is not installed"
+    return cuda_host.missing()
+
+
+class Host:
+    """What stands for a device: its memory, its kernels and what was asked of it."""
+
+    def __init__(self, launch: Launcher, device: Device) -> None:
+        self.launch, self.device = launch, device
+        self.kernels: list[Kernel] = []
+        self.launches: list[Launch] = []
+        self.streams: set[int] = set()
+        self.stream = STREAM
+        self.context = 1
+        self.current = DEVICE
+        self.allocated: list[int] = []  # bytes, one after the other
+        self.shift = 0  # bytes by which new memory is not aligned
+        self.driver = SimpleNamespace(ctxGetCurrent=lambda: self.context, launchKernel=self._launch)
+        self.runtime = SimpleNamespace(
+            is_hip=False, getDevice=lambda: self.current, getDeviceProperties=self._properties, free=self._free
+        )
+
+    def allocate(self, size: int) -> Any:
+        """Return new memory, as CuPy's allocators do."""
+        import cupy
+
+        self.allocated.append(size)
+        room = np.full(size + 512, FULL, np.uint8)
+        begin = -room.ctypes.data % 256 + self.shift
+        memory = cupy.cuda.UnownedMemory(room.ctypes.data, max(1, size), room, device_id=self.current)
+        return cupy.cuda.MemoryPointer(memory, begin)
+
+    def load(self, kernel: Kernel) -> Any:
+        """Return what stands for a kernel that is compiled and loaded."""
+        self.kernels.append(kernel)
+        return SimpleNamespace(function=len(self.kernels), room=48 << 10, raw=SimpleNamespace())
+
+    def _launch(self, function: int, x: int, y: int, z: int, *rest: int) -> None:
+        threads, threads_y, threads_z, shared, stream, parameters, extra = rest
+        assert (z, threads_y, threads_z, extra) == (1, 1, 1, 0)
+        begin = ctypes.c_size_t.from_address(parameters).value
+        self.streams.add(stream)
+        self.launches.append(Launch(self.kernels[function - 1], (x, y), threads, shared))
+        self.launch(self.launches[-1], ctypes.string_at(begin, _geometry.SIZE))
+
+    def _properties(self, device: int) -> dict[str, int]:
+        assert device == self.current
+        major, minor = divmod(self.device.arch, 10)
+        return {
+            "major": major,
+            "minor": minor,
+            "multiProcessorCount": self.device.processors,
+            "sharedMemPerBlockOptin": self.device.shared,
+        }
+
+    def _free(self, address: int) -> None:
+        assert address == 0
+        self.context = 1
+
+
+def make(array: NumPyArray) -> Any:
+    """Return CuPy's array over a copy of an array's memory, its strides kept."""
+    import cupy
+
+    steps = list(zip(array.shape, array.strides, strict=True)) if array.size else []
+    before = sum((length - 1) * -step for length, step in steps if step < 0)
+    span = sum((length - 1) * abs(step) for length, step in steps) + array.itemsize
+    room = np.zeros(span + 512, np.uint8)
+    # As far from a multiple of 256 as it was.
+    begin = -room.ctypes.data % 256 + (array.ctypes.data - before) % 256
+    laid: NumPyArray = np.ndarray(array.shape, array.dtype, room, begin + before, array.strides)
+    laid[...] = array
+    memory = cupy.cuda.UnownedMemory(room.ctypes.data, room.nbytes, room, device_id=DEVICE)
+    pointer = cupy.cuda.MemoryPointer(memory, begin + before)
+    return cupy.ndarray(array.shape, array.dtype, pointer, array.strides)
+
+
+def to_numpy(array: Any) -> NumPyArray:
+    """Return a copy of CuPy's array."""
+    return viewed(array).copy(order="K")
+
+
+def viewed(array: Any) -> NumPyArray:
+    """Return NumPy's array over the same memory."""
+    steps = list(zip(array.shape, array.strides, strict=True)) if array.size else []
+    before = sum((length - 1) * -step for length, step in steps if step < 0)
+    span = sum((length - 1) * abs(step) for length, step in steps) + array.itemsize
+    room = (ctypes.c_char * span).from_address(array.data.ptr - before)
+    return np.ndarray(array.shape, array.dtype, room, before, array.strides)
+
+
+def _converted(array: Any, dtype: Any = None) -> Any:
+    if array.flags.c_contiguous and dtype in (None, array.dtype):
+        return array
+    return _new(np.ascontiguousarray(viewed(array), dtype=dtype))
+
+
+def _astype(array: Any, dtype: Any, /, *, copy: bool = True) -> Any:
+    return array if array.dtype == dtype and not copy else _new(viewed(array).astype(dtype, order="C"))
+
+
+def _new(array: NumPyArray) -> Any:
+    import cupy
+
+    made = cupy.ndarray(array.shape, array.dtype)
+    viewed(made)[...] = array
+    return made
+
+
+def _copyto(to: Any, its: Any) -> None:
+    viewed(to)[...] = viewed(its)
+
+
+LIBRARY = ArrayLibrary("cupy_on_host", "cupy", "cupy", ("float16", "bfloat16", "float32"), make, to_numpy, "strided")
+
+
+def normal(*shape: int, dtype: str = "float32") -> Any:
+    """Return an array of CuPy of ordinary numbers."""
+    return make(np.random.default_rng([*shape]).normal(2, 3, size=shape).astype(numpy_dtype(dtype)))
+
+
+def close(one: Any, other: Any) -> None:
+    """Raise unless two float32 arrays hold the same numbers but for rounding."""
+    np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=2e-6, atol=2e-6)
+
+
+def explained(case: Any, arrays: dict[str, Any]) -> Any:
+    """Return what `explain` says of a case."""
+    others = {name: its for name, its in arrays.items() if name != "x"}
+    return an.explain(getattr(an, case.norm.function), arrays["x"], *case.norm.groups, **others, **case.norm.options)
+
+
+@contextmanager
+def on_host(launch: Launcher, device: Device = H200) -> Iterator[Host]:
+    """Let CuPy's arrays lie in host memory, and its kernels run on the CPU as on a device of this model."""
+    import array_api_compat.cupy
+    import cupy
+
+    from anynorm_cupy import _launch
+
+    host = Host(launch, device)
+    before = cupy.cuda.get_allocator()
+    with ExitStack() as stack:
+        patch = mock.patch.object
+        for its in (
+            patch(_launch, "driver", host.driver),
+            patch(_launch, "runtime", host.runtime),
+            patch(_launch, "current_stream", lambda _: host.stream),
+            patch(_launch, "_Loaded", host.load),
+            patch(cupy, "ascontiguousarray", _converted),
+            patch(cupy, "copyto", _copyto),
+            patch(array_api_compat.cupy, "astype", _astype),
+        ):
+            stack.enter_context(its)
+        _forget()
+        cupy.cuda.set_allocator(host.allocate)
+        try:
+            yield host
+        finally:
+            cupy.cuda.set_allocator(before)
+            _forget()
+
+
+def _forget() -> None:
+    """Forget what was decided for a device that is now another."""
+    import cupy
+
+    from anynorm_cupy import _jobs, _launch
+
+    _launch.facts.cache_clear()
+    _launch.launcher.cache_clear()
+    _jobs._met.clear()
+    library = _dispatch._libraries.get(cupy.ndarray)
+    if library is not None:
+        library.known.clear()

@@ -1,0 +1,199 @@
+"""Hostile numbers, layouts and orders of threads through the CUDA kernels on the CPU: each set for itself.
+
+Every row of the table of kernels, on ordinary numbers, is in test_cuda_kernels.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import cuda_host
+import numpy as np
+import pytest
+from cuda_numpy import H200, RTX, Backend, on_cuda
+from engine_forms import FORMS, Form
+from gradients import cotangent, exact_gradients, verify_gradients, vjp
+from hostile import ARRANGEMENTS, HOSTILE
+from inputs import NORMS, Case, make_case, verify
+from layouts import STRIDED
+from libraries import NumPyArray, numpy_dtype
+from test_cuda_kernels import DTYPES, judge, launch, make
+from test_numba_hostile import hostile_sets
+
+from anynorm_cuda._engine import Launcher
+
+if cuda_host.missing() is not None:
+    pytest.skip(str(cuda_host.missing()), allow_module_level=True)
+
+__all__ = ["launch"]  # a fixture
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+# Lengths of a set that threads of a warp hold, those of a block in registers, in shared memory, and chunks; each in one
+# dtype, since every form in each is a program of its own.
+WAYS = {
+    "short": (30, "float16", H200),
+    "block": (700, "bfloat16", H200),
+    "memory": (9000, "float32", H200),
+    "chunks": (30000, "float32", RTX),
+}
+each_way = pytest.mark.parametrize("way", WAYS)
+
+# Weights that vary otherwise than axes lie: no five-dimensional view holds these norms of inputs.py in any layout.
+LEFT_TO_THE_FORMULA = ("layer-modulated", "rms-heads", "group-two-batches")
+
+# Those whose sets are numbered alike however many there are.
+FLAT = {name: form for name, form in FORMS.items() if not form.pairs}
+
+
+def both_passes(case: Case, dy: NumPyArray, backend: Backend) -> tuple[Any, Any]:
+    """Return y and the gradients, both by the engine."""
+    before = len(backend.jobs)
+    y, pullback = vjp(case, case.arrays)
+    found = pullback(dy)
+    assert len(backend.jobs) == before + 2, backend.declined
+    return y, found
+
+
+@each_way
+@each_form
+def test_hostile_sets(form: Form, way: str, launch: Launcher) -> None:
+    """Sets of every kind beside each other are within the bounds, in both passes."""
+    length, dtype, device = WAYS[way]
+    eps = 1e-5 if way == "block" else 0.0
+    case = form.of(hostile_sets(form.runs * length, dtype), eps=eps)
+    parameters = np.random.default_rng(2).normal(size=(2, *form.parameter(case.arrays["x"].shape)))
+    parameters = parameters.astype(numpy_dtype(dtype))
+    case = Case(case.norm, case.arrays | dict(zip(("weight", "bias"), parameters, strict=True)))
+    with on_cuda(launch, device) as backend:
+        judge(case, backend)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@each_dtype
+def test_hostile_numbers(kind: str, dtype: str, launch: Launcher) -> None:
+    """What norms go wrong on is within the bound in every arrangement."""
+    hostile = HOSTILE[kind]
+    if dtype not in hostile.dtypes:
+        pytest.skip(f"{dtype} has no such numbers")
+    for arrangement in ARRANGEMENTS:
+        case = arrangement.case(hostile.rows(dtype), hostile.eps_for(dtype))
+        with on_cuda(launch) as backend:
+            verify(case.function()(case.arrays), case.arrays["x"], case.reference())
+        assert backend.jobs or backend.declined
+
+
+@pytest.mark.parametrize("poison", [np.nan, -np.inf])
+@each_way
+@each_form
+def test_nan_and_infinity(form: Form, way: str, poison: float, launch: Launcher) -> None:
+    """A NaN or infinity, wherever in a set, makes that set's y and dx NaN, and changes no bit of another's."""
+    length, dtype, device = WAYS[way]
+    clean = np.random.default_rng(9).normal(3, 2, size=(6, form.runs * length)).astype(numpy_dtype(dtype))
+    dy = cotangent(form.of(clean))
+    with on_cuda(launch, device) as backend:
+        expected, slopes = both_passes(form.of(clean), dy, backend)
+        for position in (0, 17, form.runs * length // 2 + 1, -1):
+            rows = clean.copy()
+            rows[3, position] = poison
+            found, its_slopes = both_passes(form.of(rows), dy, backend)
+            kept = [0, 1, 2, 4, 5]
+            for this, that in ((found, expected), (its_slopes.x, slopes.x)):
+                assert form.restored(this, 6)[kept].tobytes() == form.restored(that, 6)[kept].tobytes()
+            its, dx = form.restored(found, 6)[3], form.restored(its_slopes.x, 6)[3]
+            assert np.isnan(dx).all()
+            if form.function == "rms_norm" and np.isinf(poison):
+                assert np.isnan(its[position])
+                assert (np.delete(its, position) == 0).all()
+            else:
+                assert np.isnan(its).all()
+
+
+@each_way
+@pytest.mark.parametrize("form", FLAT.values(), ids=FLAT)
+def test_a_set_has_its_bits_in_any_batch(form: Form, way: str, launch: Launcher) -> None:
+    """y and dx of a set do not depend on how many others there are, nor on what these are."""
+    length, dtype, device = WAYS[way]
+    rows = np.random.default_rng(5).normal(3, 2, size=(40, form.runs * length)).astype(numpy_dtype(dtype))
+    dy = np.random.default_rng(6).normal(size=rows.shape).astype(rows.dtype)
+    found = []
+    for sets in (40 if length < 1000 else 10, 4):
+        with on_cuda(launch, device) as backend:
+            y, slopes = both_passes(form.of(rows[:sets]), form.of(dy[:sets]).arrays["x"], backend)
+        found.append([form.restored(its, sets) for its in (y, slopes.x)])
+    for many, few in zip(*found, strict=True):
+        assert many[: len(few)].tobytes() == few.tobytes()
+
+
+@each_dtype
+def test_a_sample_has_its_bits_in_any_batch(dtype: str, launch: Launcher) -> None:
+    """One sample of a batch has the bits it has alone, in group and instance norm, channels first and last."""
+    for function, groups, options in (
+        ("group_norm", (3,), {}),
+        ("group_norm", (3,), {"channel_axis": -1}),
+        ("instance_norm", (), {}),
+        ("instance_norm", (), {"channel_axis": -1}),
+        ("layer_norm", (), {"axis": (1, 2, 3)}),
+    ):
+        case = make(function, (7, 12, 11, 12), dtype, (), groups, **options)
+        dy = cotangent(case)
+        with on_cuda(launch) as backend:
+            whole, slopes = both_passes(case, dy, backend)
+            alone, its_slopes = both_passes(case.with_x(case.arrays["x"][4:5]), dy[4:5], backend)
+        assert whole[4:5].tobytes() == alone.tobytes()
+        assert slopes.x[4:5].tobytes() == its_slopes.x.tobytes()
+
+
+@each_way
+@each_form
+def test_the_order_of_threads_changes_no_bit(form: Form, way: str, cuda_programs: Any) -> None:
+    """Whichever thread and block goes first, and whatever memory held before, all results have the same bits."""
+    length, dtype, device = WAYS[way]
+    case = form.case(dtype, 6, length)
+    dy = cotangent(case)
+    found = []
+    for order in ("forward", "backward", "random"):
+        with on_cuda(cuda_host.launcher(cuda_programs, order=order), device) as backend:
+            y, slopes = both_passes(case, dy, backend)
+        found.append(b"".join([its.tobytes() for its in (y, *slopes)]))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.name)
+def test_layouts(norm: Any, launch: Launcher) -> None:
+    """In whatever order axes lie, and whatever lies between, results are within the bounds, or the formula's."""
+    served = 0
+    for name, layout in STRIDED.items():
+        case = make_case(norm, "bfloat16" if name in ("contiguous", "sliced") else "float32")
+        case = case.with_x(layout(case.arrays["x"]))
+        dy = cotangent(case)
+        with on_cuda(launch) as backend:
+            y, pullback = vjp(case, case.arrays)
+            verify(y, case.arrays["x"], case.reference())
+            verify_gradients(pullback(layout(dy)), case, exact_gradients(case, dy))
+        assert backend.jobs or backend.declined, name
+        served += len(backend.jobs)
+    assert (served > 0) == (norm.name not in LEFT_TO_THE_FORMULA)
+
+
+@pytest.mark.parametrize("flush", ["left", "right"])
+def test_nothing_beyond_an_array_is_touched(flush: Any, launch: Launcher) -> None:
+    """Kernels read and write within their arrays: on either side of each begins memory that is not there."""
+    cases = [
+        make("layer_norm", shape, dtype)
+        for shape, dtype in itertools.product([(7, 9), (5, 64), (3, 1001), (1, 9000)], DTYPES)
+    ]
+    cases += [
+        make("group_norm", (2, 6, 7, 7), "bfloat16", groups=(3,)),
+        make("batch_norm", (9, 5, 3, 3), "float16"),
+        make("batch_norm", (5, 6, 9, 9), "float32"),
+        make("batch_norm", (77, 45), "bfloat16", channel_axis=-1),
+        make("group_norm", (2, 5, 5, 21), "float16", groups=(3,), channel_axis=-1),
+    ]
+    for case in cases:
+        arrays = {name: cuda_host.guarded(its, flush, writable=False) for name, its in case.arrays.items()}
+        with on_cuda(launch) as backend:
+            judge(Case(case.norm, arrays), backend)

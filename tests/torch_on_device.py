@@ -1,0 +1,129 @@
+"""torch's CPU tensors served as if they lay on a CUDA device, whose kernels then run on the CPU. No test is in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cuda_host
+import pytest
+from gradients import cotangent, exact_gradients, verify_gradients
+from inputs import Case, verify
+from libraries import LIBRARIES, NumPyArray
+
+import anynorm as an
+
+TORCH = LIBRARIES["torch"]
+
+
+def missing() -> str | None:
+    """Return why tensors cannot be served so here, or None."""
+    return TORCH.missing() or cuda_host.missing()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where programs are kept for all workers of a run."""
+    return tmp_path_factory.getbasetemp().parent / "cuda-programs"
+
+
+class Seen:
+    """What the engine was asked to run: the jobs, and the kernels."""
+
+    def __init__(self, launch: Callable[..., None]) -> None:
+        self._launch = launch
+        self.jobs: list[Any] = []
+        self.kernels: list[str] = []
+        self.used: list[Any] = []  # tensors that the allocator was told of
+
+    def launch(self, what: Any, argument: bytes) -> None:
+        """Run a kernel and note it."""
+        self.kernels.append(what.kernel.name)
+        self._launch(what, argument)
+
+
+@contextmanager
+def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]:
+    """Let CPU tensors count as tensors on a device of a model, an H200 unless told otherwise.
+
+    What torch allocates meanwhile is NaN, so that what no kernel writes shows.
+    """
+    import torch
+
+    import anynorm_cuda
+    from anynorm import _dispatch
+    from anynorm_cuda import _engine
+    from anynorm_cuda._teams import Device
+    from anynorm_torch import _device, _jobs, _memory
+
+    device = Device(90, 132, 232448) if device is None else device
+    seen = Seen(launch)
+
+    def noting(run: Callable[..., None]) -> Callable[..., None]:
+        def noted(job: Any, *args: Any, **options: Any) -> None:
+            seen.jobs.append(job)
+            run(job, *args, **options)
+
+        return noted
+
+    library = _dispatch.library_of("test", "x", torch.empty(0))
+    with ExitStack() as stack:
+        replacements: list[Any] = [
+            mock.patch.object(_memory, "memory_of", lambda x: "cuda" if x.device.type == "cpu" else x.device.type),
+            mock.patch.object(_memory, "_plain", {}),
+            mock.patch.object(_jobs, "_met", {}),
+            mock.patch.dict(library.known, clear=True),
+            mock.patch.object(anynorm_cuda, "missing", return_value=None),
+            mock.patch.object(_device, "facts", return_value=device),
+            mock.patch.object(_device, "launcher", return_value=seen.launch),
+            mock.patch.object(_device._DeviceJobs, "used_now", lambda _, planes: seen.used.append(planes)),
+            mock.patch.multiple(_engine, forward=noting(_engine.forward), backward=noting(_engine.backward)),
+            _filling(torch),
+        ]
+        for replaced in replacements:
+            stack.enter_context(replaced)
+        yield seen
+
+
+@contextmanager
+def _filling(torch: Any) -> Iterator[None]:
+    """Let torch fill what it allocates with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def explained(case: Case, arrays: dict[str, Any]) -> an.Route:
+    """Return which path serves a call of a case on these tensors, and why no faster one."""
+    others = {name: array for name, array in arrays.items() if name != "x"}
+    return an.explain(getattr(an, case.norm.function), arrays["x"], *case.norm.groups, **others, **case.norm.options)
+
+
+def recorded(case: Case, arrays: dict[str, Any], dy: Any) -> tuple[Any, an.Gradients]:
+    """Return what autograd records of a case, and its gradients."""
+    import torch
+
+    leaves = {name: array.detach() for name, array in arrays.items()}
+    for name in ("x", "weight", "bias"):
+        if name in leaves:
+            leaves[name].requires_grad_()
+    y = case.function()(leaves)
+    wanted = [its for its in leaves.values() if its.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, dy))
+    return y, an.Gradients(*[next(found) if name in leaves else None for name in ("x", "weight", "bias")])
+
+
+def judge(case: Case, arrays: dict[str, Any] | None = None, dy: NumPyArray | None = None) -> None:
+    """Raise unless a result and the gradients that autograd has of it are within the contract's bounds."""
+    arrays = TORCH.make_all(case.arrays) if arrays is None else arrays
+    dy = cotangent(case) if dy is None else dy
+    y, found = recorded(case, arrays, TORCH.make(dy))
+    verify(TORCH.to_numpy(y), case.arrays["x"], case.reference())
+    there = an.Gradients(*[None if its is None else TORCH.to_numpy(its) for its in found])
+    verify_gradients(there, case, exact_gradients(case, dy))

@@ -9,12 +9,13 @@ from operator import mul
 
 from anynorm._plan import Plan, by_channel, over_axes
 from anynorm_cuda._jobs import Job, Kinds, forward_job, gradient_job
-from anynorm_cuda._program import Kernel
+from anynorm_cuda._program import Launch
 from anynorm_cuda._teams import Device
 
 Ints = tuple[int, ...]
 
-DEVICES = {80: Device(80, 108, 166912), 90: Device(90, 132, 232448)}
+# The last has clusters, and little shared memory.
+DEVICES = {80: Device(80, 108, 166912), 90: Device(90, 132, 232448), 120: Device(120, 188, 101376)}
 
 KINDS = {
     "bfloat16": Kinds("bfloat16", "float32", "float32"),
@@ -28,17 +29,31 @@ ROWS = (16, 128, 500, 1 << 10, 1 << 11, 1 << 13, 1 << 14, 1 << 15, 1 << 16, 1 <<
 # Those that are compiled without a weight and without a mean as well.
 BARE_ROWS = (128, 1 << 13, 1 << 16, 1 << 22)
 
-# N, C, H, W: groups that registers hold, a block's memory, a cluster's, and no team; and short lines.
-IMAGES = ((4, 64, 5, 5), (4, 64, 10, 10), (4, 64, 56, 56), (2, 320, 64, 64), (8, 8, 300, 300), (90, 16, 3, 3))
+# N, C, H, W: groups that registers hold, a block's memory, a cluster's, and no team; short lines, and many of them.
+IMAGES = (
+    (4, 64, 5, 5),
+    (4, 64, 10, 10),
+    (4, 64, 56, 56),
+    (2, 320, 64, 64),
+    (8, 8, 300, 300),
+    (90, 16, 3, 3),
+    (1, 18000, 2, 4),
+)
 CHANNEL_NORMS = (("batch_norm", None, None), ("group_norm", 0, 4), ("instance_norm", 0, None))
 
 
 @cache
-def kernels_of(arch: int, dtype: str) -> tuple[Kernel, ...]:
-    """Return the kernels for a device and a dtype, each once."""
-    device = DEVICES[min(arch, 90)]
+def launches_of(arch: int, dtype: str) -> tuple[Launch, ...]:
+    """Return a launch of each kernel for a device and a dtype, that which needs the most memory."""
+    device = device_of(arch)
     jobs = [*_of_rows(KINDS[dtype], device), *_of_images(KINDS[dtype], device)]
-    return tuple(dict.fromkeys([launch.kernel for job in jobs for launch in job.launches]))
+    launches = sorted([launch for job in jobs for launch in job.launches], key=lambda launch: launch.shared)
+    return tuple({launch.kernel: launch for launch in launches}.values())
+
+
+def device_of(arch: int) -> Device:
+    """Return a device of a compute capability."""
+    return DEVICES[max(known for known in DEVICES if known <= arch)]
 
 
 def _of_rows(kinds: Kinds, device: Device) -> Iterator[Job]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import cubins
 import pytest
-from cuda_kernels import kernels_of
+from cuda_kernels import device_of, launches_of
 from cuda_sources import PRIMITIVES, SMALL, SPILLING, kernel_of
 
 import anynorm_cuda
 from anynorm_cuda import _compile
-from anynorm_cuda._program import Kernel
+from anynorm_cuda._program import Kernel, Launch
 
 if anynorm_cuda.missing() is not None:
     pytest.skip(str(anynorm_cuda.missing()), allow_module_level=True)
@@ -76,19 +76,20 @@ def test_primitives(tmp_path: Path, arch: int, ctas: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "kernel"),
+    ("arch", "launch"),
     [
-        pytest.param(arch, kernel, id=f"{arch}-{kernel.name}-{'-'.join(kernel.options()).replace('-D', '')}")
+        pytest.param(arch, launch, id=f"{arch}-{'-'.join(launch.kernel.options()).replace('-D', '')}")
         for arch, dtype in zip(ARCHS, ("bfloat16", "bfloat16", "float32"), strict=True)
-        for kernel in kernels_of(arch, dtype)
+        for launch in launches_of(arch, dtype)
     ],
 )
-def test_kernel(arch: int, kernel: Kernel) -> None:
+def test_kernel(arch: int, launch: Launch) -> None:
     """Every kernel that a job may launch compiles, keeps all it works on in registers, and a block of it can run."""
-    threads = int(dict(kernel.macros)["THREADS"])
+    found = cubins.resources(_compile.cubin(launch.kernel, arch))
 
-    found = cubins.resources(_compile.cubin(kernel, arch))
-
-    assert set(found) >= {kernel.name}
-    assert found[kernel.name].frame == 0
-    assert threads * -(-found[kernel.name].registers // 8) * 8 <= REGISTERS
+    assert set(found) == {launch.kernel.name}
+    its = found[launch.kernel.name]
+    assert its.frame == 0
+    assert launch.threads * -(-its.registers // 8) * 8 <= REGISTERS
+    assert its.shared <= 48 << 10
+    assert its.shared + launch.shared <= device_of(arch).shared

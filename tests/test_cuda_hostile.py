@@ -21,6 +21,8 @@ from libraries import NumPyArray, numpy_dtype
 from test_cuda_kernels import DTYPES, judge, launch, make
 from test_numba_hostile import hostile_sets
 
+from anynorm._plan import over_axes
+from anynorm_cuda import _geometry, _jobs
 from anynorm_cuda._engine import Launcher
 
 if cuda_host.missing() is not None:
@@ -197,3 +199,54 @@ def test_nothing_beyond_an_array_is_touched(flush: Any, launch: Launcher) -> Non
         arrays = {name: cuda_host.guarded(its, flush, writable=False) for name, its in case.arrays.items()}
         with on_cuda(launch) as backend:
             judge(Case(case.norm, arrays), backend)
+
+
+@pytest.mark.parametrize(("x_scale", "dy_scale", "eps"), [(2.0**51, 2.0**100, 1e-5), (2.0**-78, 2.0**-100, 0.0)])
+@each_way
+@each_form
+def test_gradients_far_from_one(
+    form: Form, way: str, x_scale: float, dy_scale: float, eps: float, launch: Launcher
+) -> None:
+    """Where x is scaled and dy is as large or as small, dx is within its bound: no factor leaves the range before."""
+    length, _, device = WAYS[way]
+    rows = (x_scale * np.random.default_rng(1).normal(size=(4, form.runs * length))).astype("float32")
+    case = form.of(rows, eps=eps)
+    dy = (dy_scale * cotangent(case)).astype("float32")
+    with on_cuda(launch, device) as backend:
+        _, found = both_passes(case, dy, backend)
+    verify_gradients(found, case, exact_gradients(case, dy))
+
+
+@pytest.mark.parametrize("lines", [512, 4096, 20000])
+def test_many_short_lines(lines: int, launch: Launcher) -> None:
+    """Sets of thousands of lines of one vector are summed as trees are: numbers of one size, whose roundings add up."""
+    random = np.random.default_rng(3)
+    x = (random.choice([-1.0, 1.0], size=(1, lines, 2, 2)) / 3).astype("float32")
+    case = Case(make("group_norm", (1, 4, 2, 2), "float32", (), (1,)).norm, {"x": x})
+    with on_cuda(launch) as backend:
+        judge(case, backend)
+
+
+def test_gradients_of_equal_numbers(launch: Launcher) -> None:
+    """Sums of many equal slopes, as a mean sends them, and of a large one before small ones, are within the bounds."""
+    case = make("instance_norm", (8192, 2, 2), "float32", channel_axis=1)
+    dy = np.full_like(case.arrays["x"], 0.1)
+    rows = make("layer_norm", (2048, 260), "float32")
+    falling = np.full_like(rows.arrays["x"], 2.0**-24)
+    falling[:32] = 1
+    for its, slopes, device in ((case, dy, H200), (rows, falling, H200._replace(processors=4))):
+        with on_cuda(launch, device) as backend:
+            _, found = both_passes(its, slopes, backend)
+        verify_gradients(found, its, exact_gradients(its, slopes))
+
+
+@pytest.mark.parametrize("shape", [(2, 2**27, 32), (3, 70_000_000, 40), (2**32, 8), (4, 2**30 + 2**29)])
+def test_what_is_not_counted(shape: tuple[int, ...]) -> None:
+    """Shapes with more sets, columns or elements of a set than the kernels count in are left to the formula."""
+    axis = (0, 2) if len(shape) == 3 else 1 if shape[0] > shape[1] else 0
+    plan = over_axes(False, "layer_norm", shape, axis, True, None, None)
+    steps = tuple([int(np.prod(shape[place + 1 :], dtype=object)) for place in range(len(shape))])
+    job = _jobs.forward_job(plan, _jobs.Kinds("float16", None, None), shape, (steps, steps), None, None, H200)
+    assert isinstance(job, str) or shape == (4, 2**30 + 2**29)
+    if not isinstance(job, str):
+        assert dict(zip(_geometry.COUNTS, job.counts, strict=True))["columns"] < 2**31

@@ -110,7 +110,7 @@ def test_compiled_once(driver: Driver) -> None:
             launcher.now()(Launch(KERNEL._replace(macros=macros), (1, 1), 128, 0), ARGUMENT)
     (code, name, options), (_, _, others) = driver.made
     assert (code, name) == (KERNEL.source(), "given")
-    assert options == (*OPTIONS, "-DX=f32", "-DW=f32", "-DB=f32", "-DTHREADS=128")
+    assert options == (*OPTIONS, "-DWANTS_given", "-DX=f32", "-DW=f32", "-DB=f32", "-DTHREADS=128")
     assert others[-1] == "-DTHREADS=256"
     assert [launch[0] for launch in driver.launches] == [1, 1, 1, 1, 2, 2]
 

@@ -182,6 +182,6 @@ def test_set_that_is_too_long(seen: Seen, tmp_path: Path) -> None:
     x = torch.from_file(str(tmp_path / "sparse"), shared=True, size=2**31, dtype=torch.float16)
     route = an.explain(an.rms_norm, x)
     assert route.path == "formula"
-    assert "2147" in str(route.reason)
+    assert "elements of a set" in str(route.reason)
     assert an.explain(an.rms_norm, x.reshape(2, -1)).path == "anynorm_cuda"
     assert not seen.jobs

@@ -15,7 +15,7 @@ from anynorm_cuda._teams import Device, Team, chunk_team, forward_team, gradient
 # Types of the source, and bytes of an element.
 KINDS = {"float16": ("f16", 2), "bfloat16": ("bf16", 2), "float32": ("f32", 4)}
 
-# How weight and bias lie: absent, along lines, one number for a line (or a column), one for a row of columns.
+# How weight and bias lie: absent, along lines, one number for a line (or a column), one for a row.
 NONE, VECTOR, LINE, ROW = 0, 1, 2, 3
 NO_SUMS, SETS_SUMS, PIECES_SUMS = 0, 1, 2
 
@@ -25,12 +25,16 @@ SHORT = 64
 # A block takes strips of so many vectors of columns: 128 bytes, the least that memory is read in at full speed.
 LANES, COLUMN_THREADS, COLUMN_ITEMS = 8, 256, (1, 4, 8)
 
-# Sets that a team takes one after the other before it leaves what it gathered: sums of many more would lose precision.
-MOST_SHARE = 64
+# Sets that a team takes one after the other before it leaves what it gathered: 31 roundings of half an ulp are within
+# the bound.
+MOST_SHARE = 32
+
+# So many numbers of chunks one thread merges; of more, a warp or a block does.
+ALONE = 8
 
 STAGES = 3  # sets of a team in shared memory, of which two are on their way
 WIDEST = 16  # bytes of the widest load
-LONGEST = 2**31 - 2**13  # elements of a set
+LONGEST = 2**31 - 2**20  # what kernels count in int: sets, elements of one, columns, numbers to sum
 MOST_ROWS = 65535  # of blocks, in a grid
 
 
@@ -121,8 +125,8 @@ def _as_rows(its: View) -> bool:
 def _unfit(its: View) -> str | None:
     """Return why no kernel runs a view, or None."""
     a, r, b, s, p = its.lengths
-    if r * s * p > LONGEST or a * b > LONGEST:
-        return f"more than {LONGEST} sets, or elements of a set, are not counted"
+    if max(r * s * p, a * b, b * s * p) > LONGEST:
+        return f"more than {LONGEST} sets, elements of a set, or columns, are not counted"
     rows = _as_rows(its)
     along = [("P", p, 1), ("S", s, p), ("B", b, s * p)]
     if rows:
@@ -187,7 +191,8 @@ def _sums(lengths: Ints, varies: Sequence[bool]) -> _Sums | None:
     if not all(own for _, own in places[first:last]):
         return None
     parts = (places[:first], places[first:last], places[last:])
-    return _Sums(*[math.prod([length for length, _ in part]) for part in parts])
+    sums = _Sums(*[math.prod([length for length, _ in part]) for part in parts])
+    return sums if math.prod(sums) <= LONGEST else None
 
 
 class _Builder:
@@ -224,11 +229,13 @@ class _Builder:
 
     def settle(self, name: str, partials: int, of_set: int, places: int, weighted: bool) -> Launch:
         """Return the launch of a kernel that merges what chunks left of each set."""
-        threads = 32 if partials <= 128 else 256
-        macros = self.macros(THREADS=threads, CTAS=1, OF_SET=of_set, PLACES=places, WEIGHTED=int(weighted))
+        shared = partials > ALONE
+        threads = 256 if partials > 128 else 32 if shared else 128
+        own = {"OF_SET": of_set, "PLACES": places, "WEIGHTED": int(weighted), "SHARED_SET": int(shared)}
         # Of x's type, nothing depends.
-        kernel = Kernel(name, ("call", "formula", "settle"), (("X", "f32"), *macros[1:]))
-        return Launch(kernel, (self.sets, 1), threads, 0)
+        macros = (("X", "f32"), *self.macros(THREADS=threads, CTAS=1, **own)[1:])
+        blocks = self.sets if shared else -(-self.sets // threads)
+        return Launch(Kernel(name, ("call", "formula", "settle"), macros), (blocks, 1), threads, 0)
 
     def given(self) -> Launch:
         macros = self.macros(THREADS=128, CTAS=1)

@@ -18,7 +18,8 @@ class Kernel(NamedTuple):
 
     def options(self) -> list[str]:
         """Return the macros as a compiler takes them."""
-        return [f"-D{name}={value}" for name, value in self.macros]
+        # Of the kernels of a part, the one that is wanted is compiled.
+        return [f"-DWANTS_{self.name}", *[f"-D{name}={value}" for name, value in self.macros]]
 
     def source(self, device: str | None = None) -> str:
         """Return the whole source; `device` stands for the first file, to run it elsewhere."""

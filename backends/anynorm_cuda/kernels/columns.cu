@@ -59,18 +59,18 @@ struct Most {
 };
 
 // Combine the numbers of the threads in a column of threads, in one order, for all of them.
-template <class Operation> DEV void combine(float (*own)[VEC], float (&numbers)[VEC], const Cell &its) {
-    EACH own[thread()][e] = numbers[e];
+template <class Operation> DEV void combine(float (*own)[THREADS], float (&numbers)[VEC], const Cell &its) {
+    EACH own[e][thread()] = numbers[e];
     for (int half = ROWS / 2; half; half /= 2) {
         barrier();
-        if (its.row < half) EACH own[thread()][e] = Operation::of(own[thread()][e], own[thread() + half * LANES][e]);
+        if (its.row < half) EACH own[e][thread()] = Operation::of(own[e][thread()], own[e][thread() + half * LANES]);
     }
     barrier();
-    EACH numbers[e] = own[its.lane][e];
+    EACH numbers[e] = own[e][its.lane];
     barrier();
 }
 
-#define SLOTS(name) SHARED(float, name##_room, THREADS * VEC); float(*name)[VEC] = (float(*)[VEC])name##_room
+#define SLOTS(name) SHARED(float, name##_room, THREADS * VEC); float(*name)[THREADS] = (float(*)[THREADS])name##_room
 
 // Store a number of what a chunk leaves for each column.
 DEV void leave(const Call &q, const Cell &its, int plane, const float (&numbers)[VEC]) {
@@ -79,6 +79,7 @@ DEV void leave(const Call &q, const Cell &its, int plane, const float (&numbers)
     EACH if (e < its.count) to[e] = numbers[e];
 }
 
+#ifdef WANTS_columns_measure
 KERNEL(columns_measure)(Call q) {
     SLOTS(slots);
     Cell its(q);
@@ -141,7 +142,9 @@ KERNEL(columns_measure)(Call q) {
     EACH squares[e] = n;
     leave(q, its, 4, squares);
 }
+#endif
 
+#ifdef WANTS_columns_write
 KERNEL(columns_write)(Call q) {
     Cell its(q);
     Known known[VEC];
@@ -158,6 +161,7 @@ KERNEL(columns_write)(Call q) {
         y.write<LOAD>(q.y + its.at(q.of_y, its.row_of(i)), count);
     }
 }
+#endif
 
 #if GRADIENTS
 // Leave, of the threads of a row that are side by side, what sums up to the gradients of a weight and a bias of the row.
@@ -171,6 +175,7 @@ DEV void leave_row(const Call &q, const Cell &its, int row, const float (&terms)
 }
 
 // What a chunk leaves: Σdy and Σdy·x̂ of each column; where rows have a weight, Σg and Σg·x̂.
+#ifdef WANTS_column_shares
 KERNEL(column_shares)(Call q) {
     SLOTS(slots);
     Cell its(q);
@@ -195,7 +200,9 @@ KERNEL(column_shares)(Call q) {
     combine<Plus>(slots, sums, its), combine<Plus>(slots, products, its);
     leave(q, its, 0, sums), leave(q, its, 1, products);
 }
+#endif
 
+#ifdef WANTS_column_slopes
 KERNEL(column_slopes)(Call q) {
     Cell its(q);
     Known known[VEC];
@@ -217,4 +224,5 @@ KERNEL(column_slopes)(Call q) {
         dx.write<LOAD>(q.y + its.at(q.of_y, its.row_of(i)), count);
     }
 }
+#endif
 #endif

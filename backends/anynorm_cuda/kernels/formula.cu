@@ -7,6 +7,11 @@
 // What a set is normalized with; shift = −correction·rstd.
 struct Known {
     float mean, shift, rstd, scale;
+
+    // Of these two the product is 1/√(var + eps): the first alone, where that is a normal number.
+    DEV float first() const { return fits() ? rstd * scale : rstd; }
+    DEV float second() const { return fits() ? 1 : scale; }
+    DEV bool fits() const { return rstd * scale >= 0x1p-126f && rstd * scale <= 0x1.fffffep127f; }
 };
 
 struct Statistics {
@@ -20,9 +25,8 @@ DEV float unit(float x, const Known &its) { return fmaf(deviation(x, its.scale, 
 // Not rstd·weight first: that may leave the range of numbers where y does not.
 DEV float normalized(float x, const Known &its, float weight, float bias) { return fmaf(unit(x, its), weight, bias); }
 
-// One after the other: of rstd and scale either may be what keeps the product in range.
 DEV float slope(float g, float unit, float mean_g, float mean_of_unit, const Known &its) {
-    return fmaf(-unit, mean_of_unit, g - mean_g) * its.rstd * its.scale;
+    return fmaf(-unit, mean_of_unit, g - mean_g) * its.first() * its.second();
 }
 
 // The scale in which squares of a set neither overflow nor vanish, by its largest magnitude. _formula.py has the rule.

@@ -1,6 +1,7 @@
 // What sums up to the gradients of weight and bias along lines too long for a team: a thread takes a vector of the
 // line, and the sets of its block row one after the other.
 
+#ifdef WANTS_long_parameters
 KERNEL(long_parameters)(Call q) {
     const int first = (block() * THREADS + thread()) * VEC, count = least((int)q.columns - first, VEC);
     int share = (int)q.share, begin = block_row() * share, end = least(begin + share, (int)q.sets);
@@ -20,3 +21,4 @@ KERNEL(long_parameters)(Call q) {
     i64 at = block_row() * q.columns + first;
     for (int e = 0; e < count; e++) q.to_weight[at + e] = dweight[e], q.to_bias[at + e] = dbias[e];
 }
+#endif

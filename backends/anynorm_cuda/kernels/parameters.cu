@@ -2,15 +2,16 @@
 
 // Σ over (outer, within) of numbers that lie as (outer, kept, within), in one order: block row 0 for dweight, 1 for
 // dbias. A thread takes one of 32 kept places, and every ROWS-th number.
+#ifdef WANTS_parameter_sums
 KERNEL(parameter_sums)(Call q) {
     constexpr int ROWS = THREADS / 32;
-    SHARED(float, slots, THREADS);
+    SHARED(double, slots, THREADS);
     const float *from = block_row() ? q.to_bias : q.to_weight;
     float *to = block_row() ? q.dbias : q.dweight;
     if (!to) return;
     int place = block() * 32 + thread() % 32, row = thread() / 32;
     const int terms = (int)(q.outer * q.within), within = (int)q.within;
-    float sum = 0;
+    double sum = 0;
     if (place < q.kept) {
 #pragma unroll 8
         for (int i = row; i < terms; i += ROWS) {
@@ -23,11 +24,13 @@ KERNEL(parameter_sums)(Call q) {
         barrier();
         if (row < half) slots[thread()] += slots[thread() + 32 * half];
     }
-    if (row == 0 && place < q.kept) to[place] = slots[thread()];
+    if (row == 0 && place < q.kept) to[place] = (float)slots[thread()];
 }
+#endif
 
 // Statistics that were given, a mean and a variance for each set at `partial` and `means`, in the form of measured ones.
 // _formula.py has the rule.
+#ifdef WANTS_given
 KERNEL(given)(Call q) {
     int set = block() * THREADS + thread();
     if (set >= q.sets) return;
@@ -38,3 +41,4 @@ KERNEL(given)(Call q) {
     float rstd = (spread == 0 ? (float)q.root : 1 / sqrtf(spread)) * (shrink == 1 ? 1 : 0.5f);
     keep(q, set, {mean * scale, 0, rstd / scale, scale, 0});
 }
+#endif

@@ -24,7 +24,7 @@ DEV Shares shares(const Call &q, Team &team, const Part &part, Held<0> &held, He
         float sum = total(terms), product = total(terms, units), by = WEIGHT == LINE && SUMS != SETS_SUMS ? weight.of(0) : 1;
         g = fmaf(by, sum, g), of_unit = fmaf(by, product, of_unit);
         if (SUMS == PIECES_SUMS) {
-            Team::within_unit<Plus>(sum, product);
+            Team::within<LANES, Plus>(sum, product);
             int piece = part.piece(team, i);
             if (team.lane == 0 && part.live && piece < part.end) {
                 q.to_bias[(i64)part.set * PIECES + piece] = sum;
@@ -54,6 +54,7 @@ DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held, 
 }
 
 #if !CHUNKED
+#ifdef WANTS_row_gradients
 CLUSTER_KERNEL(row_gradients)(Call q) {
     SLOTS(slots);
     Team team(slots);
@@ -75,7 +76,9 @@ CLUSTER_KERNEL(row_gradients)(Call q) {
         if (item.count) write(q, part, item, held.at(i), slopes.at(i), its, means);
     }
 }
+#endif
 #else
+#ifdef WANTS_row_shares
 KERNEL(row_shares)(Call q) {
     SLOTS(slots);
     Team team(slots);
@@ -88,7 +91,9 @@ KERNEL(row_shares)(Call q) {
     float *to = q.partial + part.set * q.chunks + part.chunk;
     to[0] = sums.g, to[q.plane] = sums.of_unit;
 }
+#endif
 
+#ifdef WANTS_row_slopes
 KERNEL(row_slopes)(Call q) {
     SLOTS(slots);
     Team team(slots);
@@ -104,4 +109,5 @@ KERNEL(row_slopes)(Call q) {
         write(q, part, item, x, dy, its, means);
     }
 }
+#endif
 #endif

@@ -40,6 +40,7 @@ DEV void leave(const Team &team, float (&gathered)[ITEMS][VEC], float *to) {
     barrier();
 }
 
+#ifdef WANTS_row_parameters
 CLUSTER_KERNEL(row_parameters)(Call q) {
     SLOTS(slots);
     Team team(slots);
@@ -109,3 +110,4 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
     if (WEIGHT == VECTOR) leave(team, dweight, q.to_weight + at);
     if (BIAS == VECTOR) leave(team, dbias, q.to_bias + at);
 }
+#endif

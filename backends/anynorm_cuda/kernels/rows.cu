@@ -58,6 +58,7 @@ DEV void write(const Call &q, const Part &part, const Item &item, const Vector &
 }
 
 #if !CHUNKED
+#ifdef WANTS_rows
 CLUSTER_KERNEL(rows)(Call q) {
     SLOTS(slots);
     Team team(slots);
@@ -78,8 +79,10 @@ CLUSTER_KERNEL(rows)(Call q) {
         if (item.count) write(q, part, item, held.at(i), known);
     }
 }
+#endif
 #else
 // What a chunk leaves: mean, correction, Σ(z − mean − correction)², scale, and how many elements it has.
+#ifdef WANTS_rows_measure
 KERNEL(rows_measure)(Call q) {
     SLOTS(slots);
     Team team(slots);
@@ -96,7 +99,9 @@ KERNEL(rows_measure)(Call q) {
     to[0] = its.mean, to[q.plane] = its.correction, to[2 * q.plane] = its.m2, to[3 * q.plane] = its.scale;
     to[4 * q.plane] = part.elements();
 }
+#endif
 
+#ifdef WANTS_rows_write
 KERNEL(rows_write)(Call q) {
     SLOTS(slots);
     Team team(slots);
@@ -110,4 +115,5 @@ KERNEL(rows_write)(Call q) {
         write(q, part, item, x, known);
     }
 }
+#endif
 #endif

@@ -1,8 +1,13 @@
 // The threads that share a set, or a chunk of one: LANES threads side by side are a unit, UNITS units of a block and
 // CTAS blocks of a cluster a team; SETS teams share a block.
 
-constexpr int TEAM = UNITS * CTAS;
+constexpr int TEAM = UNITS * CTAS; // units
 static_assert(LANES * UNITS * SETS == THREADS && THREADS % 32 == 0, "a block is whole warps");
+
+// Threads of a team within one warp, and how many such warps a team has.
+constexpr int SPAN = LANES * UNITS < 32 ? LANES * UNITS : 32;
+constexpr int WARPS = LANES * UNITS / SPAN, ALL_WARPS = WARPS * CTAS;
+static_assert(WARPS * SPAN == LANES * UNITS, "a team is whole warps, or a part of one");
 
 struct Plus {
     DEV static float of(float a, float b) { return a + b; }
@@ -24,9 +29,9 @@ struct Team {
 
     DEV bool leads() const { return lane == 0 && unit == 0 && rank == 0; }
 
-    template <class Operation> DEV static void within_unit(float &a, float &b) {
+    template <int COUNT, class Operation> DEV static void within(float &a, float &b) {
 #pragma unroll
-        for (int apart = LANES / 2; apart; apart /= 2) {
+        for (int apart = COUNT / 2; apart; apart /= 2) {
             a = Operation::of(a, across(a, apart));
             b = Operation::of(b, across(b, apart));
         }
@@ -34,22 +39,22 @@ struct Team {
 
     // Combine two numbers of all threads, in one order, for all threads. Slots are used in turn: one barrier is enough.
     template <class Operation> DEV void combine(float &a, float &b) {
-        within_unit<Operation>(a, b);
-        if (TEAM == 1) return;
-        float(*own)[2] = slots + (phase * SETS + set) * TEAM;
-        int mine = rank * UNITS + unit;
+        within<SPAN, Operation>(a, b);
+        if (ALL_WARPS == 1) return;
+        float(*own)[2] = slots + (phase * SETS + set) * ALL_WARPS;
+        const int place = thread() % SPAN, mine = rank * WARPS + thread() / SPAN % WARPS;
         phase ^= 1;
         if (CTAS > 1) {
-            for (int peer = lane; peer < CTAS; peer += LANES)
+            for (int peer = place; peer < CTAS; peer += SPAN)
                 store_to_peer(&own[mine][0], peer, a), store_to_peer(&own[mine][1], peer, b);
             cluster_barrier();
         } else {
-            if (lane == 0) own[mine][0] = a, own[mine][1] = b;
+            if (place == 0) own[mine][0] = a, own[mine][1] = b;
             barrier();
         }
         a = b = 0; // what neither operation sees
-        for (int i = lane; i < TEAM; i += LANES) a = Operation::of(a, own[i][0]), b = Operation::of(b, own[i][1]);
-        within_unit<Operation>(a, b);
+        for (int i = place; i < ALL_WARPS; i += SPAN) a = Operation::of(a, own[i][0]), b = Operation::of(b, own[i][1]);
+        within<SPAN, Operation>(a, b);
     }
 
     DEV void sum(float &a, float &b) { combine<Plus>(a, b); }
@@ -59,4 +64,4 @@ struct Team {
         return a;
     }
 };
-#define SLOTS(name) SHARED(float, name##_room, 2 * SETS * TEAM * 2); float(*name)[2] = (float(*)[2])name##_room
+#define SLOTS(name) SHARED(float, name##_room, ALL_WARPS > 1 ? 4 * SETS * ALL_WARPS : 1); float(*name)[2] = (float(*)[2])name##_room

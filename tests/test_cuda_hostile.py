@@ -250,3 +250,18 @@ def test_what_is_not_counted(shape: tuple[int, ...]) -> None:
     assert isinstance(job, str) or shape == (4, 2**30 + 2**29)
     if not isinstance(job, str):
         assert dict(zip(_geometry.COUNTS, job.counts, strict=True))["columns"] < 2**31
+
+
+@each_way
+@each_form
+def test_gradients_of_equal_values(form: Form, way: str, launch: Launcher) -> None:
+    """Equal values with the smallest eps, scaled to be measured, have the gradient of their own 1/√eps."""
+    length, _, device = WAYS[way]
+    values = np.asarray([[0], [2.0**100], [-(2.0**100)], [2.0**-100]], "float32")
+    if form.function == "rms_norm":
+        values[1:] = 0  # the others' values are not taken out
+    case = form.of(np.repeat(values, form.runs * length, axis=1), eps=2.0**-126)
+    dy = cotangent(case)
+    with on_cuda(launch, device) as backend:
+        _, found = both_passes(case, dy, backend)
+    verify_gradients(found, case, exact_gradients(case, dy))

@@ -163,7 +163,6 @@ KERNEL(columns_write)(Call q) {
 }
 #endif
 
-#if GRADIENTS
 // Leave, of the threads of a row that are side by side, what sums up to the gradients of a weight and a bias of the row.
 DEV void leave_row(const Call &q, const Cell &its, int row, const float (&terms)[VEC], const float (&products)[VEC]) {
     float sum = total(terms), product = total(products);
@@ -224,5 +223,4 @@ KERNEL(column_slopes)(Call q) {
         dx.write<LOAD>(q.y + its.at(q.of_y, its.row_of(i)), count);
     }
 }
-#endif
 #endif

@@ -84,6 +84,17 @@ DEV Vector *room() {
     return memory;
 }
 
+// Start to bring a vector to a place in shared memory that is the thread's own; its elements that are not there are 0.
+DEV void bring(Vector &to, const X *from, int count) {
+    if constexpr (LOAD >= 4) {
+        if (count == VEC) {
+            EACH_PIECE fetch<LOAD>((char *)&to + piece, (const char *)from + piece, true);
+            return;
+        }
+    }
+    to.template read<LOAD>(from, count);
+}
+
 // A thread's vectors between two passes: in registers, or in shared memory that no other thread reads, so that no
 // barrier is needed. TENSOR: the first that is held, or the second.
 template <int TENSOR> struct Held {
@@ -94,12 +105,8 @@ template <int TENSOR> struct Held {
     DEV void start(int i, const X *from, int count) {
         if constexpr (HOLD == REGISTERS)
             own[i].template read<LOAD>(from, count);
-        else if constexpr (LOAD < 4)
-            place(i).template read<LOAD>(from, count);
-        else if (count == VEC) {
-            EACH_PIECE fetch<LOAD>((char *)&place(i) + piece, (const char *)from + piece, true);
-        } else
-            place(i).template read<LOAD>(from, count);
+        else
+            bring(place(i), from, count);
     }
 
     DEV Vector at(int i) {

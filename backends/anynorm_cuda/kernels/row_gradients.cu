@@ -53,7 +53,6 @@ DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held, 
     landed();
 }
 
-#if !CHUNKED
 #ifdef WANTS_row_gradients
 CLUSTER_KERNEL(row_gradients)(Call q) {
     SLOTS(slots);
@@ -77,7 +76,7 @@ CLUSTER_KERNEL(row_gradients)(Call q) {
     }
 }
 #endif
-#else
+
 #ifdef WANTS_row_shares
 KERNEL(row_shares)(Call q) {
     SLOTS(slots);
@@ -109,5 +108,4 @@ KERNEL(row_slopes)(Call q) {
         write(q, part, item, x, dy, its, means);
     }
 }
-#endif
 #endif

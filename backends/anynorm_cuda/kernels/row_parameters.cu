@@ -5,16 +5,6 @@ struct Ring { // STAGES sets of a team: where a thread's vectors of x and of dy 
     DEV static Vector &place(int stage, int tensor, int i) {
         return room()[((stage * 2 + tensor) * ITEMS + i) * THREADS + thread()];
     }
-
-    DEV static void start(int stage, int tensor, int i, const X *from, int count) {
-        Vector &to = place(stage, tensor, i);
-        if constexpr (LOAD < 4)
-            to.template read<LOAD>(from, count);
-        else if (count == VEC) {
-            EACH_PIECE fetch<LOAD>((char *)&to + piece, (const char *)from + piece, true);
-        } else
-            to.template read<LOAD>(from, count);
-    }
 };
 
 // Add up what the teams of a block gathered, and leave it: RUN numbers for each block, or cluster.
@@ -53,8 +43,8 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
         Part part = part_of(k);
         EVERY_ITEM {
             Item item = part.item(team, i);
-            Ring::start(k % STAGES, 0, i, q.x + part.at(q.of_x, item), item.count);
-            Ring::start(k % STAGES, 1, i, q.dy + part.at(q.of_dy, item), item.count);
+            bring(Ring::place(k % STAGES, 0, i), q.x + part.at(q.of_x, item), item.count);
+            bring(Ring::place(k % STAGES, 1, i), q.dy + part.at(q.of_dy, item), item.count);
         }
         fetch_commit();
     };

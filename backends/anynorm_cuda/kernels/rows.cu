@@ -49,6 +49,14 @@ DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &he
     }
 }
 
+DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held) {
+    EACH_ITEM {
+        Item item = part.item(team, i);
+        held.start(i, q.x + part.at(q.of_x, item), item.count);
+    }
+    landed();
+}
+
 DEV void write(const Call &q, const Part &part, const Item &item, const Vector &x, const Known &its) {
     Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
     Parameter<BIAS, WIDE, B> bias(q.bias, q.of_bias, part, item, 0);
@@ -57,7 +65,6 @@ DEV void write(const Call &q, const Part &part, const Item &item, const Vector &
     y.write<LOAD>(q.y + part.at(q.of_y, item), item.count);
 }
 
-#if !CHUNKED
 #ifdef WANTS_rows
 CLUSTER_KERNEL(rows)(Call q) {
     SLOTS(slots);
@@ -65,11 +72,7 @@ CLUSTER_KERNEL(rows)(Call q) {
     int set = block() / CTAS * SETS + team.set;
     Part part(q, set, 0, SETS == 1 || set < q.sets);
     Held<0> held;
-    EACH_ITEM {
-        Item item = part.item(team, i);
-        held.start(i, q.x + part.at(q.of_x, item), item.count);
-    }
-    landed();
+    hold(q, team, part, held);
     Statistics its = measured(q, team, part, held);
     if (q.saved && part.live && team.leads()) keep(q, set, its);
     if (!q.y) return;
@@ -80,7 +83,7 @@ CLUSTER_KERNEL(rows)(Call q) {
     }
 }
 #endif
-#else
+
 // What a chunk leaves: mean, correction, Σ(z − mean − correction)², scale, and how many elements it has.
 #ifdef WANTS_rows_measure
 KERNEL(rows_measure)(Call q) {
@@ -88,11 +91,7 @@ KERNEL(rows_measure)(Call q) {
     Team team(slots);
     Part part = chunk_of(q);
     Held<0> held;
-    EACH_ITEM {
-        Item item = part.item(team, i);
-        held.start(i, q.x + part.at(q.of_x, item), item.count);
-    }
-    landed();
+    hold(q, team, part, held);
     Statistics its = measured(q, team, part, held);
     if (!team.leads()) return;
     float *to = q.partial + part.set * q.chunks + part.chunk;
@@ -115,5 +114,4 @@ KERNEL(rows_write)(Call q) {
         write(q, part, item, x, known);
     }
 }
-#endif
 #endif

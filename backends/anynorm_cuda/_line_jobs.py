@@ -1,0 +1,220 @@
+"""Jobs of sets of lines: in one go where a team can hold a set, else chunk by chunk."""
+
+from __future__ import annotations
+
+import math
+
+from anynorm._plan import Plan
+from anynorm._view import Five, Ints, View
+from anynorm_cuda._build import (
+    APART,
+    DIFFER,
+    KINDS,
+    LINE,
+    LONGEST,
+    MOST_ROWS,
+    NONE,
+    VECTOR,
+    Builder,
+    Job,
+    Kinds,
+    Sums,
+    sums_over,
+)
+from anynorm_cuda._program import Kernel, Launch
+from anynorm_cuda._teams import Device, Team, chunk_team, forward_team, gradient_team, parameter_team
+
+# What a team leaves to sum up to dweight and dbias: nothing, sums of each set, or of each piece of a line.
+NO_SUMS, SETS_SUMS, PIECES_SUMS = 0, 1, 2
+
+# Sets that a team takes one after the other before it leaves what it gathered: 31 roundings of half an ulp are within
+# the bound.
+MOST_SHARE = 32
+
+STAGES = 3  # sets of a team in shared memory, of which two are on their way
+
+
+class Rows(Builder):
+    """Sets of lines."""
+
+    def __init__(self, plan: Plan, its: View, kinds: Kinds, device: Device) -> None:
+        super().__init__(plan, its, kinds, device)
+        self.lines, self.run = (self.r * self.s, self.p) if self.p > 1 else (1, self.s)
+        self.per_r = self.s if self.p > 1 else 1
+        self.vectors = -(-self.run // (16 // KINDS[kinds.x][1]))
+
+    def lies(self, steps: Five | None) -> int:
+        return NONE if steps is None else VECTOR if self.p == 1 and steps[3] else LINE
+
+    def kernel(self, name: str, parts: tuple[str, ...], team: Team, **own: int) -> Kernel:
+        macros = self.macros(
+            THREADS=team.threads,
+            CTAS=team.ctas,
+            LANES=team.lanes,
+            UNITS=team.units,
+            SETS=team.sets,
+            ITEMS=team.items,
+            HOLD=team.hold,
+            CHUNKED=int(team.chunked),
+            LINES=self.lines,
+            PER_R=self.per_r,
+            RUN=self.run,
+            WEIGHT=self.lies(self.its.weight),
+            BIAS=self.lies(self.its.bias),
+            **own,
+        )
+        return Kernel(name, ("call", "formula", "team", "lines", *parts), macros)
+
+    def pieces(self, team: Team) -> int:
+        return self.lines * -(-self.vectors // team.lanes)
+
+    def chunks(self, team: Team) -> int:
+        return -(-self.pieces(team) // (team.units * team.items)) if team.chunked else 1
+
+    def grid(self, team: Team) -> tuple[int, int]:
+        chunks = self.chunks(team)
+        return (self.sets * chunks if team.chunked else -(-self.sets // team.sets) * team.ctas), 1
+
+    def forward(self, *, only_measure: bool) -> Job | str:
+        team = forward_team(self.lines, self.vectors, self.device)
+        if self.plan.given and not team.chunked:
+            team = chunk_team(self.vectors, 8)
+        chunks, grid = self.chunks(team), self.grid(team)
+        if grid[0] > LONGEST:
+            return "there are too many sets"
+
+        def launch(name: str) -> Launch:
+            return Launch(self.kernel(name, ("rows",), team), grid, team.threads, team.room(1))
+
+        write = () if only_measure else (launch("rows_write"),)
+        if self.plan.given:
+            launches: tuple[Launch, ...] = (self.given(), *write)
+        elif team.chunked:
+            launches = (launch("rows_measure"), self.settle("settle", chunks, 1, 1, weighted=False), *write)
+        else:
+            launches = (launch("rows"),)
+        plane = self.sets * chunks
+        of_partial = (self.b, 0, 1, 0) if self.plan.given else (self.b * chunks, 1, chunks, 0)
+        return Job(
+            view=self.its,
+            sets=self.sets,
+            keeps=team.chunked,
+            given=self.plan.given,
+            launches=launches,
+            partial=5 * plane if team.chunked and not self.plan.given else 0,
+            sums=0,
+            counts=self.counts(chunks=chunks, plane=plane),
+            steps=self.steps(of_partial),
+        )
+
+    def backward(self) -> Job | str:
+        varies = self.varies()
+        if varies is None:
+            return DIFFER
+        if self.p == 1 and varies[3]:
+            return self._along_lines(varies)
+        team = gradient_team(self.lines, self.vectors, self.device)
+        pieces = self.pieces(team)
+        wanted = self.its.weight is not None or self.its.bias is not None
+        by_line = varies[1] or varies[3]
+        kind = (PIECES_SUMS if by_line else SETS_SUMS) if wanted else NO_SUMS
+        if kind == SETS_SUMS and team.chunked:
+            kind = PIECES_SUMS
+        lengths: Ints = (self.a, self.b, self.lines // self.per_r, self.per_r, pieces // self.lines)
+        along: tuple[bool, ...] = (varies[0], varies[2], varies[1], varies[3], False)
+        if kind == SETS_SUMS:
+            lengths, along = lengths[:2], along[:2]
+        sums = sums_over(lengths, along)
+        if sums is None and wanted:
+            return APART
+        return self._job(team, sums if wanted else None, math.prod(lengths), SUMS=kind)
+
+    def _job(self, team: Team, sums: Sums | None, count: int, **own: int) -> Job | str:
+        """Return the job of a backward pass in one go, or chunk by chunk."""
+        chunks, grid = self.chunks(team), self.grid(team)
+
+        def launch(name: str) -> Launch:
+            return Launch(self.kernel(name, ("row_gradients",), team, **own), grid, team.threads, team.room(2))
+
+        if team.chunked:
+            settle = self.settle("settle_means", chunks, 1, 1, weighted=False)
+            launches = [launch("row_shares"), settle, launch("row_slopes")]
+        else:
+            launches = [launch("row_gradients")]
+        if sums is not None:
+            launches.append(self.parameter_sums(sums))
+        plane = self.sets * chunks
+        return self._gradient_job(launches, 2 * plane if team.chunked else 0, sums, count, chunks=chunks, plane=plane)
+
+    def _gradient_job(
+        self, launches: list[Launch], partial: int, sums: Sums | None, count: int, **counts: int
+    ) -> Job | str:
+        if any(launch.grid[0] > LONGEST or launch.grid[1] > MOST_ROWS for launch in launches):
+            return "there are too many sets"
+        chunks = counts.get("chunks", 1)
+        return Job(
+            view=self.its,
+            sets=self.sets,
+            keeps=True,
+            given=False,
+            launches=tuple(launches),
+            partial=partial,
+            sums=count if sums is not None else 0,
+            counts=self.counts(**(sums._asdict() if sums is not None else {}), **counts),
+            steps=self.steps((self.b * chunks, 1, chunks, 0)),
+        )
+
+    def _along_lines(self, varies: tuple[bool, bool, bool, bool]) -> Job | str:
+        """Return the job for a weight that lies along the lines."""
+        if varies[0]:
+            return "the gradient of a weight or bias of each sample is wanted"
+        team = parameter_team(self.vectors, self.device)
+        if team is None:
+            return self._along_long_lines(varies)
+        rows, of_b = (self.a, self.b) if varies[2] else (self.sets, 1)
+        wanted = max(1, self.device.processors * _blocks_of_a_processor(team) // (team.ctas * of_b))
+        share = min(MOST_SHARE, -(-rows // (wanted * team.sets)))
+        teams = -(-rows // (share * team.sets))
+        stages = 2 if 32 * STAGES * team.items * team.threads + 12288 > self.device.shared else STAGES
+        launch = Launch(
+            self.kernel("row_parameters", ("row_parameters",), team, STAGES=stages),
+            (teams * team.ctas, of_b),
+            team.threads,
+            32 * stages * team.items * team.threads,
+        )
+        sums = Sums(teams, of_b * self.run, 1)
+        return self._gradient_job(
+            [launch, self.parameter_sums(sums)], 0, sums, teams * of_b * self.run, rows=rows, share=share
+        )
+
+    def _along_long_lines(self, varies: tuple[bool, bool, bool, bool]) -> Job | str:
+        if varies[2] and self.b > 1:
+            return f"lines of {self.run} elements with a weight of their own are too long"
+        strips = -(-self.vectors // 256)
+        wanted = max(1, 8 * self.device.processors // strips)
+        share = min(MOST_SHARE, -(-self.sets // wanted))
+        teams = -(-self.sets // share)
+        macros = self.macros(THREADS=256, CTAS=1)
+        kernel = Kernel("long_parameters", ("call", "formula", "long_parameters"), macros)
+        sums = Sums(teams, self.run, 1)
+        # One argument for all: `chunks` and `plane` are for the first three, `share` and `columns` for the parameters.
+        team = chunk_team(self.vectors, 4)
+        chunks, plane = self.chunks(team), self.sets * self.chunks(team)
+        shares, slopes = [
+            Launch(self.kernel(name, ("row_gradients",), team, SUMS=NO_SUMS), self.grid(team), team.threads, 0)
+            for name in ("row_shares", "row_slopes")
+        ]
+        launches = [
+            shares,
+            self.settle("settle_means", chunks, 1, 1, weighted=False),
+            slopes,
+            Launch(kernel, (strips, teams), 256, 0),
+            self.parameter_sums(sums),
+        ]
+        counts = {"chunks": chunks, "plane": plane, "share": share, "columns": self.run}
+        return self._gradient_job(launches, 2 * plane, sums, teams * self.run, **counts)
+
+
+def _blocks_of_a_processor(team: Team) -> int:
+    """Return how many blocks of a team that gathers gradients run on a processor at once."""
+    return 8 if team.threads <= 128 else 4 if team.items == 1 else 2 if team.items == 2 else 1

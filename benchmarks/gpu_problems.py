@@ -5,6 +5,7 @@ Touches no array and knows no library.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -25,6 +26,9 @@ LARGE_BYTES = 2**27
 
 # Bytes of x in a set that is held on the chip between two passes: forward x, backward x and dy.
 HELD = {FORWARD: 2**20, BACKWARD: 2**19}
+
+# Bytes of columns that are read side by side.
+STRIP = 128
 
 # Channels last, all that is read is still in the second-level cache when it is read again: up to so many bytes. Below
 # the first number a copy takes no longer than starting the kernels does.
@@ -70,8 +74,20 @@ def inputs_for(problem: Problem, direction: str, cache: int) -> int:
 
 
 def held(problem: Problem, direction: str) -> bool:
-    """Return whether sets of a problem with the channels second stay on the chip between two passes."""
-    return not problem.channels_last and set_size(problem) <= HELD[direction]
+    """Return whether sets of a problem stay on the chip between two passes.
+
+    Channels last it is a strip of columns that stays, whole groups of them.
+    """
+    if not problem.channels_last:
+        return set_size(problem) <= HELD[direction]
+    channels = set_size(problem) // BYTES[problem.dtype] // _rows_of_a_set(problem)
+    return max(STRIP, channels * BYTES[problem.dtype]) * _rows_of_a_set(problem) <= HELD[direction]
+
+
+def _rows_of_a_set(problem: Problem) -> int:
+    """Return how many elements of each of its channels a set has."""
+    batch, _, *inner = problem.shape
+    return math.prod(inner) * (batch if problem.norm == "batch_norm" else 1)
 
 
 def resident(problem: Problem, direction: str) -> bool:

@@ -68,6 +68,8 @@ KERNEL(primitives)(Call q) {
     put(single, get(q.bias[word]));
     float number = across(of(single, half, brain), 16);
     slots[t & 31] = number;
+    warp_barrier();
+    if (warp_any(number > 5.0f)) number += slots[from_lane(t, 31 - (t & 31)) & 31];
     barrier();
     if (barrier_any(number > 3.0f)) number += slots[0] + room[t];
 #if CTAS > 1

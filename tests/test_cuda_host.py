@@ -77,6 +77,32 @@ def test_any(run: Runner, order: Order) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
+def test_values_of_a_lane(run: Runner, order: Order) -> None:
+    """Every thread of a warp has what a lane has that it asks for, each another, all bits of an address."""
+    text = """KERNEL(own_kernel)(Call q) {
+        const X *from = (const X *)from_lane((i64)(q.from + own()), (thread() * 5 + 3) % 32);
+        q.to[own()].value = from->value;
+    }"""
+    source = numbers(128)
+    to = run(text, source, empty(128), grid=(2, 1), order=order)
+    np.testing.assert_array_equal(to, source.reshape(4, 32)[:, (np.arange(32) * 5 + 3) % 32].ravel())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_barrier_of_a_warp(run: Runner, order: Order) -> None:
+    """What a warp's threads wrote before they met, the others of it see."""
+    text = """KERNEL(own_kernel)(Call q) {
+        SHARED(float, room, THREADS);
+        room[thread()] = q.from[own()].value;
+        warp_barrier();
+        q.to[own()].value = room[thread() ^ 31];
+    }"""
+    source = numbers(128)
+    to = run(text, source, empty(128), grid=(2, 1), order=order)
+    np.testing.assert_array_equal(to, source.reshape(4, 32)[:, ::-1].ravel())
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_transpose_through_shared_memory(run: Runner, order: Order) -> None:
     """With a barrier after writing and after reading, a tile is transposed in any order of threads."""
     once = numbers(64).reshape(8, 8).T.ravel()

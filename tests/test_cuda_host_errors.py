@@ -45,6 +45,12 @@ WRONG = {
     ),
     "across_of_some": ("if (thread() < 9) q.to[0].value = across(1, 1);", r"deadlock.* 9 in across\(\) 55 at the end"),
     "across_two_ways": ("q.to[0].value = across(1, thread() % 32 < 9 ? 1 : 2);", "different places"),
+    "across_and_from_lane": (
+        "q.to[0].value = thread() % 32 < 9 ? across(1, 1) : float(from_lane(1, 1));",
+        "different places: across.*from_lane|different places: from_lane.*across",
+    ),
+    "from_lane_beyond": ("q.to[0].value = float(from_lane(1, 32));", "no lane 32"),
+    "warp_barrier_of_some": ("if (thread() < 9) warp_barrier();", r"deadlock.* 9 at warp_barrier\(\)"),
     "across_no_power": ("q.to[0].value = across(1, 3);", "not a power of two"),
     "cluster_barrier_of_some": ("if (thread()) cluster_barrier();", r"deadlock.* 63 at cluster_barrier\(\)"),
     "index_of_shared": (
@@ -214,6 +220,18 @@ RACES = {
     "ordered_by_a_shuffle_alone": (
         "KERNEL(own_kernel)(Call q) { SHARED(float, room, 64); room[thread()] = 1; across(1, 1);"
         "q.to[own()].value = room[thread() ^ 1]; }",
+        1,
+        "in shared",
+    ),
+    "ordered_by_a_barrier_of_the_warp": (
+        "KERNEL(own_kernel)(Call q) { SHARED(float, room, 64); room[thread()] = 1; warp_barrier();"
+        "q.to[own()].value = room[thread() ^ 31]; }",
+        1,
+        None,
+    ),
+    "ordered_by_a_barrier_of_another_warp": (
+        "KERNEL(own_kernel)(Call q) { SHARED(float, room, 64); room[thread()] = 1; warp_barrier();"
+        "q.to[own()].value = room[thread() ^ 32]; }",
         1,
         "in shared",
     ),

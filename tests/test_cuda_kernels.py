@@ -5,6 +5,8 @@ What they do on hostile numbers and layouts is in test_cuda_hostile.py.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from gradients import cotangent, exact_gradients, verify_gradients, vjp
 from inputs import Case, Norm, verify
 from libraries import numpy_dtype
 
+from anynorm._plan import by_channel
 from anynorm_cuda._engine import Launcher
+from anynorm_cuda._jobs import Job, Kinds, forward_job, gradient_job
 
 if cuda_host.missing() is not None:
     pytest.skip(str(cuda_host.missing()), allow_module_level=True)
@@ -139,6 +143,31 @@ LARGE: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
+# Columns of as many rows as registers of a block hold, its memory, two blocks', eight blocks', and nobody; a group of
+# channels is a column, several, or more than a strip.
+TABLES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], bool, bool]] = {
+    "registers": ("instance_norm", (3, 50, 40), (), True, True),
+    "block": ("instance_norm", (2, 110, 40), (), True, True),
+    "two-blocks": ("group_norm", (2, 300, 30), (10,), True, True),
+    "eight-blocks": ("group_norm", (1, 2000, 80), (2,), True, True),
+    "largest-gradient": ("instance_norm", (1, 4096, 33), (), True, True),
+    "largest": ("instance_norm", (1, 8192, 5), (), True, False),
+    "too-long": ("instance_norm", (1, 8193, 5), (), False, False),
+    "too-wide": ("group_norm", (1, 90, 260), (2,), False, False),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_columns(kind: str, launch: Launcher) -> None:
+    """Sets side by side are within the bounds, held by a block or a cluster where that can be, else by chunks."""
+    function, shape, groups, *whole = TABLES[kind]
+    for dtype in ("float32", "bfloat16"):
+        with on_cuda(launch) as backend:
+            judge(make(function, shape, dtype, groups=groups, channel_axis=-1), backend)
+        firsts = [job.launches[0].kernel.name for job in backend.jobs]
+        assert [name in ("columns", "column_gradients") for name in firsts] == whole
+
+
 @pytest.mark.parametrize("kind", LARGE)
 def test_large_sets(kind: str, launch: Launcher) -> None:
     """Sets that take a cluster, or that no team can hold, are within the bounds."""
@@ -189,3 +218,24 @@ def test_teams_take_several_sets(share: int, launch: Launcher) -> None:
     parameters = np.random.default_rng(0).normal(size=(2, 1, 6, 40)).astype("float32")
     with on_cuda(launch, device) as backend:
         judge(Case(heads.norm, heads.arrays | dict(zip(("weight", "bias"), parameters, strict=True))), backend)
+
+
+@pytest.mark.parametrize(("function", "groups"), [("batch_norm", None), ("group_norm", 8), ("instance_norm", None)])
+def test_images_share_kernels(function: str, groups: int | None) -> None:
+    """What images of a hundred sizes and batches run is compiled for the few teams that take them, not for each."""
+    kernels, jobs = set(), 0
+    for batch, side, last in itertools.product((8, 16, 24, 32, 64), range(7, 64, 3), (False, True)):
+        shape = (batch, side, side, 64) if last else (batch, 64, side, side)
+        axis, batch_axis = 3 if last else 1, None if function == "batch_norm" else 0
+        plan = by_channel(False, function, shape, axis, batch_axis, groups, False, (64,), (64,))
+        steps = tuple(reversed([*itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1)]))
+        kinds, lies = Kinds("bfloat16", "float32", "float32", 256, 256), ((64,), (1,))
+        for job in (
+            forward_job(plan, kinds, shape, (steps, steps), lies, lies, H200),
+            gradient_job(plan, kinds, shape, (steps, steps, steps), lies, lies, H200),
+        ):
+            assert isinstance(job, Job)
+            kernels |= {launch.kernel for launch in job.launches}
+            jobs += 1
+    assert jobs == 380
+    assert len(kernels) <= 70

@@ -116,6 +116,15 @@ class Builder:
         self.n = self.r * self.s * self.p
         self.load, self.wide = _widths(its, kinds)
 
+    def words(self, length: int, begins: int = 0) -> int:
+        """Return the bytes of what lines of a length are moved in: whole vectors, or words of which they are made.
+
+        Lines begin at multiples of so many elements, beside what is known of them.
+        """
+        size = KINDS[self.kinds.x][1]
+        load = math.gcd(self.load, size * begins)
+        return load if load == WIDEST else math.gcd(load, size * length)
+
     def macros(self, **own: int) -> tuple[tuple[str, str | int], ...]:
         kinds = self.kinds
         types = {"X": kinds.x, "W": kinds.weight or "float32", "B": kinds.bias or "float32"}
@@ -128,8 +137,9 @@ class Builder:
 
     def counts(self, **own: int) -> Ints:
         common = {"sets": self.sets, "inner": self.b, "n": self.n, "rows": self.r, "chunks": 1, "share": 1}
-        known = {**dict.fromkeys(at.COUNTS, 1), **common, **own}
-        return tuple([known[name] for name in at.COUNTS])
+        known = {**dict.fromkeys(at.COUNTS + at.DIVISORS, 1), **common, **own}
+        divisors = [number for name in at.DIVISORS for number in at.divisor(known[name])]
+        return (*[known[name] for name in at.COUNTS], *divisors)
 
     def steps(self, of_partial: tuple[int, int, int, int]) -> Ints:
         tensors = {2: ("of_x", "of_y"), 3: ("of_x", "of_dy", "of_y")}[len(self.its.steps)]

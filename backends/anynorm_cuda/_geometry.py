@@ -33,19 +33,31 @@ COUNTS = (
     "outer",  # parameters: sums of (outer, kept, within) over all but `kept`
     "kept",
     "within",
+    "run",  # elements of a line
+    "pieces",  # of a set
+    "items",  # vectors of a thread
 )
+
+# What others are divided by: pieces of a line, and lines of a row.
+DIVISORS = ("per_line", "per_r")
 
 # Steps in elements along A, R, B and S; in `partial` along A, chunks, B and what a chunk leaves of each set.
 TENSORS = ("of_x", "of_dy", "of_y", "of_weight", "of_bias", "of_partial")
 
 NUMBERS = ("eps", "root")  # root: what a set of equal values is multiplied by, 1/√eps, or 0 for eps = 0
 
-_PACK = struct.Struct(f"<{len(ADDRESSES)}Q{len(COUNTS) + 4 * len(TENSORS)}q{len(NUMBERS)}d")
+_PACK = struct.Struct(f"<{len(ADDRESSES)}Q{len(COUNTS) + 3 * len(DIVISORS) + 4 * len(TENSORS)}q{len(NUMBERS)}d")
 SIZE = _PACK.size
 
 Ints = tuple[int, ...]
 
 
+def divisor(number: int) -> tuple[int, int, int]:
+    """Return a number with a factor and a shift: any from 0 to 2³¹ − 1, times factor, shifted, is divided by it."""
+    shift = 31 + (number - 1).bit_length()
+    return number, (1 << shift) // number + 1, shift
+
+
 def pack(addresses: Ints, counts: Ints, steps: Ints, eps: float, root: float) -> bytes:
-    """Return the argument of a kernel; every tuple in the order above."""
+    """Return the argument of a kernel; every tuple in the order above, divisors behind counts."""
     return _PACK.pack(*addresses, *counts, *steps, eps, root)

@@ -8,7 +8,7 @@ from anynorm_cuda._build import KINDS, LONGEST, MOST_ROWS, as_rows
 from anynorm_cuda._build import WIDEST as WIDEST
 from anynorm_cuda._build import Job as Job
 from anynorm_cuda._build import Kinds as Kinds
-from anynorm_cuda._column_jobs import COLUMN_ITEMS, COLUMN_THREADS, LANES, Columns
+from anynorm_cuda._column_jobs import CHUNK, Columns
 from anynorm_cuda._line_jobs import Rows
 from anynorm_cuda._teams import Device
 
@@ -79,7 +79,7 @@ def _unfit(its: View) -> str | None:
         return "weight or bias varies along rows and columns of a table whose columns are normalized"
     if rows and p == 1 and any(steps[3] not in (0, 1) for steps in parameters):
         return "weight or bias does not lie along x's innermost axis as x does"
-    if not rows and -(-r // (COLUMN_THREADS // LANES * COLUMN_ITEMS[-1])) > MOST_ROWS:
+    if not rows and -(-r // CHUNK) > MOST_ROWS:
         return f"columns of {r} rows are not counted"
     return None
 

@@ -15,6 +15,7 @@ from anynorm_cuda._build import (
     MOST_ROWS,
     NONE,
     VECTOR,
+    WIDEST,
     Builder,
     Job,
     Kinds,
@@ -22,7 +23,7 @@ from anynorm_cuda._build import (
     sums_over,
 )
 from anynorm_cuda._program import Kernel, Launch
-from anynorm_cuda._teams import Device, Team, chunk_team, forward_team, gradient_team, parameter_team
+from anynorm_cuda._teams import MEMORY, REGISTERS, Device, Team, chunk_team, forward_team, gradient_team, parameter_team
 
 # What a team leaves to sum up to dweight and dbias: nothing, sums of each set, or of each piece of a line.
 NO_SUMS, SETS_SUMS, PIECES_SUMS = 0, 1, 2
@@ -42,31 +43,50 @@ class Rows(Builder):
         self.lines, self.run = (self.r * self.s, self.p) if self.p > 1 else (1, self.s)
         self.per_r = self.s if self.p > 1 else 1
         self.vectors = -(-self.run // (16 // KINDS[kinds.x][1]))
+        self.load = self.words(self.run)
 
     def lies(self, steps: Five | None) -> int:
         return NONE if steps is None else VECTOR if self.p == 1 and steps[3] else LINE
 
+    def held(self, team: Team) -> Team:
+        """Return the team that holds what it has where it can: vectors that are not aligned pass through memory."""
+        return team if self.load == WIDEST else team._replace(hold=MEMORY)
+
     def kernel(self, name: str, parts: tuple[str, ...], team: Team, **own: int) -> Kernel:
+        # Lengths that change from call to call, those of images, and of sets that take long, are not compiled in.
+        known = self.p == 1 and not team.chunked
         macros = self.macros(
             THREADS=team.threads,
             CTAS=team.ctas,
             LANES=team.lanes,
             UNITS=team.units,
             SETS=team.sets,
-            ITEMS=team.items,
+            ITEMS=team.items if known or team.chunked or team.hold == REGISTERS else 0,
             HOLD=team.hold,
             CHUNKED=int(team.chunked),
-            LINES=self.lines,
-            PER_R=self.per_r,
-            RUN=self.run,
+            RUN=self.run if known else 0,
             WEIGHT=self.lies(self.its.weight),
             BIAS=self.lies(self.its.bias),
             **own,
         )
-        return Kernel(name, ("call", "formula", "team", "lines", *parts), macros)
+        return Kernel(name, ("call", "formula", "hold", "team", "lines", *parts), macros)
 
     def pieces(self, team: Team) -> int:
-        return self.lines * -(-self.vectors // team.lanes)
+        return self.lines * self.per_line(team)
+
+    def per_line(self, team: Team) -> int:
+        return -(-self.vectors // team.lanes)
+
+    def lengths(self, team: Team) -> dict[str, int]:
+        """Return what the argument tells of lines and of a team."""
+        per_line = self.per_line(team)
+        return {
+            "run": self.run,
+            "pieces": self.lines * per_line,
+            "items": team.items,
+            "per_line": per_line,
+            "per_r": self.per_r,
+        }
 
     def chunks(self, team: Team) -> int:
         return -(-self.pieces(team) // (team.units * team.items)) if team.chunked else 1
@@ -75,8 +95,12 @@ class Rows(Builder):
         chunks = self.chunks(team)
         return (self.sets * chunks if team.chunked else -(-self.sets // team.sets) * team.ctas), 1
 
+    def launch(self, name: str, parts: str, team: Team, tensors: int, **own: int) -> Launch:
+        kernel = self.kernel(name, (parts,), team, **own)
+        return Launch(kernel, self.grid(team), team.threads, team.room(tensors))
+
     def forward(self, *, only_measure: bool) -> Job | str:
-        team = forward_team(self.lines, self.vectors, self.device)
+        team = self.held(forward_team(self.lines, self.vectors, self.device))
         if self.plan.given and not team.chunked:
             team = chunk_team(self.vectors, 8)
         chunks, grid = self.chunks(team), self.grid(team)
@@ -84,7 +108,7 @@ class Rows(Builder):
             return "there are too many sets"
 
         def launch(name: str) -> Launch:
-            return Launch(self.kernel(name, ("rows",), team), grid, team.threads, team.room(1))
+            return self.launch(name, "rows", team, 1)
 
         write = () if only_measure else (launch("rows_write"),)
         if self.plan.given:
@@ -103,7 +127,7 @@ class Rows(Builder):
             launches=launches,
             partial=5 * plane if team.chunked and not self.plan.given else 0,
             sums=0,
-            counts=self.counts(chunks=chunks, plane=plane),
+            counts=self.counts(**self.lengths(team), chunks=chunks, plane=plane),
             steps=self.steps(of_partial),
         )
 
@@ -113,7 +137,7 @@ class Rows(Builder):
             return DIFFER
         if self.p == 1 and varies[3]:
             return self._along_lines(varies)
-        team = gradient_team(self.lines, self.vectors, self.device)
+        team = self.held(gradient_team(self.lines, self.vectors, self.device))
         pieces = self.pieces(team)
         wanted = self.its.weight is not None or self.its.bias is not None
         by_line = varies[1] or varies[3]
@@ -131,10 +155,10 @@ class Rows(Builder):
 
     def _job(self, team: Team, sums: Sums | None, count: int, **own: int) -> Job | str:
         """Return the job of a backward pass in one go, or chunk by chunk."""
-        chunks, grid = self.chunks(team), self.grid(team)
+        chunks = self.chunks(team)
 
         def launch(name: str) -> Launch:
-            return Launch(self.kernel(name, ("row_gradients",), team, **own), grid, team.threads, team.room(2))
+            return self.launch(name, "row_gradients", team, 2, **own)
 
         if team.chunked:
             settle = self.settle("settle_means", chunks, 1, 1, weighted=False)
@@ -144,7 +168,8 @@ class Rows(Builder):
         if sums is not None:
             launches.append(self.parameter_sums(sums))
         plane = self.sets * chunks
-        return self._gradient_job(launches, 2 * plane if team.chunked else 0, sums, count, chunks=chunks, plane=plane)
+        partial = 2 * plane if team.chunked else 0
+        return self._gradient_job(launches, partial, sums, count, **self.lengths(team), chunks=chunks, plane=plane)
 
     def _gradient_job(
         self, launches: list[Launch], partial: int, sums: Sums | None, count: int, **counts: int
@@ -201,8 +226,7 @@ class Rows(Builder):
         team = chunk_team(self.vectors, 4)
         chunks, plane = self.chunks(team), self.sets * self.chunks(team)
         shares, slopes = [
-            Launch(self.kernel(name, ("row_gradients",), team, SUMS=NO_SUMS), self.grid(team), team.threads, 0)
-            for name in ("row_shares", "row_slopes")
+            self.launch(name, "row_gradients", team, 2, SUMS=NO_SUMS) for name in ("row_shares", "row_slopes")
         ]
         launches = [
             shares,
@@ -211,7 +235,7 @@ class Rows(Builder):
             Launch(kernel, (strips, teams), 256, 0),
             self.parameter_sums(sums),
         ]
-        counts = {"chunks": chunks, "plane": plane, "share": share, "columns": self.run}
+        counts = self.lengths(team) | {"chunks": chunks, "plane": plane, "share": share, "columns": self.run}
         return self._gradient_job(launches, 2 * plane, sums, teams * self.run, **counts)
 
 

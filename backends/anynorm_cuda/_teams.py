@@ -13,6 +13,9 @@ REGISTERS, MEMORY = 1, 2
 # Threads that take a chunk of a set of which no team can hold all.
 CHUNK = 256
 
+# Of columns a block takes so many vectors of a row, or twice as many: 128 bytes, the least that is read at full speed.
+LANES, COLUMN_THREADS = 8, 256
+
 # Vectors of the largest team's blocks: 64 KiB in one, of which up to eight make a cluster, and twice that at the end.
 LARGEST = 4096
 
@@ -51,6 +54,20 @@ class Team(NamedTuple):
         return 16 * tensors * self.items * self.threads if self.hold == MEMORY else 0
 
 
+class Strip(NamedTuple):
+    """Who holds columns of a table that are side by side, all rows of them: the macros of kernels/columns.cu."""
+
+    lanes: int
+    columns: int
+    ctas: int
+    items: int
+    hold: int
+
+    def room(self, tensors: int) -> int:
+        """Return the bytes of shared memory that a block holds so many tensors in."""
+        return 16 * tensors * self.items * COLUMN_THREADS if self.hold == MEMORY else 0
+
+
 def forward_team(lines: int, vectors: int, device: Device) -> Team:
     """Return who normalizes a set of so many lines of so many vectors."""
     lanes = _lanes(vectors)
@@ -76,7 +93,7 @@ def gradient_team(lines: int, vectors: int, device: Device) -> Team:
 def chunk_team(vectors: int, items: int) -> Team:
     """Return who takes a chunk of a set, of lines of so many vectors: a block, so many vectors a thread."""
     lanes = _lanes(vectors)
-    return Team(lanes, CHUNK // lanes, 1, 1, items, REGISTERS, chunked=True)
+    return Team(lanes, CHUNK // lanes, 1, 1, items, MEMORY, chunked=True)
 
 
 def parameter_team(vectors: int, device: Device) -> Team | None:
@@ -93,6 +110,28 @@ def parameter_team(vectors: int, device: Device) -> Team | None:
     if ctas > (8 if device.clusters else 1):
         return None
     return Team(32, 8, 1, ctas, items, MEMORY)
+
+
+def column_strip(rows: int, of_set: int, per_vector: int, tensors: int, device: Device) -> Strip | None:
+    """Return who holds tables of so many rows, whose sets are so many columns each; None if nobody can."""
+
+    def used(lanes: int) -> int:
+        return lanes * per_vector // of_set * of_set
+
+    lanes = max((LANES, 2 * LANES), key=lambda lanes: used(lanes) / lanes)
+    pieces = -(-rows // (COLUMN_THREADS // lanes))
+    if not used(lanes):
+        return None
+    if pieces * tensors <= 2:
+        return Strip(lanes, used(lanes), 1, pieces, REGISTERS)
+    # The source declares up to 27 KiB beside.
+    most = (device.shared - (27 << 10)) // (16 * tensors * COLUMN_THREADS)
+    sizes = (1, 2, 4, 8) if device.clusters else (1,)
+    for ctas in sizes:
+        items = -(-pieces // ctas)
+        if items * tensors <= (8 if ctas < sizes[-1] else 32) and items <= most:
+            return Strip(lanes, used(lanes), ctas, items, MEMORY)
+    return None
 
 
 def _held(lanes: int, pieces: int, tensors: int, device: Device) -> Team | None:

@@ -90,11 +90,9 @@ DEV int blocks() { return host::here->blocks; }
 DEV int block_rows() { return host::here->rows; }
 
 DEV float across(float value, int apart) { return host::exchange(value, apart); }
-DEV bool warp_any(bool mine) {
-    float any = mine;
-    for (int apart = 16; apart; apart /= 2) any = fmaxf(any, across(any, apart));
-    return any != 0;
-}
+DEV i64 from_lane(i64 value, int lane) { return host::from_lane(value, lane); }
+DEV bool warp_any(bool mine) { return host::exchange_any(mine); }
+DEV void warp_barrier() { host::meet_warp(); }
 DEV void barrier() { host::meet(); }
 DEV bool barrier_any(bool mine) { return host::meet_any(mine); }
 

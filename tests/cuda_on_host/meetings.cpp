@@ -15,22 +15,33 @@ bool is_shared(const void *address, int bytes) {
 
 int meetings() { return own().meetings + launch.cluster_meetings; }
 
-// Where a warp's values are once all of them have come; `apart` tells what they have come for.
-static const float *meet_warp(float value, int apart) {
-    int lane = running->thread % WARP, first = running->thread - lane;
-    int lanes = launch.threads - first < WARP ? launch.threads - first : WARP;
-    if ((lane ^ apart) >= lanes) fail("across: no thread is %d apart", apart);
+int warp_meetings() { return own().warps[running->thread / WARP].barriers; }
+
+static int lane_of(const Thread &thread) { return thread.thread % WARP; }
+
+static int lanes_of_warp() {
+    int first = running->thread - lane_of(*running);
+    return launch.threads - first < WARP ? launch.threads - first : WARP;
+}
+
+// Where a warp's values are once all of them have come for one thing; `apart` belongs to across.
+static const uint64_t *meet_warp_at(State kind, uint64_t value, int apart = 0) {
+    static const char *const names[STATES] = {nullptr, nullptr, nullptr, "across", "from_lane", "warp_any", "warp_barrier"};
+    int lane = lane_of(*running), first = running->thread - lane, lanes = lanes_of_warp();
     Warp &warp = own().warps[first / WARP];
-    if (warp.arrived && warp.apart != apart)
-        fail("threads of a warp meet at different places: %d and %d apart, 0 is warp_any", apart, warp.apart);
+    if (warp.arrived && (warp.kind != kind || warp.apart != apart))
+        fail("threads of a warp meet at different places: %s, %d apart, and %s, %d apart", names[warp.kind], warp.apart,
+             names[kind], apart);
+    warp.kind = kind;
     warp.apart = apart;
-    float *values = warp.values[warp.meetings % 2];
+    uint64_t *values = warp.values[warp.meetings % 2];
     values[lane] = value;
     if (++warp.arrived < lanes) {
-        wait(apart ? IN_ACROSS : IN_WARP_ANY);
+        wait(kind);
     } else {
         warp.arrived = 0;
         warp.meetings++;
+        if (kind == AT_WARP_BARRIER) warp.barriers++;
         release(running->rank, first, lanes);
         go_on();
     }
@@ -39,16 +50,28 @@ static const float *meet_warp(float value, int apart) {
 
 float exchange(float value, int apart) {
     if (apart < 1 || apart >= WARP || (apart & (apart - 1))) fail("across: %d is not a power of two below 32", apart);
-    return meet_warp(value, apart)[running->thread % WARP ^ apart];
+    int theirs = lane_of(*running) ^ apart;
+    if (theirs >= lanes_of_warp()) fail("across: no thread is %d apart", apart);
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = static_cast<uint32_t>(meet_warp_at(IN_ACROSS, bits, apart)[theirs]);
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
+long long from_lane(long long value, int lane) {
+    if (lane < 0 || lane >= lanes_of_warp()) fail("from_lane: there is no lane %d", lane);
+    return static_cast<long long>(meet_warp_at(IN_FROM_LANE, static_cast<uint64_t>(value))[lane]);
 }
 
 bool exchange_any(bool mine) {
-    const float *values = meet_warp(mine, 0);
-    int first = running->thread / WARP * WARP;
-    for (int lane = 0; lane < WARP && first + lane < launch.threads; lane++)
+    const uint64_t *values = meet_warp_at(IN_WARP_ANY, mine);
+    for (int lane = 0; lane < lanes_of_warp(); lane++)
         if (values[lane]) return true;
     return false;
 }
+
+void meet_warp() { meet_warp_at(AT_WARP_BARRIER, 0); }
 
 static void meet_at(State kind, bool mine) {
     Block &block = own();

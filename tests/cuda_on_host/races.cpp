@@ -14,7 +14,7 @@ namespace {
 
 struct Access {
     int turn, rank, thread; // turn: which cluster of the launch, from 1
-    int meetings, cluster_meetings;
+    int meetings, warp_meetings, cluster_meetings;
 };
 
 struct Cell {
@@ -30,7 +30,8 @@ bool ordered(const Access &before, const Access &now, bool shared) {
     if (!before.turn) return true;
     if (before.turn != now.turn) return shared; // what lay there before is gone
     if (before.rank != now.rank) return before.cluster_meetings != now.cluster_meetings;
-    return before.thread == now.thread || before.meetings != now.meetings;
+    if (before.thread == now.thread || before.meetings != now.meetings) return true;
+    return before.thread / WARP == now.thread / WARP && before.warp_meetings != now.warp_meetings;
 }
 
 void require(const Access &before, const Access &now, const char *did, const char *does, bool shared) {
@@ -59,7 +60,7 @@ void watch(const void *address, int bytes, bool write, int rank) {
     bool shared = is_shared(address, bytes);
     auto byte = static_cast<const unsigned char *>(address);
     if (!shared && byte >= arena.before && byte < arena.after + MARGIN) fail("an access beyond dynamic shared memory");
-    Access now{launch.turn, running->rank, running->thread, meetings(), launch.cluster_meetings};
+    Access now{launch.turn, running->rank, running->thread, meetings(), warp_meetings(), launch.cluster_meetings};
     auto &pages = shared ? of_shared[rank] : of_global;
     auto first = reinterpret_cast<uintptr_t>(address);
     for (uintptr_t place = first - first % PLACE; place < first + bytes; place += PLACE) {

@@ -14,7 +14,18 @@ constexpr int WARP = 32;
 constexpr int MOST_THREADS = 1024, MOST_CLUSTER = 8;
 constexpr long MOST_STATIC = 48 * 1024; // bytes of a block's SHARED, on the device
 
-enum State { READY, AT_BARRIER, AT_BARRIER_ANY, IN_ACROSS, IN_WARP_ANY, AT_CLUSTER_BARRIER, ENDED, STATES };
+enum State {
+    READY,
+    AT_BARRIER,
+    AT_BARRIER_ANY,
+    IN_ACROSS,
+    IN_FROM_LANE,
+    IN_WARP_ANY,
+    AT_WARP_BARRIER,
+    AT_CLUSTER_BARRIER,
+    ENDED,
+    STATES
+};
 
 struct Copy {
     unsigned char *to;
@@ -32,9 +43,11 @@ struct Thread : Place {
 };
 
 struct Warp {
-    int arrived, apart; // apart: 0 in warp_any
-    unsigned meetings;
-    float values[2][WARP]; // of this meeting and the one before, which somebody may not have read yet
+    int arrived;
+    State kind; // of the meeting that some have come to
+    int apart;  // in across
+    unsigned meetings, barriers;
+    uint64_t values[2][WARP]; // of this meeting and the one before, which somebody may not have read yet
 };
 
 struct Block {
@@ -81,8 +94,9 @@ bool is_shared(const void *address, int bytes);
 
 bool is_stack(const void *address);
 
-// How many barriers the block that runs has passed.
+// How many barriers the block, and the warp, that runs has passed.
 int meetings();
+int warp_meetings();
 
 // Note an access of the thread that runs, to memory of all or, in shared memory, of a block of its cluster.
 void watch(const void *address, int bytes, bool write, int rank);

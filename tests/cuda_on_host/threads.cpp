@@ -119,8 +119,8 @@ static void check_margins(int rank) {
 
 [[noreturn]] static void tell_who_waits() {
     static const char *const WHERE[STATES] = {
-        "ready",         "at barrier()",         "at barrier_any()", "in across()",
-        "in warp_any()", "at cluster_barrier()", "at the end",
+        "ready",         "at barrier()",      "at barrier_any()",     "in across()", "in from_lane()",
+        "in warp_any()", "at warp_barrier()", "at cluster_barrier()", "at the end",
     };
     char text[MOST_CLUSTER * 160]; // enough for every block
     int written = 0;
@@ -146,7 +146,7 @@ static void run_cluster(int first_block, int row, int blocks_along, int rows) {
         memset(block.ready, 0, sizeof block.ready);
         block.arrived = block.ended = block.meetings = 0;
         block.any = false;
-        for (Warp &warp : block.warps) warp.arrived = 0;
+        for (Warp &warp : block.warps) warp.arrived = warp.barriers = 0;
         block.image.assign(static_bytes() + arena_bytes(), UNTOUCHED);
         memset(block.image.data(), launch.garbage, static_bytes());
         memset(block.image.data() + static_bytes() + MARGIN, launch.garbage, launch.shared);

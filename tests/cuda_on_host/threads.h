@@ -19,11 +19,13 @@ static_assert(MARGIN % 32 == 16, "multiples of 16, not of 32");
 extern Arena arena;
 
 // Meetings: each returns once all the threads concerned have come.
-float exchange(float value, int apart);     // those of a warp
-bool exchange_any(bool mine);               // those of a warp, and whether one of them had true
-void meet();                                // those of a block
-bool meet_any(bool mine);                   // the same, and whether one of them had true
-void meet_cluster();                        // those of all blocks of a cluster
+float exchange(float value, int apart);         // those of a warp
+long long from_lane(long long value, int lane); // those of a warp, and what one of them had
+bool exchange_any(bool mine);                   // those of a warp, and whether one of them had true
+void meet_warp();                               // those of a warp, and what they did before is seen after
+void meet();                                    // those of a block
+bool meet_any(bool mine);                       // the same, and whether one of them had true
+void meet_cluster();                            // those of all blocks of a cluster
 void store(float *mine, int peer, float number);
 
 // Copies that are held back until somebody waits for them.

@@ -4,6 +4,12 @@ struct Steps { // in elements
     i64 a, r, b, s;
 };
 
+// A number that others are divided by, below 2^31 both, as a product and a shift.
+struct Divisor {
+    i64 number, factor, shift;
+    DEV int into(int dividend) const { return (int)((u64)(u32)dividend * (u32)factor >> (int)shift); }
+};
+
 struct Call {
     const X *x, *dy;
     X *y; // dx in a backward pass
@@ -13,7 +19,8 @@ struct Call {
     float *partial; // planes of what chunks of sets leave
     float *means;   // planes of a number for each set: the means of g and of g·x̂
     float *to_weight, *to_bias, *dweight, *dbias;
-    i64 sets, inner, n, rows, columns, chunks, plane, share, outer, kept, within;
+    i64 sets, inner, n, rows, columns, chunks, plane, share, outer, kept, within, run, pieces, items;
+    Divisor per_line, per_r;
     Steps of_x, of_dy, of_y, of_weight, of_bias, of_partial;
     double eps, root;
 };
@@ -33,7 +40,7 @@ template <class T> struct alignas(16) Several {
 
     template <int BYTES> DEV void read(const T *from, int count) {
         using Piece = Words<least(BYTES, SIZE)>;
-        if (count == VEC) {
+        if (count >= VEC) {
 #pragma unroll
             for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) ((Piece *)e)[i] = ((const Piece *)from)[i];
         } else {
@@ -50,7 +57,7 @@ template <class T> struct alignas(16) Several {
 
     template <int BYTES> DEV void write(T *to, int count) const {
         using Piece = Words<least(BYTES, SIZE)>;
-        if (count == VEC) {
+        if (count >= VEC) {
 #pragma unroll
             for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) ((Piece *)to)[i] = ((const Piece *)e)[i];
         } else {

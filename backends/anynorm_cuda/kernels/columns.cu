@@ -1,51 +1,57 @@
 // Sets that lie side by side: the columns of a table of rows, each or OF_SET neighbours of them a set. A block takes a
-// strip of columns and a chunk of rows: LANES threads side by side a vector of columns each, ITEMS rows apart each.
+// strip of STRIP columns: LANES threads side by side a vector each of a row, as many rows at once as the threads are
+// enough for. Where JOINT, the CTAS blocks of a cluster have all rows of a strip of whole sets, and hold it; else a
+// block has a chunk of ITEMS rows a thread, and three kernels go over the table.
 //
 // How rows are cut does not depend on how many columns there are, so a set's bits do not depend on its neighbours.
 
-constexpr int ROWS = THREADS / LANES, CHUNK = ROWS * ITEMS, STRIP = LANES * VEC;
+constexpr int ROWS = THREADS / LANES, WIDTH = LANES * VEC, WARPS = THREADS / 32;
 constexpr int NONE = 0, COLUMN = 2, ROW = 3; // WEIGHT, BIAS: absent, a number for each column, or for each row
-
-#define PRAGMA(text) _Pragma(#text)
-#define EACH PRAGMA(unroll) for (int e = 0; e < VEC; e++)
-#define EACH_ITEM PRAGMA(unroll) for (int i = 0; i < ITEMS; i++)
+static_assert(STRIP <= WIDTH && 2 * WIDTH <= THREADS && (!JOINT || STRIP % OF_SET == 0), "a thread for each number");
 
 // What a thread works on.
 struct Cell {
-    int a, chunk, column, lane, row, count; // count: columns of its vector
+    const Call &q;
+    int strip, a, chunk, rank, column, there, lane, row; // strip: of all; there: columns from its first on
+    int phase = 0;                                       // of the slots of a cluster, which are used in turn
 
-    DEV explicit Cell(const Call &q) {
+    DEV Cell(const Call &q, int block, int chunk) : q(q), strip(block / CTAS), chunk(chunk) {
         int strips = ((int)q.columns + STRIP - 1) / STRIP;
-        a = block() / strips, chunk = block_row();
+        rank = CTAS > 1 ? cluster_rank() : 0;
         lane = thread() % LANES, row = thread() / LANES;
-        column = (block() - a * strips) * STRIP + lane * VEC;
-        int there = (int)q.columns - column;
-        count = there < 0 ? 0 : there < VEC ? there : VEC;
+        a = strip / strips;
+        int first = (strip - a * strips) * STRIP;
+        column = first + lane * VEC;
+        there = least(first + STRIP, (int)q.columns) - column;
     }
 
-    DEV int row_of(int i) const { return chunk * CHUNK + i * ROWS + row; }
+    DEV int begin() const { return JOINT ? 0 : chunk * ROWS * ITEMS; } // the first row of all that are measured
+    DEV int row_of(int i) const { return begin() + (i * CTAS + rank) * ROWS + row; }
+    DEV float elements() const { return JOINT ? (float)q.n : (float)least(ROWS * ITEMS, (int)q.rows - begin()); }
     DEV i64 at(const Steps &of, int row) const { return a * of.a + row * of.r + column; }
-    DEV int count_at(const Call &q, int i) const { return row_of(i) < q.rows ? count : 0; }
+    DEV int there_at(int i) const { return row_of(i) < q.rows ? there : 0; }
+    DEV int count_at(int i) const { return least(there_at(i), VEC); }
     DEV int b(int e) const { return (column + e) / OF_SET; }
-    DEV int set(const Call &q, int e) const { return a * (int)q.inner + b(e); }
+    DEV int set(int e) const { return a * (int)q.inner + b(e); }
 };
 
 // Weight or bias of a vector in any row; `without` where there is none.
 template <int LIES, class T> struct Parameter {
+    const Cell &its;
     const T *from;
     i64 step;
     float along[VEC], number;
 
-    DEV Parameter(const T *begin, const Steps &of, const Cell &its, float without) : number(without) {
+    DEV Parameter(const T *begin, const Steps &of, const Cell &its, float without) : its(its), number(without) {
         from = begin + its.a * of.a, step = of.r;
         EACH {
             int b = its.b(e), s = (its.column + e - b * OF_SET) / PLACES;
-            along[e] = LIES == COLUMN && e < its.count ? get(from[b * of.b + s * of.s]) : without;
+            along[e] = LIES == COLUMN && e < its.there ? get(from[b * of.b + s * of.s]) : without;
         }
     }
 
     DEV void go_to(int row) {
-        if (LIES == ROW) number = get(from[row * step]);
+        if (LIES == ROW && row < its.q.rows) number = get(from[row * step]);
     }
 
     DEV float of(int e) const { return LIES == COLUMN ? along[e] : number; }
@@ -58,169 +64,210 @@ struct Most {
     DEV static float of(float a, float b) { return fmaxf(a, b); }
 };
 
-// Combine the numbers of the threads in a column of threads, in one order, for all of them.
-template <class Operation> DEV void combine(float (*own)[THREADS], float (&numbers)[VEC], const Cell &its) {
-    EACH own[e][thread()] = numbers[e];
-    for (int half = ROWS / 2; half; half /= 2) {
-        barrier();
-        if (its.row < half) EACH own[e][thread()] = Operation::of(own[e][thread()], own[e][thread() + half * LANES]);
-    }
-    barrier();
-    EACH numbers[e] = own[e][its.lane];
-    barrier();
+// The largest power of two below a number.
+constexpr int half_of(int number) { return number <= 2 ? number / 2 : 2 * half_of((number + 1) / 2); }
+
+template <class Operation, int COUNT> DEV float folded(float (&terms)[COUNT]) {
+#pragma unroll
+    for (int half = COUNT / 2; half; half /= 2)
+#pragma unroll
+        for (int i = 0; i < half; i++) terms[i] = Operation::of(terms[i], terms[i + half]);
+    return terms[0];
 }
 
-#define SLOTS(name) SHARED(float, name##_room, THREADS * VEC); float(*name)[THREADS] = (float(*)[THREADS])name##_room
+// Where threads combine numbers of columns, up to two of each.
+struct Slots {
+    float of_warps[2][WARPS][WIDTH], of_blocks[2][CTAS][2 * WIDTH], of_columns[2 * WIDTH];
+};
+template <int COUNT> using Numbers = float[COUNT][VEC];
+#define EACH_OF(count) PRAGMA(unroll) for (int k = 0; k < count; k++)
 
-// Store a number of what a chunk leaves for each column.
+// Combine the numbers of all that have a column, in one order, for all of them.
+template <class Operation, int COUNT> DEV void combine(Slots &slots, Cell &its, Numbers<COUNT> &numbers) {
+    const int mine = thread() % WIDTH, which = thread() / WIDTH; // a column, and which of its numbers
+    EACH_OF(COUNT) EACH {
+#pragma unroll
+        for (int apart = LANES; apart < 32; apart *= 2) numbers[k][e] = Operation::of(numbers[k][e], across(numbers[k][e], apart));
+        if (thread() % 32 < LANES) slots.of_warps[k][thread() / 32][its.lane * VEC + e] = numbers[k][e];
+    }
+    barrier();
+    if (which < COUNT) {
+        float terms[WARPS];
+#pragma unroll
+        for (int warp = 0; warp < WARPS; warp++) terms[warp] = slots.of_warps[which][warp][mine];
+        float all = folded<Operation>(terms);
+        slots.of_columns[thread()] = all;
+        if (CTAS > 1)
+            for (int peer = 0; peer < CTAS; peer++) store_to_peer(&slots.of_blocks[its.phase][its.rank][thread()], peer, all);
+    }
+    if (CTAS > 1) {
+        cluster_barrier();
+        float terms[CTAS];
+#pragma unroll
+        for (int rank = 0; rank < CTAS; rank++) terms[rank] = slots.of_blocks[its.phase][rank][thread() % (2 * WIDTH)];
+        if (which < COUNT) slots.of_columns[thread()] = folded<Operation>(terms);
+        its.phase ^= 1;
+    }
+    barrier();
+    EACH_OF(COUNT) EACH numbers[k][e] = slots.of_columns[k * WIDTH + its.lane * VEC + e];
+}
+
+// Combine the numbers of the columns of a set, in one order, for all that have one.
+template <class Operation, int COUNT> DEV void join(Slots &slots, const Cell &its, Numbers<COUNT> &numbers) {
+    if (!JOINT || OF_SET == 1) return;
+    const int mine = thread() % WIDTH, which = thread() / WIDTH, number = mine % OF_SET; // number: in its set
+    barrier(); // nobody reads what lies there any more
+    EACH_OF(COUNT) EACH if (its.row == 0) slots.of_columns[k * WIDTH + its.lane * VEC + e] = numbers[k][e];
+    for (int half = half_of(OF_SET); half; half /= 2) {
+        barrier();
+        float *own = &slots.of_columns[thread() % (2 * WIDTH)];
+        if (which < COUNT && mine < STRIP && number < half && number + half < OF_SET) own[0] = Operation::of(own[0], own[half]);
+    }
+    barrier();
+    EACH_OF(COUNT) EACH {
+        int column = least(its.lane * VEC + e, STRIP - 1);
+        numbers[k][e] = slots.of_columns[k * WIDTH + column - column % OF_SET];
+    }
+}
+
+// Bring what a block has of x to where it is held.
+DEV void hold(const Call &q, const Cell &its, Held<0> &held) {
+    EACH_ITEM held.start(i, q.x + its.at(q.of_x, its.row_of(i)), its.there_at(i));
+    all_landed();
+}
+
+// The statistics of what is held, of each set or, of a chunk, of each column. `rows.cu` says how.
+struct Measured {
+    float mean[VEC], left[VEC], m2[VEC], scale[VEC]; // left: Σ(z − mean)
+};
+
+DEV Measured measured(const Call &q, Slots &slots, Cell &its, Held<0> &held) {
+    const float eps = (float)q.eps, n = its.elements();
+    Vector first; // an element of each set, from which is summed
+    EACH {
+        int column = JOINT ? its.b(e) * OF_SET : its.column + e;
+        first.e[e] = CENTRES && e < its.there ? q.x[its.at(q.of_x, its.begin()) - its.column + column] : X();
+    }
+    Measured found;
+    EACH found.scale[e] = 1;
+#pragma unroll 1
+    for (bool again = false;; again = true) {
+        Numbers<1> mean = {};
+        Numbers<2> sums = {}; // of deviations, and of their squares
+        if (CENTRES) {
+            EACH_ITEM {
+                const int count = its.count_at(i);
+                Vector x = held.at(i);
+                first.pin();
+                EACH mean[0][e] += e < count ? deviation(get(x.e[e]), found.scale[e], get(first.e[e]) * found.scale[e]) : 0;
+            }
+            combine<Plus>(slots, its, mean), join<Plus>(slots, its, mean);
+            EACH mean[0][e] = get(first.e[e]) * found.scale[e] + mean[0][e] / n;
+        }
+        EACH_ITEM {
+            const int count = its.count_at(i);
+            Vector x = held.at(i);
+            EACH {
+                float d = e < count ? deviation(get(x.e[e]), found.scale[e], mean[0][e]) : 0;
+                sums[0][e] += d, sums[1][e] = fmaf(d, d, sums[1][e]);
+            }
+        }
+        combine<Plus>(slots, its, sums), join<Plus>(slots, its, sums);
+        u32 special = 0; // a bit for each column
+        EACH {
+            float m2 = CENTRES ? fmaf(-sums[0][e] / n, sums[0][e], sums[1][e]) : sums[1][e];
+            found.mean[e] = mean[0][e], found.left[e] = CENTRES ? sums[0][e] : 0, found.m2[e] = m2 < 0 ? 0 : m2;
+            if (e < its.there && !ordinary(found.m2[e] / n, eps)) special |= 1u << e;
+        }
+        if (again || !barrier_any(special != 0)) return found;
+        Numbers<1> peak = {};
+        EACH_ITEM {
+            const int count = its.count_at(i);
+            Vector x = held.at(i);
+            EACH peak[0][e] = fmaxf(peak[0][e], e < count ? fabsf(get(x.e[e])) : 0);
+        }
+        combine<Most>(slots, its, peak), join<Most>(slots, its, peak);
+        bool any = false;
+        EACH {
+            found.scale[e] = special >> e & 1 ? scale_for(peak[0][e], eps) : 1;
+            any = any || found.scale[e] != 1;
+        }
+        if (!barrier_any(any)) return found;
+    }
+}
+
+// Write y from what is held.
+DEV void write(const Call &q, const Cell &its, Held<0> &held, const Known (&known)[VEC]) {
+    Parameter<WEIGHT, W> weight(q.weight, q.of_weight, its, 1);
+    Parameter<BIAS, B> bias(q.bias, q.of_bias, its, 0);
+    EACH_ITEM {
+        Vector x = held.at(i), y;
+        weight.go_to(its.row_of(i)), bias.go_to(its.row_of(i));
+        EACH put(y.e[e], normalized(get(x.e[e]), known[e], weight.of(e), bias.of(e)));
+        held.send(i, q.y + its.at(q.of_y, its.row_of(i)), its.there_at(i), y);
+    }
+}
+
+#ifdef WANTS_columns
+CLUSTER_KERNEL(columns)(Call q) {
+    SHARED(Slots, slots, 1);
+    Cell its(q, block(), 0);
+    Held<0> held(q);
+    hold(q, its, held);
+    if (CTAS > 1) cluster_barrier(); // peers are there before anyone writes to them
+    Measured found = measured(q, slots[0], its, held);
+    Known known[VEC];
+    EACH {
+        const float n = its.elements(), scale = found.scale[e];
+        Statistics all = settled(found.mean[e], found.left[e] / n, found.m2[e], n, scale, (float)q.eps, (float)q.root);
+        known[e] = all.known();
+        bool leads = its.rank == 0 && its.row == 0 && e < its.there && (its.column + e) % OF_SET == 0;
+        if (q.saved && leads) keep(q, its.set(e), all);
+    }
+    if (q.y) write(q, its, held, known);
+}
+#endif
+
+// Store a number for each column, of what a chunk leaves.
 DEV void leave(const Call &q, const Cell &its, int plane, const float (&numbers)[VEC]) {
-    if (its.row) return;
+    if (its.row || its.rank) return;
     float *to = q.partial + plane * q.plane + ((i64)its.a * q.chunks + its.chunk) * q.columns + its.column;
-    EACH if (e < its.count) to[e] = numbers[e];
+    EACH if (e < its.there) to[e] = numbers[e];
 }
 
 #ifdef WANTS_columns_measure
 KERNEL(columns_measure)(Call q) {
-    SLOTS(slots);
-    Cell its(q);
-    const float eps = (float)q.eps;
-    const float n = (float)least(CHUNK, (int)q.rows - its.chunk * CHUNK);
-    Vector x[ITEMS], first;
-    first.read<LOAD>(q.x + its.at(q.of_x, its.chunk * CHUNK), its.count);
-    EACH_ITEM x[i].read<LOAD>(q.x + its.at(q.of_x, its.row_of(i)), its.count_at(q, i));
-    float mean[VEC], left[VEC], squares[VEC], scale[VEC];
-    EACH scale[e] = 1;
-#pragma unroll 1
-    for (bool again = false;; again = true) {
-        EACH mean[e] = left[e] = squares[e] = 0;
-        if (CENTRES) {
-            EACH_ITEM {
-                int count = its.count_at(q, i);
-                x[i].pin();
-                EACH mean[e] += e < count ? deviation(get(x[i].e[e]), scale[e], get(first.e[e]) * scale[e]) : 0;
-            }
-            combine<Plus>(slots, mean, its);
-            first.pin();
-            EACH mean[e] = get(first.e[e]) * scale[e] + mean[e] / n;
-        }
-        EACH_ITEM {
-            int count = its.count_at(q, i);
-            x[i].pin();
-            EACH {
-                float d = e < count ? deviation(get(x[i].e[e]), scale[e], mean[e]) : 0;
-                left[e] += d, squares[e] = fmaf(d, d, squares[e]);
-            }
-        }
-        if (CENTRES) combine<Plus>(slots, left, its);
-        combine<Plus>(slots, squares, its);
-        u32 special = 0; // a bit for each column
-        EACH {
-            float m2 = CENTRES ? fmaf(-left[e] / n, left[e], squares[e]) : squares[e];
-            squares[e] = m2 < 0 ? 0 : m2;
-            if (e < its.count && !ordinary(squares[e] / n, eps)) special |= 1u << e;
-        }
-        if (again || !barrier_any(special != 0)) break;
-        float peak[VEC] = {};
-        EACH_ITEM {
-            int count = its.count_at(q, i);
-            x[i].pin();
-            EACH peak[e] = fmaxf(peak[e], e < count ? fabsf(get(x[i].e[e])) : 0);
-        }
-        combine<Most>(slots, peak, its);
-        bool any = false;
-        EACH {
-            scale[e] = special >> e & 1 ? scale_for(peak[e], eps) : 1;
-            any = any || scale[e] != 1;
-        }
-        if (!barrier_any(any)) break;
-    }
+    SHARED(Slots, slots, 1);
+    Cell its(q, block(), block_row());
+    Held<0> held(q);
+    hold(q, its, held);
+    Measured found = measured(q, slots[0], its, held);
+    float n[VEC];
     EACH {
-        left[e] = CENTRES ? left[e] / n : 0;
-        if (squares[e] == 0) mean[e] /= scale[e], left[e] /= scale[e], scale[e] = 1; // as `settled` has it
+        n[e] = its.elements(), found.left[e] /= n[e];
+        if (found.m2[e] == 0) // as `settled` has it
+            found.mean[e] /= found.scale[e], found.left[e] /= found.scale[e], found.scale[e] = 1;
     }
-    leave(q, its, 0, mean), leave(q, its, 1, left), leave(q, its, 2, squares), leave(q, its, 3, scale);
-    EACH squares[e] = n;
-    leave(q, its, 4, squares);
+    leave(q, its, 0, found.mean), leave(q, its, 1, found.left), leave(q, its, 2, found.m2), leave(q, its, 3, found.scale);
+    leave(q, its, 4, n);
 }
 #endif
+
+// What is known of the sets of a thread's columns.
+DEV void recall(const Call &q, const Cell &its, Known (&known)[VEC]) {
+    EACH known[e] = e < its.there ? recalled(q, its.set(e)) : Known();
+}
+
+// The cell of a block, from the last to the first: what was read last may still be in a cache.
+DEV Cell backwards(const Call &q) { return Cell(q, blocks() - 1 - block(), block_rows() - 1 - block_row()); }
 
 #ifdef WANTS_columns_write
 KERNEL(columns_write)(Call q) {
-    Cell its(q);
+    Cell its = backwards(q);
+    Held<0> held(q);
+    hold(q, its, held);
     Known known[VEC];
-    EACH known[e] = e < its.count ? recalled(q, its.set(q, e)) : Known();
-    Parameter<WEIGHT, W> weight(q.weight, q.of_weight, its, 1);
-    Parameter<BIAS, B> bias(q.bias, q.of_bias, its, 0);
-    EACH_ITEM {
-        int count = its.count_at(q, i);
-        if (!count) continue;
-        Vector x, y;
-        x.read<LOAD>(q.x + its.at(q.of_x, its.row_of(i)), count);
-        weight.go_to(its.row_of(i)), bias.go_to(its.row_of(i));
-        EACH put(y.e[e], normalized(get(x.e[e]), known[e], weight.of(e), bias.of(e)));
-        y.write<LOAD>(q.y + its.at(q.of_y, its.row_of(i)), count);
-    }
-}
-#endif
-
-// Leave, of the threads of a row that are side by side, what sums up to the gradients of a weight and a bias of the row.
-DEV void leave_row(const Call &q, const Cell &its, int row, const float (&terms)[VEC], const float (&products)[VEC]) {
-    float sum = total(terms), product = total(products);
-#pragma unroll
-    for (int apart = LANES / 2; apart; apart /= 2) sum += across(sum, apart), product += across(product, apart);
-    if (its.lane || row >= (int)q.rows) return;
-    i64 at = (i64)block() * q.rows + row;
-    q.to_bias[at] = sum, q.to_weight[at] = product;
-}
-
-// What a chunk leaves: Σdy and Σdy·x̂ of each column; where rows have a weight, Σg and Σg·x̂.
-#ifdef WANTS_column_shares
-KERNEL(column_shares)(Call q) {
-    SLOTS(slots);
-    Cell its(q);
-    Parameter<WEIGHT == ROW ? ROW : NONE, W> weight(q.weight, q.of_weight, its, 1);
-    Known known[VEC];
-    EACH known[e] = e < its.count ? recalled(q, its.set(q, e)) : Known();
-    float sums[VEC] = {}, products[VEC] = {};
-    EACH_ITEM {
-        int count = its.count_at(q, i);
-        Vector x, dy;
-        x.read<LOAD>(q.x + its.at(q.of_x, its.row_of(i)), count);
-        dy.read<LOAD>(q.dy + its.at(q.of_dy, its.row_of(i)), count);
-        if (count) weight.go_to(its.row_of(i));
-        float terms[VEC], shares[VEC];
-        EACH {
-            terms[e] = e < count ? get(dy.e[e]) : 0;
-            shares[e] = e < count ? terms[e] * unit(get(x.e[e]), known[e]) : 0;
-            sums[e] = fmaf(weight.of(e), terms[e], sums[e]), products[e] = fmaf(weight.of(e), shares[e], products[e]);
-        }
-        if (WEIGHT == ROW || BIAS == ROW) leave_row(q, its, its.row_of(i), terms, shares);
-    }
-    combine<Plus>(slots, sums, its), combine<Plus>(slots, products, its);
-    leave(q, its, 0, sums), leave(q, its, 1, products);
-}
-#endif
-
-#ifdef WANTS_column_slopes
-KERNEL(column_slopes)(Call q) {
-    Cell its(q);
-    Known known[VEC];
-    float mean_g[VEC], mean_of_unit[VEC];
-    Parameter<WEIGHT, W> weight(q.weight, q.of_weight, its, 1);
-    EACH {
-        int set = e < its.count ? its.set(q, e) : 0;
-        known[e] = recalled(q, set);
-        mean_g[e] = q.means[set], mean_of_unit[e] = q.means[q.sets + set];
-    }
-    EACH_ITEM {
-        int count = its.count_at(q, i);
-        if (!count) continue;
-        Vector x, dy, dx;
-        x.read<LOAD>(q.x + its.at(q.of_x, its.row_of(i)), count);
-        dy.read<LOAD>(q.dy + its.at(q.of_dy, its.row_of(i)), count);
-        weight.go_to(its.row_of(i));
-        EACH put(dx.e[e], slope(get(dy.e[e]) * weight.of(e), unit(get(x.e[e]), known[e]), mean_g[e], mean_of_unit[e], known[e]));
-        dx.write<LOAD>(q.y + its.at(q.of_y, its.row_of(i)), count);
-    }
+    recall(q, its, known);
+    write(q, its, held, known);
 }
 #endif

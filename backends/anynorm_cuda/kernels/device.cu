@@ -44,8 +44,13 @@ DEV int block_rows() { return gridDim.y; }
 // The value of the thread whose number differs in the bit `apart`, a power of two below 32.
 DEV float across(float value, int apart) { return __shfl_xor_sync(0xffffffffu, value, apart); }
 
+// What another thread of the warp has.
+DEV i64 from_lane(i64 value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+
 // Whether it holds for any thread of the warp.
 DEV bool warp_any(bool mine) { return __any_sync(0xffffffffu, mine); }
+
+DEV void warp_barrier() { __syncwarp(); }
 
 DEV void barrier() { __syncthreads(); }
 DEV bool barrier_any(bool mine) { return __syncthreads_or(mine); }

@@ -14,12 +14,13 @@ DEV Shares shares(const Call &q, Team &team, const Part &part, Held<0> &held, He
     float g = 0, of_unit = 0;
     EACH_ITEM {
         Item item = part.item(team, i);
+        const int count = item.count();
         Vector x = held.at(i), dy = slopes.at(i);
         Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
         float terms[VEC], units[VEC];
         EACH {
-            terms[e] = e < item.count ? get(dy.e[e]) * (WEIGHT == VECTOR ? weight.of(e) : 1) : 0;
-            units[e] = e < item.count ? unit(get(x.e[e]), its) : 0;
+            terms[e] = e < count ? get(dy.e[e]) * (WEIGHT == VECTOR ? weight.of(e) : 1) : 0;
+            units[e] = e < count ? unit(get(x.e[e]), its) : 0;
         }
         float sum = total(terms), product = total(terms, units), by = WEIGHT == LINE && SUMS != SETS_SUMS ? weight.of(0) : 1;
         g = fmaf(by, sum, g), of_unit = fmaf(by, product, of_unit);
@@ -27,8 +28,8 @@ DEV Shares shares(const Call &q, Team &team, const Part &part, Held<0> &held, He
             Team::within<LANES, Plus>(sum, product);
             int piece = part.piece(team, i);
             if (team.lane == 0 && part.live && piece < part.end) {
-                q.to_bias[(i64)part.set * PIECES + piece] = sum;
-                q.to_weight[(i64)part.set * PIECES + piece] = product;
+                q.to_bias[(i64)part.set * pieces(q) + piece] = sum;
+                q.to_weight[(i64)part.set * pieces(q) + piece] = product;
             }
         }
     }
@@ -36,21 +37,26 @@ DEV Shares shares(const Call &q, Team &team, const Part &part, Held<0> &held, He
     return {g, of_unit};
 }
 
-DEV void write(const Call &q, const Part &part, const Item &item, const Vector &x, const Vector &dy, const Known &its,
-               const Shares &means) {
-    Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
-    Vector dx;
-    EACH put(dx.e[e], slope(get(dy.e[e]) * weight.of(e), unit(get(x.e[e]), its), means.g, means.of_unit, its));
-    dx.write<LOAD>(q.y + part.at(q.of_y, item), item.count);
-}
-
+// Bring what a team has of a set, of x and of dy, to where it is held.
 DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held, Held<1> &slopes) {
     EACH_ITEM {
         Item item = part.item(team, i);
-        held.start(i, q.x + part.at(q.of_x, item), item.count);
-        slopes.start(i, q.dy + part.at(q.of_dy, item), item.count);
+        held.start(i, q.x + part.at(q.of_x, item), item.there);
+        slopes.start(i, q.dy + part.at(q.of_dy, item), item.there);
     }
-    landed();
+    all_landed();
+}
+
+// Write dx from what is held.
+DEV void write(const Call &q, const Team &team, const Part &part, Held<0> &held, Held<1> &slopes, const Known &its,
+               const Shares &means) {
+    EACH_ITEM {
+        Item item = part.item(team, i);
+        Vector x = held.at(i), dy = slopes.at(i), dx;
+        Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
+        EACH put(dx.e[e], slope(get(dy.e[e]) * weight.of(e), unit(get(x.e[e]), its), means.g, means.of_unit, its));
+        held.send(i, q.y + part.at(q.of_y, item), item.there, dx);
+    }
 }
 
 #ifdef WANTS_row_gradients
@@ -59,8 +65,8 @@ CLUSTER_KERNEL(row_gradients)(Call q) {
     Team team(slots);
     int set = block() / CTAS * SETS + team.set;
     Part part(q, set, 0, SETS == 1 || set < q.sets);
-    Held<0> held;
-    Held<1> slopes;
+    Held<0> held(q);
+    Held<1> slopes(q);
     hold(q, team, part, held, slopes);
     Known its = part.live ? recalled(q, set) : Known();
     Shares sums = shares(q, team, part, held, slopes, its);
@@ -69,11 +75,8 @@ CLUSTER_KERNEL(row_gradients)(Call q) {
         float weight = WEIGHT == LINE ? get(q.weight[part.at(q.of_weight, 0)]) : 1;
         sums = {weight * sums.g, weight * sums.of_unit};
     }
-    Shares means = {CENTRES ? sums.g / N : 0, sums.of_unit / N};
-    EACH_ITEM {
-        Item item = part.item(team, i);
-        if (item.count) write(q, part, item, held.at(i), slopes.at(i), its, means);
-    }
+    const float n = part.elements();
+    write(q, team, part, held, slopes, its, {CENTRES ? sums.g / n : 0, sums.of_unit / n});
 }
 #endif
 
@@ -81,9 +84,9 @@ CLUSTER_KERNEL(row_gradients)(Call q) {
 KERNEL(row_shares)(Call q) {
     SLOTS(slots);
     Team team(slots);
-    Part part = chunk_of(q);
-    Held<0> held;
-    Held<1> slopes;
+    Part part = chunk_of(q, block());
+    Held<0> held(q);
+    Held<1> slopes(q);
     hold(q, team, part, held, slopes);
     Shares sums = shares(q, team, part, held, slopes, recalled(q, part.set));
     if (!team.leads()) return;
@@ -92,20 +95,15 @@ KERNEL(row_shares)(Call q) {
 }
 #endif
 
+// From the last chunk to the first: what was read last may still be in a cache.
 #ifdef WANTS_row_slopes
 KERNEL(row_slopes)(Call q) {
     SLOTS(slots);
     Team team(slots);
-    Part part = chunk_of(q);
-    Known its = recalled(q, part.set);
-    Shares means = {q.means[part.set], q.means[q.sets + part.set]};
-    EACH_ITEM {
-        Item item = part.item(team, i);
-        if (!item.count) continue;
-        Vector x, dy;
-        x.read<LOAD>(q.x + part.at(q.of_x, item), item.count);
-        dy.read<LOAD>(q.dy + part.at(q.of_dy, item), item.count);
-        write(q, part, item, x, dy, its, means);
-    }
+    Part part = chunk_of(q, blocks() - 1 - block());
+    Held<0> held(q);
+    Held<1> slopes(q);
+    hold(q, team, part, held, slopes);
+    write(q, team, part, held, slopes, recalled(q, part.set), {q.means[part.set], q.means[q.sets + part.set]});
 }
 #endif

@@ -41,10 +41,11 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
     };
     auto start = [&](int k) {
         Part part = part_of(k);
+        if (LOAD < 16) warp_barrier(); // nobody reads what lies there any more
         EVERY_ITEM {
             Item item = part.item(team, i);
-            bring(Ring::place(k % STAGES, 0, i), q.x + part.at(q.of_x, item), item.count);
-            bring(Ring::place(k % STAGES, 1, i), q.dy + part.at(q.of_dy, item), item.count);
+            bring(Ring::place(k % STAGES, 0, i), q.x + part.at(q.of_x, item), item.there);
+            bring(Ring::place(k % STAGES, 1, i), q.dy + part.at(q.of_dy, item), item.there);
         }
         fetch_commit();
     };
@@ -57,25 +58,26 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
     Part own(q, block_row(), 0, true);
     EVERY_ITEM {
         Item item = own.item(team, i);
-        if (WEIGHT == VECTOR) weights[i].template read<WIDE>(q.weight + own.at(q.of_weight, 0) + item.first, item.count);
+        if (WEIGHT == VECTOR) weights[i].template read<WIDE>(q.weight + own.at(q.of_weight, 0) + item.first, item.there);
     }
     for (int k = 0; k < STAGES - 1; k++) start(k);
     Known next = known(0);
     for (int k = 0; k < share; k++) {
         Part part = part_of(k);
         Known its = next;
-        fetch_wait<STAGES - 2>();
+        landed<STAGES - 2>();
         start(k + STAGES - 1); // where the set before this one was: all have read it, a barrier ago
         next = known(k + 1);
         Vector x[ITEMS], dy[ITEMS];
         float g = 0, of_unit = 0;
         EVERY_ITEM {
             Item item = part.item(team, i);
+            const int count = item.count();
             x[i] = Ring::place(k % STAGES, 0, i), dy[i] = Ring::place(k % STAGES, 1, i);
             float terms[VEC], units[VEC];
             EACH {
-                float slope = e < item.count ? get(dy[i].e[e]) : 0;
-                units[e] = e < item.count ? unit(get(x[i].e[e]), its) : 0;
+                float slope = e < count ? get(dy[i].e[e]) : 0;
+                units[e] = e < count ? unit(get(x[i].e[e]), its) : 0;
                 if (WEIGHT == VECTOR) dweight[i][e] = fmaf(slope, units[e], dweight[i][e]);
                 if (BIAS == VECTOR) dbias[i][e] += slope;
                 terms[e] = WEIGHT == VECTOR ? get(weights[i].e[e]) * slope : slope;
@@ -83,17 +85,16 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
             g += total(terms), of_unit += total(terms, units);
         }
         team.sum(g, of_unit);
-        g = CENTRES ? g / N : 0, of_unit /= N;
+        g = CENTRES ? g / RUN : 0, of_unit /= RUN;
         EVERY_ITEM {
             Item item = part.item(team, i);
-            if (!item.count) continue;
             x[i].pin(), dy[i].pin();
             Vector dx;
             EACH {
                 float by = WEIGHT == VECTOR ? get(weights[i].e[e]) : 1;
                 put(dx.e[e], slope(by * get(dy[i].e[e]), unit(get(x[i].e[e]), its), g, of_unit, its));
             }
-            dx.template write<LOAD>(q.y + part.at(q.of_y, item), item.count);
+            send(q.y + part.at(q.of_y, item), item.there, dx, Ring::place(k % STAGES, 0, i));
         }
     }
     const i64 at = ((i64)(block() / CTAS) * block_rows() + block_row()) * RUN;

@@ -12,20 +12,20 @@ DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &he
         if (CENTRES) {
             float pivot = first * scale;
             EACH_ITEM {
-                Item item = part.item(team, i);
+                const int count = part.item(team, i).count();
                 Vector x = held.at(i);
                 float terms[VEC];
-                EACH terms[e] = e < item.count ? deviation(get(x.e[e]), scale, pivot) : 0;
+                EACH terms[e] = e < count ? deviation(get(x.e[e]), scale, pivot) : 0;
                 mean += total(terms);
             }
             team.sum(mean, unused);
             mean = pivot + mean / n;
         }
         EACH_ITEM {
-            Item item = part.item(team, i);
+            const int count = part.item(team, i).count();
             Vector x = held.at(i);
             float terms[VEC];
-            EACH terms[e] = e < item.count ? deviation(get(x.e[e]), scale, mean) : 0;
+            EACH terms[e] = e < count ? deviation(get(x.e[e]), scale, mean) : 0;
             left += total(terms);
             squares += total(terms, terms);
         }
@@ -37,9 +37,9 @@ DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &he
         if (!again && warp_any(special)) { // a warp may hold several teams
             float peak = 0;
             EACH_ITEM {
-                Item item = part.item(team, i);
+                const int count = part.item(team, i).count();
                 Vector x = held.at(i);
-                EACH peak = fmaxf(peak, e < item.count ? fabsf(get(x.e[e])) : 0);
+                EACH peak = fmaxf(peak, e < count ? fabsf(get(x.e[e])) : 0);
             }
             peak = team.peak(peak);
             scale = special ? scale_for(peak, eps) : 1;
@@ -49,20 +49,25 @@ DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &he
     }
 }
 
+// Bring what a team has of a set to where it is held.
 DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held) {
     EACH_ITEM {
         Item item = part.item(team, i);
-        held.start(i, q.x + part.at(q.of_x, item), item.count);
+        held.start(i, q.x + part.at(q.of_x, item), item.there);
     }
-    landed();
+    all_landed();
 }
 
-DEV void write(const Call &q, const Part &part, const Item &item, const Vector &x, const Known &its) {
-    Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
-    Parameter<BIAS, WIDE, B> bias(q.bias, q.of_bias, part, item, 0);
-    Vector y;
-    EACH put(y.e[e], normalized(get(x.e[e]), its, weight.of(e), bias.of(e)));
-    y.write<LOAD>(q.y + part.at(q.of_y, item), item.count);
+// Write y from what is held.
+DEV void write(const Call &q, const Team &team, const Part &part, Held<0> &held, const Known &its) {
+    EACH_ITEM {
+        Item item = part.item(team, i);
+        Vector x = held.at(i), y;
+        Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
+        Parameter<BIAS, WIDE, B> bias(q.bias, q.of_bias, part, item, 0);
+        EACH put(y.e[e], normalized(get(x.e[e]), its, weight.of(e), bias.of(e)));
+        held.send(i, q.y + part.at(q.of_y, item), item.there, y);
+    }
 }
 
 #ifdef WANTS_rows
@@ -71,16 +76,11 @@ CLUSTER_KERNEL(rows)(Call q) {
     Team team(slots);
     int set = block() / CTAS * SETS + team.set;
     Part part(q, set, 0, SETS == 1 || set < q.sets);
-    Held<0> held;
+    Held<0> held(q);
     hold(q, team, part, held);
     Statistics its = measured(q, team, part, held);
     if (q.saved && part.live && team.leads()) keep(q, set, its);
-    if (!q.y) return;
-    Known known = its.known();
-    EACH_ITEM {
-        Item item = part.item(team, i);
-        if (item.count) write(q, part, item, held.at(i), known);
-    }
+    if (q.y) write(q, team, part, held, its.known());
 }
 #endif
 
@@ -89,8 +89,8 @@ CLUSTER_KERNEL(rows)(Call q) {
 KERNEL(rows_measure)(Call q) {
     SLOTS(slots);
     Team team(slots);
-    Part part = chunk_of(q);
-    Held<0> held;
+    Part part = chunk_of(q, block());
+    Held<0> held(q);
     hold(q, team, part, held);
     Statistics its = measured(q, team, part, held);
     if (!team.leads()) return;
@@ -100,18 +100,14 @@ KERNEL(rows_measure)(Call q) {
 }
 #endif
 
+// From the last chunk to the first: what was measured last may still be in a cache.
 #ifdef WANTS_rows_write
 KERNEL(rows_write)(Call q) {
     SLOTS(slots);
     Team team(slots);
-    Part part = chunk_of(q);
-    Known known = recalled(q, part.set);
-    EACH_ITEM {
-        Item item = part.item(team, i);
-        if (!item.count) continue;
-        Vector x;
-        x.read<LOAD>(q.x + part.at(q.of_x, item), item.count);
-        write(q, part, item, x, known);
-    }
+    Part part = chunk_of(q, blocks() - 1 - block());
+    Held<0> held(q);
+    hold(q, team, part, held);
+    write(q, team, part, held, recalled(q, part.set));
 }
 #endif

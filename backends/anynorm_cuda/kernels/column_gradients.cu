@@ -1,0 +1,108 @@
+// Gradients of sets that lie side by side: see columns.cu.
+
+// Bring what a block has of x and dy to where it is held.
+DEV void hold(const Call &q, const Cell &its, Held<0> &held, Held<1> &slopes) {
+    EACH_ITEM {
+        held.start(i, q.x + its.at(q.of_x, its.row_of(i)), its.there_at(i));
+        slopes.start(i, q.dy + its.at(q.of_dy, its.row_of(i)), its.there_at(i));
+    }
+    all_landed();
+}
+
+// Leave, of the threads of a row that are side by side, what sums up to the gradients of a weight and a bias of the row.
+DEV void leave_row(const Call &q, const Cell &its, int row, const float (&terms)[VEC], const float (&products)[VEC]) {
+    float sum = total(terms), product = total(products);
+#pragma unroll
+    for (int apart = LANES / 2; apart; apart /= 2) sum += across(sum, apart), product += across(product, apart);
+    if (its.lane || row >= (int)q.rows) return;
+    i64 at = (i64)its.strip * q.rows + row;
+    q.to_bias[at] = sum, q.to_weight[at] = product;
+}
+
+// Σdy and Σdy·x̂ of each column, of what a block, or a cluster, holds; where rows have a weight, Σg and Σg·x̂.
+DEV void shares(const Call &q, Slots &slots, Cell &its, Held<0> &held, Held<1> &slopes, const Known (&known)[VEC],
+                Numbers<2> &sums) {
+    Parameter<WEIGHT == ROW ? ROW : NONE, W> weight(q.weight, q.of_weight, its, 1);
+    EACH_ITEM {
+        const int count = its.count_at(i);
+        Vector x = held.at(i), dy = slopes.at(i);
+        weight.go_to(its.row_of(i));
+        float terms[VEC], products[VEC];
+        EACH {
+            terms[e] = e < count ? get(dy.e[e]) : 0;
+            products[e] = e < count ? terms[e] * unit(get(x.e[e]), known[e]) : 0;
+            sums[0][e] = fmaf(weight.of(e), terms[e], sums[0][e]);
+            sums[1][e] = fmaf(weight.of(e), products[e], sums[1][e]);
+        }
+        if (WEIGHT == ROW || BIAS == ROW) leave_row(q, its, its.row_of(i), terms, products);
+    }
+    combine<Plus>(slots, its, sums);
+}
+
+// Write dx from what is held; means[0] and means[1] are those of g and of g·x̂.
+DEV void write(const Call &q, const Cell &its, Held<0> &held, Held<1> &slopes, const Known (&known)[VEC],
+               const Numbers<2> &means) {
+    Parameter<WEIGHT, W> weight(q.weight, q.of_weight, its, 1);
+    EACH_ITEM {
+        Vector x = held.at(i), dy = slopes.at(i), dx;
+        weight.go_to(its.row_of(i));
+        EACH {
+            float g = get(dy.e[e]) * weight.of(e), of_unit = unit(get(x.e[e]), known[e]);
+            put(dx.e[e], slope(g, of_unit, means[0][e], means[1][e], known[e]));
+        }
+        held.send(i, q.y + its.at(q.of_y, its.row_of(i)), its.there_at(i), dx);
+    }
+}
+
+#ifdef WANTS_column_gradients
+CLUSTER_KERNEL(column_gradients)(Call q) {
+    SHARED(Slots, slots, 1);
+    Cell its(q, block(), 0);
+    Held<0> held(q);
+    Held<1> slopes(q);
+    hold(q, its, held, slopes);
+    Known known[VEC];
+    recall(q, its, known);
+    if (CTAS > 1) cluster_barrier(); // peers are there before anyone writes to them
+    Numbers<2> sums = {};
+    shares(q, slots[0], its, held, slopes, known, sums);
+    if (WEIGHT == COLUMN || BIAS == COLUMN) leave(q, its, 0, sums[0]), leave(q, its, 1, sums[1]);
+    Parameter<WEIGHT == COLUMN ? COLUMN : NONE, W> weight(q.weight, q.of_weight, its, 1);
+    EACH sums[0][e] *= weight.of(e), sums[1][e] *= weight.of(e);
+    join<Plus>(slots[0], its, sums);
+    EACH sums[0][e] = CENTRES ? sums[0][e] / its.elements() : 0, sums[1][e] /= its.elements();
+    write(q, its, held, slopes, known, sums);
+}
+#endif
+
+#ifdef WANTS_column_shares
+KERNEL(column_shares)(Call q) {
+    SHARED(Slots, slots, 1);
+    Cell its(q, block(), block_row());
+    Held<0> held(q);
+    Held<1> slopes(q);
+    hold(q, its, held, slopes);
+    Known known[VEC];
+    recall(q, its, known);
+    Numbers<2> sums = {};
+    shares(q, slots[0], its, held, slopes, known, sums);
+    leave(q, its, 0, sums[0]), leave(q, its, 1, sums[1]);
+}
+#endif
+
+#ifdef WANTS_column_slopes
+KERNEL(column_slopes)(Call q) {
+    Cell its = backwards(q);
+    Held<0> held(q);
+    Held<1> slopes(q);
+    hold(q, its, held, slopes);
+    Known known[VEC];
+    Numbers<2> means;
+    recall(q, its, known);
+    EACH {
+        int set = e < its.there ? its.set(e) : 0;
+        means[0][e] = q.means[set], means[1][e] = q.means[q.sets + set];
+    }
+    write(q, its, held, slopes, known, means);
+}
+#endif

@@ -28,6 +28,7 @@ if cuda_host.missing() is not None:
 # groups are not in one.
 MOVES: dict[str, tuple[Any, ...]] = {
     "rows-short": ("layer_norm", (9, 48), (), {}, H200),
+    "rows-whole": ("layer_norm", (5, 1024), (), {}, H200),
     "rows": ("layer_norm", (5, 1040), (), {}, H200),
     "rows-several": ("layer_norm", (150, 200), (), {}, H200._replace(processors=1)),
     "rows-chunks": ("layer_norm", (2, 40000), (), {}, RTX),

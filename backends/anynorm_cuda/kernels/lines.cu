@@ -36,7 +36,7 @@ struct Part {
         int piece = this->piece(team, i), line = line_of(q, piece);
         int first = ((piece - line * per_line(q)) * LANES + team.lane) * VEC;
         bool whole = RUN && RUN % (TEAM * LANES * VEC) == 0; // known when the kernel is compiled
-        return {line, first, !live ? 0 : whole ? VEC : piece < end ? run(q) - first : 0};
+        return {line, first, !live ? 0 : whole ? LANES * VEC : piece < end ? run(q) - first : 0};
     }
 
     // Where a line begins in a tensor, in elements.

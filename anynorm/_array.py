@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -112,6 +113,7 @@ class Library:
         self.normalize = _offered(package, "normalize")
         self._spread = _offered(package, "spread")
         self._laid_out_like = _offered(package, "laid_out_like")
+        self._there = _offered(package, "there")
         self._compiling = _offered(package, "compiling")
         self._traced = _offered(package, "traced")
         # A context without warnings of what NaN, infinity and rounding to 0 do: they are results like any other.
@@ -174,6 +176,12 @@ class Library:
     def laid_out_like(self, y: Any, x: Any) -> Any:
         """Return y with its axes in memory as x's are, where arithmetic does not see to that by itself."""
         return y if self._laid_out_like is None else self._laid_out_like(y, x)
+
+    def there(self, x: Any, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Call a function while x's device is the current one, if the library computes on no other."""
+        if self._there is None:
+            return function(*arguments, **options)
+        return self._there(x, partial(function, **options), *arguments)
 
     def writable(self, x: Any) -> bool:
         """Say whether x can be written to."""

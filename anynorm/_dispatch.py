@@ -163,7 +163,8 @@ def _run(call: Call, *, save: bool) -> tuple[Any, Any, bool]:
         result = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)  # type: ignore[misc]
     if result is not None and not isinstance(result, str):
         return *result, True
-    return *_formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, library=library), False
+    by_formula = library.there(x, _formula.forward, plan, x, weight, bias, eps, stats=stats, out=out, library=library)
+    return *by_formula, False
 
 
 def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any, Any]]]:
@@ -171,18 +172,19 @@ def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[[Any], tuple[Any, A
     plan, library, x, weight, _, eps, stats, _, _ = call
     y, saved, by_backend = _run(call, save=stats is None)
     if stats is not None:
-        saved = _formula.given(plan, stats, eps, x, library=library)
+        saved = library.there(x, _formula.given, plan, stats, eps, x, library=library)
     # Decided with the forward pass: `fast_paths` of a later moment, in another thread perhaps, must not mix the two.
     if by_backend and library.backward is not None:
         return y, saved, partial(library.backward, plan, x=x, weight=weight, saved=saved)
-    return y, saved, partial(_formula.backward, plan, x=x, weight=weight, saved=saved, library=library)
+    by_formula = partial(library.there, x, _formula.backward, plan)
+    return y, saved, partial(by_formula, x=x, weight=weight, saved=saved, library=library)
 
 
 def measure(call: Call) -> _formula.Saved:
     """Compute the statistics of x alone."""
     library = call.library
     if why_formula(call) is not None or library.moments is None:
-        return _formula.moments(call.plan, call.x, library=library)
+        return library.there(call.x, _formula.moments, call.plan, call.x, library=library)  # type: ignore[no-any-return]
     saved: _formula.Saved = library.moments(call.plan, call.x)
     return saved
 

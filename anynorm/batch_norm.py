@@ -247,7 +247,18 @@ def update_running(
 
     """
     n, share, library = _check_running(running_mean, running_var, batch, momentum)
-    correction = _correction(correction)
+    taken = _correction(correction)
+    with library.quiet():
+        moved: tuple[A, A] = library.there(
+            running_mean, _moved, running_mean, running_var, batch, n, share, taken, library
+        )
+        return moved
+
+
+def _moved(
+    running_mean: Any, running_var: Any, batch: Moments, n: Any, share: Any, correction: int, library: Library
+) -> tuple[Any, Any]:
+    """Return what `update_running` does, of arguments that were checked."""
     xp = library.xp
     compute = xp.result_type(*[library.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
     share = share if isinstance(share, float) else library.astype(share, compute)
@@ -265,8 +276,7 @@ def update_running(
         updated = (1 - share) * old + share * xp.where(enters, new, xp.zeros_like(new))
         return library.astype(xp.where(enters, updated, old), running.dtype)
 
-    with library.quiet():
-        return moved(running_mean, batch.mean), moved(running_var, batch.var(correction))
+    return moved(running_mean, batch.mean), moved(running_var, batch.var(correction))
 
 
 def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Library]:

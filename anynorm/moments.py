@@ -64,7 +64,11 @@ class Moments(NamedTuple):
             return self
         if isinstance(self.n, Integral) and not self.n:
             return other
-        n, m, xp = _check_alike(self, other)
+        n, m, library = _check_alike(self, other)
+        return library.there(self.mean, self._merged, other, n, m, library.xp)  # type: ignore[no-any-return]
+
+    def _merged(self, other: Moments, n: Any, m: Any, xp: Any) -> Moments:
+        """Return the moments of both sets together; n and m are their counts, which may be arrays."""
         total = n + m
         # Where counts are traced, either may be 0: no division by it, and no distance, whose square may overflow.
         divisor = xp.where(total > 0, total, xp.ones_like(total)) if is_array(total) else total
@@ -92,8 +96,11 @@ class Moments(NamedTuple):
 
         """
         n, library = check_moments("Moments.var", "", self)
-        xp = library.xp
         taken = real_number("Moments.var", "correction", correction)
+        return library.there(self.mean, self._over, n, taken, library.xp)
+
+    def _over(self, n: Any, taken: float, xp: Any) -> Any:
+        """Return m2 / max(n − taken, 0), NaN where that divisor is 0."""
         divisor = xp.astype(n, self.m2.dtype) - taken if is_array(n) else xp.full_like(self.m2, n - taken)
         return self.m2 / xp.where(divisor > 0, divisor, xp.full_like(divisor, float("nan")))
 
@@ -138,7 +145,7 @@ def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Mo
     """
     call = moments_call(x, axis=axis)
     with call.library.quiet():
-        mean, m2 = _unscaled(measure(call))
+        mean, m2 = call.library.there(call.x, _unscaled, measure(call))
     return Moments(call.plan.n, mean, m2) if keepdims else _squeezed(call, mean, m2)
 
 
@@ -147,15 +154,16 @@ def moments_call(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) 
     return prepare("moments", x, over_axes, (axes_argument("moments", "axis", axis), True))
 
 
-def _check_alike(one: Moments, other: Moments) -> tuple[Any, Any, Any]:
-    """Return both counts in the dtype of the means and the namespace; raise unless the moments belong together."""
+def _check_alike(one: Moments, other: Moments) -> tuple[Any, Any, Library]:
+    """Return both counts in the dtype of the means and the library; raise unless the moments belong together."""
     function = "Moments + Moments"
     n, library = check_moments(function, "", one)
     check_companion(function, "the other mean", other.mean, one.mean, library, "mean")
     m, _ = check_moments(function, "the other ", other)
     advice = "Merge the moments of parts that were measured over the same axes of arrays of one dtype."
     _check_same(function, "the means", one.mean, other.mean, library, advice)
-    return *[library.astype(its, one.mean.dtype) if is_array(its) else its for its in (n, m)], library.xp
+    counts = [library.there(its, library.astype, its, one.mean.dtype) if is_array(its) else its for its in (n, m)]
+    return counts[0], counts[1], library
 
 
 def check_moments(function: str, whose: str, its: Moments) -> tuple[Any, Library]:
@@ -219,7 +227,7 @@ def moments_of(call: Call, saved: Saved) -> Moments:
     """Return what a call learned of its sets as moments, which are constants to differentiation."""
     constant = call.library.constant
     with call.library.quiet():
-        return _squeezed(call, *[constant(its) for its in _unscaled(saved)])
+        return _squeezed(call, *[constant(its) for its in call.library.there(call.x, _unscaled, saved)])
 
 
 def _unscaled(saved: Saved) -> tuple[Any, Any]:

@@ -115,4 +115,6 @@ def _like(parameter: Any, gradient: Any, call: Call) -> Any:
     if parameter is None:
         return None
     library = call.library
-    return library.reshape(library.astype(gradient, parameter.dtype), library.shape(parameter))
+    if gradient.dtype != parameter.dtype:
+        gradient = library.there(parameter, library.astype, gradient, parameter.dtype)
+    return library.reshape(gradient, library.shape(parameter))

@@ -14,8 +14,14 @@ ATTRIBUTES = {
     "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": 132,
     "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 232448,
 }
+FUNCTIONS = {
+    "CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES": 0,
+    "CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK": 512,
+}
 ERRORS = {
     1: ("CUDA_ERROR_INVALID_VALUE", "invalid argument"),
+    2: ("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
+    222: ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."),
     900: ("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"),
 }
 MUTE = ("cuInit", "cuCtxPushCurrent", "cuFuncSetAttribute", "cuLaunchKernel")  # return nothing but the code
@@ -41,6 +47,20 @@ class Names:
         return member
 
 
+class Config:
+    """What a launch is described by."""
+
+    def __init__(self, driver: Driver) -> None:
+        object.__setattr__(self, "driver", driver)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.driver.names.add(f"CUlaunchConfig.{name}")
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
 class Driver:
     """The module, as one thread sees it: a call returns a code and what it is asked for, None where it fails."""
 
@@ -50,7 +70,8 @@ class Driver:
         self.fails: dict[str, int] = {}  # functions that return an error
         self.contexts = [0]
         self.mode = "GLOBAL"
-        self.declared = 0  # bytes of shared memory in the source
+        self.functions = dict(FUNCTIONS)  # what is said of each
+        self.clusters = 16  # that the device holds at once
         self.given: list[bytes] = []  # the arguments of launched kernels
         self.answers: dict[str, Callable[..., Any]] = {
             "cuDeviceGet": lambda device: device,
@@ -62,7 +83,8 @@ class Driver:
             "cuThreadExchangeStreamCaptureMode": self.exchange,
             "cuModuleLoadData": lambda code: f"module of {code.decode()}",
             "cuModuleGetFunction": lambda module, name: f"{name.decode()} in {module}",
-            "cuFuncGetAttribute": lambda *_: self.declared,
+            "cuFuncGetAttribute": lambda attribute, _: self.functions[attribute],
+            "cuOccupancyMaxActiveClusters": lambda *_: self.clusters,
             "cuLaunchKernel": self.run,
             "cuGetErrorName": lambda error: ERRORS[error][0].encode(),
             "cuGetErrorString": lambda error: ERRORS[error][1].encode(),
@@ -80,6 +102,10 @@ class Driver:
             return (code,) if name in MUTE else (code, answer)
 
         return call
+
+    def CUlaunchConfig(self) -> Config:  # noqa: N802
+        """Return what a launch is described by."""
+        return Config(self)
 
     def arguments(self, name: str) -> list[tuple[Any, ...]]:
         """Return what a function was given, call by call."""

@@ -17,13 +17,14 @@ from unittest import mock
 
 import cuda_host
 import numpy as np
+from cuda_device import HostDevice
 from libraries import ArrayLibrary, NumPyArray, numpy_dtype
 
 import anynorm as an
 from anynorm import _dispatch
-from anynorm_cuda import _geometry
 from anynorm_cuda._engine import Launcher
-from anynorm_cuda._program import Kernel, Launch
+from anynorm_cuda._launcher import Loaded
+from anynorm_cuda._program import Kernel
 from anynorm_cuda._teams import Device
 
 H200 = Device(90, 132, 232448)
@@ -39,20 +40,18 @@ def missing() -> str | None:
     return cuda_host.missing()
 
 
-class Host:
+class Host(HostDevice):
     """What stands for a device: its memory, its kernels and what was asked of it."""
 
-    def __init__(self, launch: Launcher, device: Device) -> None:
-        self.launch, self.device = launch, device
-        self.kernels: list[Kernel] = []
-        self.launches: list[Launch] = []
-        self.streams: set[int] = set()
+    def __init__(self, run: Launcher, facts: Device) -> None:
+        super().__init__(run, DEVICE)
+        self.facts = facts
         self.stream = STREAM
         self.context = 1
         self.current = DEVICE
         self.allocated: list[int] = []  # bytes, one after the other
         self.shift = 0  # bytes by which new memory is not aligned
-        self.driver = SimpleNamespace(ctxGetCurrent=lambda: self.context, launchKernel=self._launch)
+        self.driver = SimpleNamespace(ctxGetCurrent=lambda: self.context)
         self.runtime = SimpleNamespace(
             is_hip=False, getDevice=lambda: self.current, getDeviceProperties=self._properties, free=self._free
         )
@@ -67,27 +66,24 @@ class Host:
         memory = cupy.cuda.UnownedMemory(room.ctypes.data, max(1, size), room, device_id=self.current)
         return cupy.cuda.MemoryPointer(memory, begin)
 
-    def load(self, kernel: Kernel) -> Any:
-        """Return what stands for a kernel that is compiled and loaded."""
-        self.kernels.append(kernel)
-        return SimpleNamespace(function=len(self.kernels), room=48 << 10, raw=SimpleNamespace())
+    def load(self, kernel: Kernel) -> Loaded:
+        """Note a kernel as loaded, on the current device."""
+        assert self.current == DEVICE
+        return super().load(kernel)
 
-    def _launch(self, function: int, x: int, y: int, z: int, *rest: int) -> None:
-        threads, threads_y, threads_z, shared, stream, parameters, extra = rest
-        assert (z, threads_y, threads_z, extra) == (1, 1, 1, 0)
-        begin = ctypes.c_size_t.from_address(parameters).value
-        self.streams.add(stream)
-        self.launches.append(Launch(self.kernels[function - 1], (x, y), threads, shared))
-        self.launch(self.launches[-1], ctypes.string_at(begin, _geometry.SIZE))
+    def launch(self, *given: int) -> None:
+        """Run a kernel, on the current device."""
+        assert self.current == DEVICE
+        super().launch(*given)
 
     def _properties(self, device: int) -> dict[str, int]:
         assert device == self.current
-        major, minor = divmod(self.device.arch, 10)
+        major, minor = divmod(self.facts.arch, 10)
         return {
             "major": major,
             "minor": minor,
-            "multiProcessorCount": self.device.processors,
-            "sharedMemPerBlockOptin": self.device.shared,
+            "multiProcessorCount": self.facts.processors,
+            "sharedMemPerBlockOptin": self.facts.shared,
         }
 
     def _free(self, address: int) -> None:
@@ -183,7 +179,7 @@ def on_host(launch: Launcher, device: Device = H200) -> Iterator[Host]:
             patch(_launch, "driver", host.driver),
             patch(_launch, "runtime", host.runtime),
             patch(_launch, "current_stream", lambda _: host.stream),
-            patch(_launch, "_Loaded", host.load),
+            patch(_launch, "_Device", lambda _: host),
             patch(cupy, "ascontiguousarray", _converted),
             patch(cupy, "copyto", _copyto),
             patch(array_api_compat.cupy, "astype", _astype),

@@ -1,4 +1,4 @@
-"""When a kernel is compiled and when what is kept, in memory and on disk, is used: never after a change.
+"""When a kernel is compiled and when what is kept on disk is used: never after a change.
 
 No GPU is needed. What kernels compute is not tested here.
 """
@@ -14,11 +14,13 @@ from threading import Barrier
 
 import cubins
 import pytest
+from cuda_device import HostDevice
 from cuda_sources import SMALL, kernel_of
 
 import anynorm_cuda
 from anynorm_cuda import _compile
-from anynorm_cuda._program import Kernel
+from anynorm_cuda._launcher import Launcher, Loaded
+from anynorm_cuda._program import CompileError, Kernel, Launch
 
 if anynorm_cuda.missing() is not None:
     pytest.skip(str(anynorm_cuda.missing()), allow_module_level=True)
@@ -26,16 +28,9 @@ if anynorm_cuda.missing() is not None:
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Start with nothing compiled and nothing on disk, and return where it will be."""
+    """Start with nothing on disk, and return where it will be."""
     monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path / "kept"))
-    forget(monkeypatch)
     return tmp_path / "kept"
-
-
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nothing in memory, as in a new process."""
-    monkeypatch.setattr(_compile, "_built", {})
-    monkeypatch.setattr(_compile, "_locks", {})
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -51,23 +46,29 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("disk", [True, False], ids=["disk", "memory"])
-def test_compiled_once(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, disk: bool) -> None:
-    """Threads that ask for a kernel at the same time wait for one compilation, and get the same code ever after."""
-    if not disk:
-        monkeypatch.setenv("ANYNORM_CACHE_DIR", os.devnull)
-    kernel, names, together = kernel_of(tmp_path, SMALL, "small"), count(monkeypatch), Barrier(4)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_compiled_once(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+    """Threads that need a kernel at the same time, on one device or on several of one model, compile it once."""
+    launch = Launch(kernel_of(tmp_path, SMALL, "small"), (1, 1), 128, 0)
+    names, codes, together = count(monkeypatch), [], Barrier(4)
 
-    def ask(_: int) -> bytes:
+    class Compiling(HostDevice):
+        def load(self, kernel: Kernel) -> Loaded:
+            codes.append(_compile.cubin(kernel, 80))
+            return super().load(kernel)
+
+    launchers = [Launcher(Compiling(lambda *_: None, number)) for number in range(devices)]
+
+    def ask(number: int) -> str | None:
         together.wait(30)
-        return _compile.cubin(kernel, 80)
+        return launchers[number % devices].why_not([launch])
 
     with ThreadPoolExecutor(4) as pool:
-        codes = set(pool.map(ask, range(4)))
+        assert set(pool.map(ask, range(4))) == {None}
 
-    assert codes == {_compile.cubin(kernel, 80)}
     assert names == ["small"]
-    assert len(list(kept.glob("*"))) == disk
+    assert codes == [_compile.cubin(launch.kernel, 80)] * devices
+    assert len(list(kept.glob("*"))) == 1
 
 
 @pytest.mark.usefixtures("kept")
@@ -75,7 +76,6 @@ def test_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one process compiled another reads."""
     kernel, names = kernel_of(tmp_path, SMALL, "small"), count(monkeypatch)
     code = _compile.cubin(kernel, 80)
-    forget(monkeypatch)
 
     assert _compile.cubin(kernel, 80) == code
     assert names == ["small"]
@@ -90,12 +90,10 @@ def test_told_apart(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch)
     _compile.cubin(kernel_of(tmp_path, SMALL, "small", THREADS=64), 80)
     assert len(list(kept.iterdir())) == 4
 
-    forget(monkeypatch)
     monkeypatch.setattr(Kernel, "source", lambda kernel: _sources(kernel) + "// changed")
     _compile.cubin(kernel, 80)
     assert len(list(kept.iterdir())) == 5
 
-    forget(monkeypatch)
     monkeypatch.setattr(_compile, "version", lambda: (99, 1))
     _compile.cubin(kernel, 80)
     assert len(list(kept.iterdir())) == 6
@@ -122,7 +120,6 @@ def test_damaged(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, da
     (file,) = kept.iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    forget(monkeypatch)
 
     assert _compile.cubin(kernel, 80) == code
     assert names == ["small"] * 2
@@ -131,7 +128,7 @@ def test_damaged(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, da
 
 @pytest.mark.parametrize("place", [os.devnull, "a file", "~nobody-of-this-name/kept"])
 def test_no_directory(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Where no directory can be made, kernels are compiled and kept in memory."""
+    """Where no directory can be made, kernels are compiled each time that they are asked for."""
     (kept.parent / "a file").write_text("in the way")
     if place.startswith("~"):  # so does a user without a home
         monkeypatch.setattr(sys, "platform", "linux")
@@ -143,7 +140,7 @@ def test_no_directory(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatc
     kernel, names = kernel_of(tmp_path, SMALL, "small"), count(monkeypatch)
 
     assert _compile.cubin(kernel, 80) == _compile.cubin(kernel, 80)
-    assert names == ["small"]
+    assert names == ["small"] * 2
 
 
 @pytest.mark.parametrize("call", ["mkdir", "write_bytes", "replace", "read_bytes"])
@@ -187,7 +184,7 @@ def test_folder(
 
 def test_error(tmp_path: Path, kept: Path) -> None:
     """A source that does not compile is an error with its options and the compiler's words, and nothing is kept."""
-    with pytest.raises(RuntimeError, match=r"(?s)does not compile wrong .*sm_80.*-DTHREADS=128.*absent.*undefined"):
+    with pytest.raises(CompileError, match=r"(?s)does not compile wrong .*sm_80.*-DTHREADS=128.*absent.*undefined"):
         _compile.cubin(kernel_of(tmp_path, "KERNEL(wrong)(Call q) { absent(); }", "wrong"), 80)
 
     assert not kept.exists()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,8 +20,6 @@ from inputs import NORMS, make_case, verify
 from layouts import LAYOUTS
 
 import anynorm as an
-from anynorm._calls import call_of
-from anynorm._dispatch import measure
 from anynorm_cuda._teams import Device
 
 if cupy_on_host.missing() is not None:
@@ -155,45 +152,6 @@ def test_old_devices(cuda_programs: Path) -> None:
     with on_host(launch) as host:
         host.runtime.is_hip = True
         assert "ROCm" in str(an.explain(an.rms_norm, normal(4, 6)))
-
-
-@pytest.mark.parametrize("current", [0, 1])
-def test_device_is_made_current(current: int, host: Host) -> None:
-    """The engine and the formula run while x's device is the current one, which is changed only if it is another."""
-    host.current = current
-    inside: list[int] = []
-
-    @contextmanager
-    def device(its: int) -> Iterator[None]:
-        inside.append(its)
-        host.current, before = its, host.current
-        yield
-        host.current = before
-
-    x, wide = normal(5, 24), normal(4, 6, dtype="float64")
-
-    def forward(*_: Any, **__: Any) -> Any:
-        assert host.current == 0
-        return wide, None
-
-    def backward(*_: Any, **__: Any) -> Any:
-        return forward()[0], None, None
-
-    measured = call_of("measure", an.moments, (an.moments,))
-    with (
-        mock.patch("cupy.cuda.Device", device),
-        mock.patch("anynorm._formula.forward", forward),
-        mock.patch("anynorm._formula.backward", backward),
-        mock.patch("anynorm._formula.moments", forward),
-    ):
-        for its in (x, wide):
-            for _ in range(2):
-                y, pullback = an.vjp(an.layer_norm, its)
-                pullback(y)
-            an.layer_norm(its, out=y)
-            measure(measured(its))
-    assert host.current == current
-    assert inside == [0] * (12 * current)
 
 
 @pytest.mark.usefixtures("host")

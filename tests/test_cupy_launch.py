@@ -1,13 +1,10 @@
-"""How the adapter for CuPy loads and launches kernels: with which bytes, on which stream, in what shared memory."""
+"""What CuPy is asked for a launcher: to compile and load a kernel, to launch it, with which bytes, on which stream."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -36,6 +33,7 @@ class Driver:
         self.launches: list[tuple[Any, ...]] = []
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
         self.rooms: list[int] = []
+        self.refuses: Exception | None = None
         self.declared = 1000  # bytes of shared memory in the source
         self.stream = 77
 
@@ -49,19 +47,27 @@ class Driver:
 
     def free(self, address: int) -> None:
         self.freed.append(address)
+        self.context = 1
 
     def RawKernel(self, code: str, name: str, options: tuple[str, ...]) -> Any:  # noqa: N802
-        """Return a kernel whose handle is its number, after a while."""
-        time.sleep(0.01)
+        """Return a kernel whose handle is its number."""
         self.made.append((code, name, options))
-        driver = self
+        driver, number = self, len(self.made)
 
         class Raw:
-            kernel = SimpleNamespace(ptr=len(driver.made))
             shared_size_bytes = driver.declared
+            max_threads_per_block = 512
+
+            @property
+            def kernel(self) -> Any:
+                assert driver.context
+                if driver.refuses is not None:
+                    raise driver.refuses
+                return SimpleNamespace(ptr=number)
 
             def __setattr__(self, attribute: str, value: int) -> None:
                 assert attribute == "max_dynamic_shared_size_bytes"
+                assert driver.context
                 driver.rooms.append(value)
 
         return Raw()
@@ -84,17 +90,23 @@ def driver() -> Iterator[Driver]:
 
 
 def _launcher() -> Any:
-    from anynorm_cupy._launch import Launcher
+    from anynorm_cupy._launch import launcher
 
-    return Launcher(3)
+    return launcher.__wrapped__(3)
+
+
+def _run(launcher: Any, launch: Launch) -> None:
+    from anynorm_cupy._launch import on_current_stream
+
+    on_current_stream(launcher, 3)(launch, ARGUMENT)
 
 
 def test_argument(driver: Driver) -> None:
     """The packed argument goes to the driver as it is, with the grid, on the stream that is current at the call."""
     launcher = _launcher()
-    launcher.now()(Launch(KERNEL, (5, 7), 128, 64), ARGUMENT)
+    _run(launcher, Launch(KERNEL, (5, 7), 128, 64))
     driver.stream = 2  # that of the thread
-    launcher.now()(Launch(KERNEL, (5, 7), 128, 0), ARGUMENT)
+    _run(launcher, Launch(KERNEL, (5, 7), 128, 0))
     assert driver.launches == [
         (1, 5, 7, 1, 128, 1, 1, 64, 77, ARGUMENT, 0),
         (1, 5, 7, 1, 128, 1, 1, 0, 2, ARGUMENT, 0),
@@ -102,61 +114,62 @@ def test_argument(driver: Driver) -> None:
     assert driver.freed == []
 
 
-def test_compiled_once(driver: Driver) -> None:
-    """Equal kernels are compiled once on a device, from the whole source, as C++17 with their macros."""
+def test_compiled(driver: Driver) -> None:
+    """A kernel is compiled from the whole source, as C++17 with its macros."""
     launcher = _launcher()
-    for macros in (KERNEL.macros, (*KERNEL.macros[:2], *KERNEL.macros[2:]), (*KERNEL.macros[:-1], ("THREADS", 256))):
+    for macros in (KERNEL.macros, (*KERNEL.macros[:-1], ("THREADS", 256))):
         for _ in range(2):
-            launcher.now()(Launch(KERNEL._replace(macros=macros), (1, 1), 128, 0), ARGUMENT)
+            _run(launcher, Launch(KERNEL._replace(macros=macros), (1, 1), 128, 0))
     (code, name, options), (_, _, others) = driver.made
     assert (code, name) == (KERNEL.source(), "given")
     assert options == (*OPTIONS, "-DWANTS_given", "-DX=f32", "-DW=f32", "-DB=f32", "-DTHREADS=128")
     assert others[-1] == "-DTHREADS=256"
-    assert [launch[0] for launch in driver.launches] == [1, 1, 1, 1, 2, 2]
-
-
-def test_forgotten_kernels(driver: Driver) -> None:
-    """Kernel objects that are made again and again are not kept for ever, and none is taken for another."""
-    from anynorm_cupy import _launch
-
-    launcher = _launcher()
-    with mock.patch.object(_launch, "MANY", 4):
-        for number in range(20):
-            macros = (*KERNEL.macros[:-1], ("THREADS", 128 + number % 2))
-            launcher.now()(Launch(Kernel(*KERNEL[:2], macros), (1, 1), 128, 0), ARGUMENT)
-            assert len(launcher._met) <= 4
-    assert [launch[0] for launch in driver.launches] == [1, 2] * 10
+    assert [launch[0] for launch in driver.launches] == [1, 1, 2, 2]
 
 
 def test_shared_memory(driver: Driver) -> None:
-    """A kernel is told of shared memory beyond 48 KiB, the source's own included, once, and never of less again."""
+    """A kernel is told of shared memory beyond 48 KiB, the source's own included."""
     launcher = _launcher()
     limit = (48 << 10) - driver.declared
-    for shared in (0, limit, limit + 1, 100_000, limit + 2, 100_000, 200_000):
-        launcher.now()(Launch(KERNEL, (1, 1), 128, shared), ARGUMENT)
-    assert driver.rooms == [limit + 1, 100_000, 200_000]
+    for shared in (limit, limit + 1):
+        _run(launcher, Launch(KERNEL, (1, 1), 128, shared))
+    assert driver.rooms == [limit + 1]
 
 
-def test_thread_without_context(driver: Driver) -> None:
-    """In a thread for which CuPy has made no context current it is made, before the launch."""
+def test_registers(driver: Driver) -> None:
+    """A block of more threads than CuPy says there are registers for is not launched."""
+    assert "registers of 512 threads, and 1024 are wanted" in _launcher().why_not([Launch(KERNEL, (1, 1), 1024, 0)])
+    assert not driver.launches
+
+
+def test_clusters_are_left_to_the_launch() -> None:
+    """CuPy cannot ask how many clusters a device holds."""
+    assert not [name for name in dir(importlib.import_module("cupy").cuda.driver) if "luster" in name]
+
+
+def test_refused_source(driver: Driver) -> None:
+    """What CuPy's compiler says of a source is why its kernel does not run."""
+    compiler = importlib.import_module("cupy").cuda.compiler
+    log = 'kern.cu(3): error: identifier "absent" is undefined\n1 error detected.'
+    driver.refuses = compiler.CompileException(log, "source", "kern.cu", ())
+    with pytest.warns(RuntimeWarning, match="given does not compile"):
+        said = _launcher().why_not([Launch(KERNEL, (1, 1), 128, 0)])
+    assert said == 'the kernel given does not compile: kern.cu(3): error: identifier "absent" is undefined'
+
+
+@pytest.mark.parametrize("shared", [0, 60_000])
+def test_thread_without_context(shared: int, driver: Driver) -> None:
+    """In a thread for which CuPy has made no context current it is made, before anything is loaded or launched."""
+    launcher, launch = _launcher(), Launch(KERNEL, (1, 1), 128, shared)
     driver.context = 0
-    _launcher().now()
+    assert launcher.why_not([launch]) is None
     assert driver.freed == [0]
-
-
-def test_threads(driver: Driver) -> None:
-    """Threads that need a kernel at once compile it once."""
-    launcher, together = _launcher(), Barrier(8)
-
-    def work(_: int) -> None:
-        together.wait(30)
-        launcher.now()(Launch(KERNEL, (1, 1), 128, 60_000), ARGUMENT)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    assert len(driver.made) == 1
-    assert driver.rooms == [60_000]
-    assert len(driver.launches) == 8
+    driver.context = 0
+    _run(launcher, launch)
+    assert driver.freed == [0, 0]
+    driver.context = 0
+    assert launcher.why_not([launch._replace(shared=100_000)]) is None
+    assert driver.rooms == [60_000, 100_000][shared == 0 :]
 
 
 def test_facts() -> None:
@@ -181,3 +194,6 @@ def test_what_the_adapter_asks_of_cupy_is_there() -> None:
     raw = cupy.RawKernel("", "none", ("-std=c++17",))
     assert type(raw).shared_size_bytes
     assert type(raw).max_dynamic_shared_size_bytes
+    assert type(raw).max_threads_per_block
+    assert issubclass(cupy.cuda.driver.CUDADriverError, RuntimeError)
+    assert str(cupy.cuda.compiler.CompileException("said", "", "", ())) == "said"

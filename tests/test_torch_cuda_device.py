@@ -74,6 +74,16 @@ def test_norms(name: str, dtype: str) -> None:
     verify_gradients(there, case, exact_gradients(case, dy))
 
 
+@pytest.mark.parametrize("length", [16000, 24000])
+def test_long_rows(length: int) -> None:
+    """Rows that take more shared memory than a kernel has unasked, or a cluster of blocks, are the engine's too."""
+    own = leaves(8, length)
+    explain: Any = an.explain
+    assert explain(an.layer_norm, *own) == ("anynorm_cuda", None)
+    expected = passes(CALLS["layer"], [its.detach().double().requires_grad_() for its in own])
+    near([its.double() for its in passes(CALLS["layer"], own)], expected)
+
+
 def test_current_stream() -> None:
     """Which stream is current torch says, in its own quick way as in the public one."""
     from anynorm_torch import _device

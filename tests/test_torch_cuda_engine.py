@@ -29,22 +29,20 @@ BY_NAME = {norm.name: norm for norm in NORMS}
 EACH = ("layer", "rms", "group", "instance", "batch")
 ORDERS: tuple[cuda_host.Order, ...] = ("forward", "backward")
 
-folder = torch_on_device.folder
-
 
 @pytest.fixture
-def launch(folder: Path) -> Callable[..., None]:
+def launch(cuda_programs: Path) -> Callable[..., None]:
     """Return what runs a kernel on the CPU."""
-    return cuda_host.launcher(folder)
+    return cuda_host.launcher(cuda_programs)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", EACH)
-def test_norms(name: str, dtype: str, order: cuda_host.Order, folder: Path) -> None:
+def test_norms(name: str, dtype: str, order: cuda_host.Order, cuda_programs: Path) -> None:
     """Every norm is within the bounds, and so are its gradients, whichever threads go first."""
     case = make_case(BY_NAME[name], dtype)
-    with on_device(cuda_host.launcher(folder, order=order)) as seen:
+    with on_device(cuda_host.launcher(cuda_programs, order=order)) as seen:
         assert explained(case, TORCH.make_all(case.arrays)) == ("anynorm_cuda", None)
         judge(case)
     assert [len(job.view.steps) for job in seen.jobs] == [2, 3]
@@ -160,7 +158,7 @@ def test_given_statistics(given: str, dtype: str, launch: Callable[..., None]) -
         verify(TORCH.to_numpy(y), case.arrays["x"], case.reference())
         arrays["mean"].fill_(torch.nan)
         (dx,) = torch.autograd.grad(y, leaf, TORCH.make(dy))
-    assert seen.kernels == ["given", "columns_write"]
+    assert seen.ran == ["given", "columns_write"]
     units = exact_gradients(case, dy).x.units(TORCH.to_numpy(dx))
     assert units <= 1
 

@@ -30,13 +30,11 @@ CALLS: dict[str, Callable[..., Any]] = {
     "given": lambda x, w, b: an.batch_norm(x, weight=w, bias=b, mean=torch.zeros(8), var=torch.ones(8)),
 }
 
-folder = torch_on_device.folder
-
 
 @pytest.fixture
-def seen(folder: Path) -> Iterator[Seen]:
+def seen(cuda_programs: Path) -> Iterator[Seen]:
     """Let CPU tensors be served as if they lay on a device, and note what the engine is asked for."""
-    with on_device(cuda_host.launcher(folder)) as noted:
+    with on_device(cuda_host.launcher(cuda_programs)) as noted:
         yield noted
 
 

@@ -23,13 +23,11 @@ if torch_on_device.missing() is not None:
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # forward mode, on first use
 
-folder = torch_on_device.folder
-
 
 @pytest.fixture
-def seen(folder: Path) -> Iterator[Seen]:
+def seen(cuda_programs: Path) -> Iterator[Seen]:
     """Let CPU tensors be served as if they lay on a device, and note what the engine is asked for."""
-    with on_device(cuda_host.launcher(folder)) as noted:
+    with on_device(cuda_host.launcher(cuda_programs)) as noted:
         yield noted
 
 
@@ -164,7 +162,7 @@ def test_freed_storage(which: str, seen: Seen) -> None:
     {"x": x, "weight": weight, "out": out}[which].untyped_storage().resize_(0)
     with pytest.raises(ValueError, match="freed"):
         an.layer_norm(x, weight, out=out if which == "out" else None)
-    assert not seen.kernels
+    assert not seen.ran
 
 
 def test_freed_before_the_backward_pass(seen: Seen) -> None:
@@ -174,7 +172,7 @@ def test_freed_before_the_backward_pass(seen: Seen) -> None:
     x.untyped_storage().resize_(0)
     with pytest.raises(ValueError, match="freed"):
         y.sum().backward()
-    assert len(seen.kernels) == 1
+    assert len(seen.ran) == 1
 
 
 def test_set_that_is_too_long(seen: Seen, tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import cuda_host
-import pytest
+from cuda_device import HostDevice
 from gradients import cotangent, exact_gradients, verify_gradients
 from inputs import Case, verify
 from libraries import LIBRARIES, NumPyArray
@@ -24,25 +23,21 @@ def missing() -> str | None:
     return TORCH.missing() or cuda_host.missing()
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where programs are kept for all workers of a run."""
-    return tmp_path_factory.getbasetemp().parent / "cuda-programs"
+STREAM = 0x5EED
 
 
-class Seen:
-    """What the engine was asked to run: the jobs, and the kernels."""
+class Seen(HostDevice):
+    """A device, and what the engine was asked to run on it."""
 
-    def __init__(self, launch: Callable[..., None]) -> None:
-        self._launch = launch
+    def __init__(self, run: Callable[..., None]) -> None:
+        super().__init__(run)
         self.jobs: list[Any] = []
-        self.kernels: list[str] = []
         self.used: list[Any] = []  # tensors that the allocator was told of
 
-    def launch(self, what: Any, argument: bytes) -> None:
-        """Run a kernel and note it."""
-        self.kernels.append(what.kernel.name)
-        self._launch(what, argument)
+    @property
+    def ran(self) -> list[str]:
+        """Return the names of the kernels that were run, in order."""
+        return [launch.kernel.name for launch in self.launches]
 
 
 @contextmanager
@@ -56,6 +51,7 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
     import anynorm_cuda
     from anynorm import _dispatch
     from anynorm_cuda import _engine
+    from anynorm_cuda._launcher import Launcher
     from anynorm_cuda._teams import Device
     from anynorm_torch import _device, _jobs, _memory
 
@@ -78,7 +74,8 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
             mock.patch.dict(library.known, clear=True),
             mock.patch.object(anynorm_cuda, "missing", return_value=None),
             mock.patch.object(_device, "facts", return_value=device),
-            mock.patch.object(_device, "launcher", return_value=seen.launch),
+            mock.patch.object(_device, "launcher", return_value=Launcher(seen)),
+            mock.patch.object(_device, "_stream", return_value=STREAM),
             mock.patch.object(_device._DeviceJobs, "used_now", lambda _, planes: seen.used.append(planes)),
             mock.patch.multiple(_engine, forward=noting(_engine.forward), backward=noting(_engine.backward)),
             _filling(torch),

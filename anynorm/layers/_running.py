@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._array import A, Array
+from anynorm._array import A, Array, Library
 from anynorm._dispatch import library_of
 from anynorm.batch_norm import update_running
 from anynorm.moments import Moments, is_array
@@ -35,7 +35,15 @@ def accumulate(
         As `update_running` does.
 
     """
-    xp = library_of("accumulate", "running_mean", running_mean).xp
+    library = library_of("accumulate", "running_mean", running_mean)
+    return library.there(  # type: ignore[no-any-return]
+        running_mean, _accumulated, running_mean, running_var, batch, momentum, correction, library.xp
+    )
+
+
+def _accumulated(
+    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, xp: Any
+) -> tuple[Any, Any, Any]:
     moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
     # Those of the new statistics too: what a float32 batch measures may be infinite in float16.
     accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2))
@@ -51,7 +59,7 @@ def cumulative_share(tracked: Any, running_mean: Any, batch: Moments) -> Any:
     """Return the weight of a new batch, after `tracked` others, that makes running statistics the average of all."""
     library = library_of("cumulative_share", "running_mean", running_mean)
     compute = library.xp.result_type(library.compute_dtype(running_mean.dtype), batch.mean.dtype)
-    return 1 / library.xp.astype(tracked + 1, compute)
+    return library.there(running_mean, lambda: 1 / library.xp.astype(tracked + 1, compute))
 
 
 def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
@@ -62,6 +70,10 @@ def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
     if not axes:
         return batch
     library = library_of("over_samples", "batch.mean", batch.mean)
+    return library.there(batch.mean, _over_samples, batch, axes, library)  # type: ignore[no-any-return]
+
+
+def _over_samples(batch: Moments, axes: tuple[int, ...], library: Library) -> Moments:
     # Summed, because Dask may not know the length of the batch.
     number = library.sum(library.xp.ones_like(batch.mean), axes)
 

@@ -34,11 +34,12 @@ class Engine:
     """The package's modules that adapters call."""
 
     def __init__(self) -> None:
-        from anynorm_cuda import _driver, _engine, _jobs
+        from anynorm_cuda import _driver, _engine, _jobs, _launcher
 
         self.run: ModuleType = _engine
         self.jobs: ModuleType = _jobs
         self.driver: ModuleType = _driver
+        self.launcher: ModuleType = _launcher
 
 
 # Imported when an adapter first asks.

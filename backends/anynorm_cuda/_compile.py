@@ -1,4 +1,4 @@
-"""CUDA source to machine code by NVRTC, kept in memory and on disk. Needs no GPU, and knows of none.
+"""CUDA source to machine code by NVRTC, kept on disk. Needs no GPU, and knows of none.
 
 cuda.bindings is imported when something is first compiled.
 """
@@ -8,21 +8,17 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import threading
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from anynorm_cuda._program import Kernel
+from anynorm_cuda._program import CompileError, Kernel
 
 # The second for constexpr functions. The third, so that numbers are fused by fmaf where a kernel says so and nowhere
 # else: a set's bits do not hang on what else its kernel was specialised by, and the CPU computes the same.
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false")
-
-_built: dict[tuple[Kernel, int, bool], bytes] = {}
-_locks: dict[tuple[Kernel, int, bool], threading.Lock] = {}
 
 
 def cubin(kernel: Kernel, arch: int, *, ftz: bool = False) -> bytes:
@@ -31,8 +27,7 @@ def cubin(kernel: Kernel, arch: int, *, ftz: bool = False) -> bytes:
     Parameters
     ----------
     kernel : Kernel
-        What is compiled: once in a process, however many threads ask, and once on a machine where a directory can be
-        written.
+        What is compiled: once on a machine where a directory can be written.
     arch : int
         The device's compute capability: 90 for 9.0. Where NVRTC does not know it yet, the result is PTX for the newest
         one that it knows, which the driver compiles.
@@ -41,18 +36,18 @@ def cubin(kernel: Kernel, arch: int, *, ftz: bool = False) -> bytes:
 
     Raises
     ------
-    RuntimeError
-        With what the compiler says, if it does not compile.
+    CompileError
+        With what the compiler says.
 
     """
-    key = kernel, arch, ftz
-    built = _built.get(key)
-    if built is None:
-        with _locks.setdefault(key, threading.Lock()):
-            built = _built.get(key)
-            if built is None:
-                built = _built[key] = _kept_or_compiled(kernel, options(kernel, arch, ftz=ftz))
-    return built
+    flags, source = options(kernel, arch, ftz=ftz), kernel.source()
+    file = _file(kernel.name, [_dotted(version()), *flags, source])
+    code = None if file is None else _read(file)
+    if code is None:
+        code, _ = compiled(source, kernel.name, flags)
+        if file is not None:
+            _write(file, code)
+    return code
 
 
 def options(kernel: Kernel, arch: int, *, ftz: bool = False) -> list[str]:
@@ -81,7 +76,7 @@ def compiled(source: str, name: str, flags: list[str]) -> tuple[bytes, str]:
         log = _text(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
         if error:
             msg = f"NVRTC {_dotted(version())} does not compile {name} ({_words(error)}; {' '.join(flags)}).\n{log}"
-            raise RuntimeError(msg)
+            raise CompileError(msg)
         return _text(program, "PTX" if any("=compute_" in flag for flag in flags) else "CUBIN"), log
     finally:
         _nvrtc().nvrtcDestroyProgram(program)
@@ -92,20 +87,8 @@ def _target(arch: int) -> str:
     known = [each for each in archs() if each <= arch]
     if not known:
         msg = f"NVRTC {_dotted(version())} does not compile for compute capability {_dotted(divmod(arch, 10))}."
-        raise RuntimeError(msg)
+        raise CompileError(msg)
     return f"sm_{arch}" if known[-1] == arch else f"compute_{known[-1]}"
-
-
-def _kept_or_compiled(kernel: Kernel, flags: list[str]) -> bytes:
-    source = kernel.source()
-    file = _file(kernel.name, [_dotted(version()), *flags, source])
-    if file is None:
-        return compiled(source, kernel.name, flags)[0]
-    code = _read(file)
-    if code is None:
-        code, _ = compiled(source, kernel.name, flags)
-        _write(file, code)
-    return code
 
 
 def _file(name: str, determines: list[str]) -> Path | None:
@@ -162,7 +145,7 @@ def _ask(call: str, *arguments: Any) -> list[Any]:
     error, *answer = getattr(_nvrtc(), call)(*arguments)
     if error:
         msg = f"{call}: {_words(error)}"
-        raise RuntimeError(msg)
+        raise CompileError(msg)
     return answer
 
 

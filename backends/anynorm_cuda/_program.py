@@ -35,6 +35,10 @@ class Launch(NamedTuple):
     shared: int  # bytes of memory that a block's threads share, beyond what the source declares
 
 
+class CompileError(RuntimeError):
+    """A compiler refuses a kernel, or compiles for no such device; with what it says."""
+
+
 @cache
 def _text(part: str) -> str:
     return (FOLDER / f"{part}.cu").read_text(encoding="utf-8")

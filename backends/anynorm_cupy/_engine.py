@@ -14,24 +14,12 @@ from anynorm._prepare import Known
 from anynorm._view import Ints
 from anynorm_cuda import _engine
 from anynorm_cuda._jobs import WIDEST, Job
-from anynorm_cupy._jobs import FLOAT32, job_of, parameter
-from anynorm_cupy._launch import Launcher, launcher
+from anynorm_cuda._launcher import Launcher, RefusedError
+from anynorm_cupy._jobs import FLOAT32, forget, job_of, parameter
+from anynorm_cupy._launch import launcher, on_current_stream
 from anynorm_cupy._memory import converted, dense, empty, empty_like, ndarray, there, unreadable
 
 NUMBER = 4  # bytes of a float32
-
-
-def declines(
-    plan: Plan,  # noqa: ARG001
-    x: Any,
-    weight: Any,  # noqa: ARG001
-    bias: Any,  # noqa: ARG001
-    *,
-    stats: tuple[Any, Any] | None,  # noqa: ARG001
-    out: Any,  # noqa: ARG001
-) -> str | None:
-    """Return why the formula should serve this call in its own way, or None. The rest is decided on x's device."""
-    return None if type(x) is ndarray else unreadable(x)
 
 
 def path(
@@ -86,7 +74,8 @@ def _forward(plan: Plan, x: Any, weight: Any, bias: Any, eps: float, stats: Any,
     job, weight, bias = found
     planes = _planes(job) if save and stats is None else None
     given = [] if stats is None else [_in_sets(its, plan) for its in stats]
-    _run(job, launcher(x.data.device_id), x, y.data.ptr, weight, bias, planes, eps, given)
+    if not _run(job, launcher(x.data.device_id), x, y.data.ptr, weight, bias, planes, eps, given):
+        return _by_formula(plan, x, weight, bias, eps, stats, out)
     return y, None if planes is None else Learned(planes, plan, job, eps)
 
 
@@ -144,7 +133,9 @@ def _again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool)
         return _forward(known.plan, x, weight, bias, eps, None, y, save)
     planes = _planes(job) if save else None
     laid_weight, laid_bias = weight if reads_weight else parameter(weight), bias if reads_bias else parameter(bias)
-    _run(job, its_launcher, x, begin, laid_weight, laid_bias, planes, eps, ())
+    if not _run(job, its_launcher, x, begin, laid_weight, laid_bias, planes, eps, ()):
+        known.decided.clear()
+        return _by_formula(known.plan, x, weight, bias, eps, None, None)
     return y, None if planes is None else Learned(planes, known.plan, job, eps)
 
 
@@ -165,11 +156,11 @@ def moments(plan: Plan, x: Any) -> Any:
 
 def _moments(plan: Plan, x: Any) -> Any:
     found = _found(plan, x, None, None, None, x)
-    if isinstance(found, str):
-        return _formula.moments(plan, x, library=library_of("moments", "x", x))
-    planes = _planes(found.job)
-    _run(found.job, launcher(x.data.device_id), x, 0, None, None, planes, 0.0, ())
-    return Learned(planes, plan, found.job, 0.0)
+    if not isinstance(found, str):
+        planes = _planes(found.job)
+        if _run(found.job, launcher(x.data.device_id), x, 0, None, None, planes, 0.0, ()):
+            return Learned(planes, plan, found.job, 0.0)
+    return _formula.moments(plan, x, library=library_of("moments", "x", x))
 
 
 def _planes(job: Job) -> Any:
@@ -177,8 +168,11 @@ def _planes(job: Job) -> Any:
     return ndarray((5, job.sets), FLOAT32)
 
 
-def _run(job: Job, its: Launcher, x: Any, y: int, weight: Any, bias: Any, planes: Any, eps: float, given: Any) -> None:
-    """Write to address y, unless it is 0, and what is learned to `planes`, unless they are None."""
+def _run(job: Job, its: Launcher, x: Any, y: int, weight: Any, bias: Any, planes: Any, eps: float, given: Any) -> bool:
+    """Write to address y, unless it is 0, and what is learned to `planes`, unless they are None.
+
+    False where the device refuses to launch a kernel, the first time. Nothing is in y then, which the last one writes.
+    """
     saved = 0 if planes is None else planes.data.ptr
     work, room = 0, None
     if job.partial or (job.keeps and not saved):
@@ -186,18 +180,23 @@ def _run(job: Job, its: Launcher, x: Any, y: int, weight: Any, bias: Any, planes
         room = cupy.cuda.alloc(job.work + 5 * NUMBER * job.sets)
         work = room.ptr
         saved = saved or work + job.work
-    _engine.forward(
-        job,
-        its.now(),
-        x=x.data.ptr,
-        y=y,
-        weight=0 if weight is None else weight.data.ptr,
-        bias=0 if bias is None else bias.data.ptr,
-        saved=saved,
-        work=work,
-        eps=eps,
-        given=(given[0].data.ptr, given[1].data.ptr) if given else (0, 0),
-    )
+    try:
+        _engine.forward(
+            job,
+            on_current_stream(its, x.data.device_id),
+            x=x.data.ptr,
+            y=y,
+            weight=0 if weight is None else weight.data.ptr,
+            bias=0 if bias is None else bias.data.ptr,
+            saved=saved,
+            work=work,
+            eps=eps,
+            given=(given[0].data.ptr, given[1].data.ptr) if given else (0, 0),
+        )
+    except RefusedError:
+        forget()
+        return False
+    return True
 
 
 def _in_sets(its: Any, plan: Plan) -> Any:

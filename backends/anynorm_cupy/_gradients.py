@@ -12,8 +12,9 @@ from anynorm._formula import Saved
 from anynorm._learned import Learned
 from anynorm._plan import Plan
 from anynorm_cuda import _engine
-from anynorm_cupy._jobs import FLOAT32, gradient_job_of, parameter
-from anynorm_cupy._launch import launcher
+from anynorm_cuda._launcher import RefusedError
+from anynorm_cupy._jobs import FLOAT32, forget, gradient_job_of, parameter
+from anynorm_cupy._launch import launcher, on_current_stream
 from anynorm_cupy._memory import converted, copied, empty_like, ndarray, there, unreadable
 
 
@@ -48,16 +49,21 @@ def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Learned) -> tupl
         return None
     dweight, dbias = [None if lies is None else ndarray(lies, FLOAT32) for lies in (plan.weight, plan.bias)]
     work = cupy.cuda.alloc(job.work)
-    _engine.backward(
-        job,
-        launcher(x.data.device_id).now(),
-        x=x.data.ptr,
-        dy=dy.data.ptr,
-        dx=dx.data.ptr,
-        weight=0 if weight is None else weight.data.ptr,
-        saved=saved.planes.data.ptr,
-        work=work.ptr,
-        dweight=0 if dweight is None else dweight.data.ptr,
-        dbias=0 if dbias is None else dbias.data.ptr,
-    )
+    device = x.data.device_id
+    try:
+        _engine.backward(
+            job,
+            on_current_stream(launcher(device), device),
+            x=x.data.ptr,
+            dy=dy.data.ptr,
+            dx=dx.data.ptr,
+            weight=0 if weight is None else weight.data.ptr,
+            saved=saved.planes.data.ptr,
+            work=work.ptr,
+            dweight=0 if dweight is None else dweight.data.ptr,
+            dbias=0 if dbias is None else dbias.data.ptr,
+        )
+    except RefusedError:
+        forget()
+        return None
     return dx, dweight, dbias

@@ -11,14 +11,14 @@ from anynorm._plan import Plan
 from anynorm._view import Ints, Layout
 from anynorm_cuda import _jobs
 from anynorm_cuda._jobs import WIDEST, Job, Kinds
-from anynorm_cupy._launch import facts, unfit
+from anynorm_cupy._launch import facts, launcher, unfit
 from anynorm_cupy._memory import converted, dense, sum_of_bits
 
 FLOAT32: Any = cupy.dtype(cupy.float32)
 FLOAT64: Any = cupy.dtype(cupy.float64)
 
-# Jobs met before, each with its plan. A plan is known by its address, because its hash takes longer than all the rest;
-# that the plan is kept makes this safe.
+# Jobs met before, whose kernels are loaded, or why there is none; each with its plan. A plan is known by its address,
+# because its hash takes longer than all the rest; that the plan is kept makes this safe.
 _met: dict[tuple[Any, ...], tuple[Plan, Job | str]] = {}
 MANY = 4096
 
@@ -97,9 +97,19 @@ def _made(
         sum_of_bits(tuple([own[3] for own in (weight, bias) if own is not None])),
     )
     if len(in_elements) == 2:
-        return _jobs.forward_job(plan, kinds, x.shape, in_elements, *layouts, facts(device))
-    first, second, third = in_elements
-    return _jobs.gradient_job(plan, kinds, x.shape, (first, second, third), *layouts, facts(device))
+        job = _jobs.forward_job(plan, kinds, x.shape, in_elements, *layouts, facts(device))
+    else:
+        first, second, third = in_elements
+        job = _jobs.gradient_job(plan, kinds, x.shape, (first, second, third), *layouts, facts(device))
+    return job if isinstance(job, str) else launcher(device).why_not(job.launches) or job
+
+
+def forget() -> None:
+    """Have every job made anew when it is next asked for, because a device has refused to launch one.
+
+    Its launcher remembers which kernel that was, so that there is no job with it again.
+    """
+    _met.clear()
 
 
 def _layout(laid: _Laid | None) -> Layout | None:

@@ -52,3 +52,8 @@ __all__ = [
     "accelerate",
     "frozen_statistics",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what completion offers: what users call."""
+    return __all__

@@ -10,7 +10,8 @@ from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._learned import Learned
 from anynorm._plan import Plan
-from anynorm_torch._jobs import Jobs, Run, room
+from anynorm_cuda._launcher import RefusedError
+from anynorm_torch._jobs import Jobs, Run, forget, room
 from anynorm_torch._memory import unreadable
 from anynorm_torch._places import jobs_for
 
@@ -128,5 +129,9 @@ def _gradient(
         job = jobs.gradient_job_of(plan, x, weight, dy, dx)
     if isinstance(job, str):
         return None
-    jobs.run_gradient(job, x, dy, dx, weight, planes, dweight, dbias)
+    try:
+        jobs.run_gradient(job, x, dy, dx, weight, planes, dweight, dbias)
+    except RefusedError:
+        forget()
+        return None
     return dx

@@ -26,9 +26,6 @@ from anynorm_torch._jobs import (
 )
 from anynorm_torch._memory import WIDEST, kind_of
 
-# Below this compute capability devices do not copy to shared memory by themselves, as the kernels do.
-LEAST = 80
-
 # What weight and bias are read in as they are.
 OWN = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -38,13 +35,18 @@ def facts(device: int) -> Any:
     return engine().driver.facts(device)
 
 
-def launcher(device: int) -> Callable[..., None]:
-    """Return what runs kernels on a device's current stream, also while that is captured in a CUDA graph.
+def launcher(device: int) -> Any:
+    """Return what runs kernels on a device's streams, also while that is captured in a CUDA graph.
 
     A kernel that a capture needs first is compiled and loaded amid it, with the driver's consent; all memory comes
     from torch's allocator, which knows of captures.
     """
-    launch: Callable[..., None] = engine().driver.launcher(device).on(_stream(device))
+    return engine().driver.launcher(device)
+
+
+def _on_current_stream(device: int) -> Callable[..., None]:
+    """Return what runs launches on the stream of a device that is current in this thread."""
+    launch: Callable[..., None] = launcher(device).on(_stream(device))
     return launch
 
 
@@ -73,10 +75,8 @@ class _DeviceJobs(Jobs):
         missing = self.missing()
         if missing is not None:
             return missing
-        arch = facts(x.get_device()).arch
-        if arch < LEAST:
-            return f"the device has compute capability {arch // 10}.{arch % 10}, and the kernels need 8.0"
-        return None
+        reason: str | None = engine().launcher.too_old(facts(x.get_device()))
+        return reason
 
     def setting(self, elements: int) -> int:  # noqa: ARG002  what decides is in the kind of a call
         return 0
@@ -138,7 +138,7 @@ class _DeviceJobs(Jobs):
         work = _floats(x, job.partial) if job.partial else None
         engine().run.forward(
             job,
-            launcher(x.get_device()),
+            _on_current_stream(x.get_device()),
             x=begins[0],
             y=0 if y is None else begins[1],
             weight=0 if weight is None else begins[2],
@@ -157,7 +157,7 @@ class _DeviceJobs(Jobs):
         work = _floats(x, job.work // 4)
         engine().run.backward(
             job,
-            launcher(x.get_device()),
+            _on_current_stream(x.get_device()),
             x=begins[0],
             dy=begins[1],
             dx=dx.data_ptr(),
@@ -182,9 +182,14 @@ def _floats(x: Any, *shape: int) -> Any:
 
 
 def _made(plan: Plan, which: str, tensors: tuple[Any, ...], begins: int, parameters: tuple[Any, Any], bias: Any) -> Any:
-    """Return a job; `begins` is divided by all powers of two that divide the address of each tensor."""
+    """Return a job whose kernels are loaded, or half a sentence that says why there is none.
+
+    `begins` is divided by all powers of two that divide the address of each tensor.
+    """
     x, own = tensors[0], [None if its is None else KINDS[its.dtype][0] for its in parameters]
     shape, strides, weight = tuple(x.shape), tuple([steps(its) for its in tensors]), layout(parameters[0])
     bits = [0 if its is None else its.data_ptr() for its in parameters]
     kinds = engine().jobs.Kinds(KINDS[x.dtype][0], *own, begins % WIDEST, (bits[0] | bits[1]) % WIDEST)
-    return getattr(engine().jobs, which)(plan, kinds, shape, strides, weight, bias, facts(x.get_device()))
+    device = x.get_device()
+    job = getattr(engine().jobs, which)(plan, kinds, shape, strides, weight, bias, facts(device))
+    return job if isinstance(job, str) else launcher(device).why_not(job.launches) or job

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from anynorm import _formula
+from anynorm._dispatch import library_of
 from anynorm._learned import Learned
 from anynorm._plan import Plan
 from anynorm._prepare import Known
+from anynorm_cuda._launcher import RefusedError
 from anynorm_torch._autograd import recorded
-from anynorm_torch._jobs import Jobs
+from anynorm_torch._jobs import Jobs, forget
 from anynorm_torch._memory import kind_of, unreadable_itself, watched, watches
 from anynorm_torch._places import jobs_for
 
@@ -81,10 +84,14 @@ def forward(
     elif save or wanted or jobs.keeps(job):
         planes = jobs.planes_for(job, x)
     its = jobs, plan, job, *laid, eps, planes, given
-    if wanted:
-        y = recorded(x, weight, bias, y, its)
-    else:
-        jobs.run(x, y, its)
+    try:
+        if wanted:
+            y = recorded(x, weight, bias, y, its)
+        else:
+            jobs.run(x, y, its)
+    except RefusedError as refused:  # by the launch itself: y is not written, which the last one does
+        forget()
+        return str(refused)
     if out is not None and not out.is_inference():
         torch.autograd.graph.increment_version(out)  # or autograd would not see that what it saved has changed
     return y, Learned(planes, plan, job, eps) if save and stats is None else None
@@ -122,10 +129,15 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) 
     planes = jobs.planes_for(job, x, within=not save) if wanted or save or keeps else None
     its = jobs, plan, job, laid_weight, laid_bias, eps, planes, None
     y = jobs.empty_like(x, known.size)
-    if wanted:
-        y = recorded(x, weight, bias, y, its)
-    else:
-        jobs.run(x, y, its)
+    try:
+        if wanted:
+            y = recorded(x, weight, bias, y, its)
+        else:
+            jobs.run(x, y, its)
+    except RefusedError as refused:
+        forget()
+        known.decided.clear()
+        return str(refused)
     return y, Learned(planes, plan, job, eps) if save else None
 
 
@@ -156,7 +168,11 @@ def moments(plan: Plan, x: Any) -> Any:
     jobs = jobs_for(x)
     job = jobs.job_of(plan, x, None, None, x)
     planes = jobs.planes_for(job, x)
-    jobs.run(x, None, (jobs, plan, job, None, None, 0.0, planes, None))
+    try:
+        jobs.run(x, None, (jobs, plan, job, None, None, 0.0, planes, None))
+    except RefusedError:
+        forget()
+        return _formula.moments(plan, x, library=library_of("moments", "x", x))
     return Learned(planes, plan, job, 0.0)
 
 

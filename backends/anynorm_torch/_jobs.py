@@ -140,6 +140,14 @@ def remember(key: tuple[Any, ...], plan: Plan, job: Any) -> tuple[Plan, Any]:
     return plan, job
 
 
+def forget() -> None:
+    """Have every job made anew when it is next asked for, because a device has refused to launch one.
+
+    Its launcher remembers which kernel that was, so that there is no job with it again.
+    """
+    _met.clear()
+
+
 def like(x: Any, out: Any) -> Any:
     """Return a tensor that lies as y will."""
     return torch.empty_like(x, device="meta") if out is None else out

@@ -252,6 +252,21 @@ def test_gradients_of_equal_numbers(launch: Launcher) -> None:
         verify_gradients(found, its, exact_gradients(its, slopes))
 
 
+@pytest.mark.parametrize("rows", [3, 33, 300, 9000])
+def test_what_is_not_there_has_no_gradient(rows: int, launch: Launcher) -> None:
+    """Columns and lines of equal values near the largest have finite gradients, though 0 is out of range from there."""
+    for case in (
+        make("instance_norm", (1, rows, 5), "float32", channel_axis=-1),
+        make("instance_norm", (1, 5, rows), "float32"),
+    ):
+        x = np.full_like(case.arrays["x"], 1e37)
+        dy = cotangent(case)
+        with on_cuda(launch) as backend:
+            y, found = both_passes(case.with_x(x), dy, backend)
+        verify(y, x, case.with_x(x).reference())
+        verify_gradients(found, case.with_x(x), exact_gradients(case.with_x(x), dy))
+
+
 @pytest.mark.parametrize("shape", [(2, 2**27, 32), (3, 70_000_000, 40), (2**32, 8), (4, 2**30 + 2**29)])
 def test_what_is_not_counted(shape: tuple[int, ...]) -> None:
     """Shapes with more sets, columns or elements of a set than the kernels count in are left to the formula."""

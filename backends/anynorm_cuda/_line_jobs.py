@@ -41,7 +41,8 @@ class Rows(Builder):
     def __init__(self, plan: Plan, its: View, kinds: Kinds, device: Device) -> None:
         super().__init__(plan, its, kinds, device)
         self.lines, self.run = (self.r * self.s, self.p) if self.p > 1 else (1, self.s)
-        self.per_r = self.s if self.p > 1 else 1
+        # Lines that lie along two axes, R and S, or along one alone.
+        self.split = self.p > 1 and self.r > 1 and self.s > 1
         self.vectors = -(-self.run // (16 // KINDS[kinds.x][1]))
         self.load = self.words(self.run)
 
@@ -65,6 +66,9 @@ class Rows(Builder):
             HOLD=team.hold,
             CHUNKED=int(team.chunked),
             RUN=self.run if known else 0,
+            LINES=int(self.lines == 1),
+            SPLIT=int(self.split),
+            TAIL=int(self.run % (WIDEST // KINDS[self.kinds.x][1]) != 0),
             WEIGHT=self.lies(self.its.weight),
             BIAS=self.lies(self.its.bias),
             **own,
@@ -85,8 +89,17 @@ class Rows(Builder):
             "pieces": self.lines * per_line,
             "items": team.items,
             "per_line": per_line,
-            "per_r": self.per_r,
+            "per_r": self.s if self.split else 1,
         }
+
+    def steps(self, of_partial: tuple[int, int, int, int]) -> Ints:
+        """Return steps along A, lines, B and, where lines lie along two axes, the second of these."""
+        steps = super().steps(of_partial)
+        if self.split or self.r > 1 or self.p == 1:
+            return steps
+        tensors = len(steps) // 4 - 1  # all but `of_partial`
+        swapped = [steps[4 * tensor + place] for tensor in range(tensors) for place in (0, 3, 2, 1)]
+        return (*swapped, *steps[4 * tensors :])
 
     def chunks(self, team: Team) -> int:
         return -(-self.pieces(team) // (team.units * team.items)) if team.chunked else 1
@@ -144,7 +157,7 @@ class Rows(Builder):
         kind = (PIECES_SUMS if by_line else SETS_SUMS) if wanted else NO_SUMS
         if kind == SETS_SUMS and team.chunked:
             kind = PIECES_SUMS
-        lengths: Ints = (self.a, self.b, self.lines // self.per_r, self.per_r, pieces // self.lines)
+        lengths: Ints = (self.a, self.b, self.r, self.s, pieces // self.lines)
         along: tuple[bool, ...] = (varies[0], varies[2], varies[1], varies[3], False)
         if kind == SETS_SUMS:
             lengths, along = lengths[:2], along[:2]

@@ -62,6 +62,8 @@ DEV float get(f16 a) {
     return number_of(sign | ((magnitude << 13) + (112u << 23)));
 }
 
+template <class T> DEV float in_word(u32 word, bool upper) { return get(T{(u16)(upper ? word >> 16 : word)}); }
+
 // Half of the last place kept, less one unless that place is odd, carries where rounding to nearest even goes up.
 inline u32 rounded(u32 bits, int dropped) {
     return (bits + (1u << (dropped - 1)) - 1 + (bits >> dropped & 1)) >> dropped;
@@ -82,6 +84,10 @@ DEV void put(f16 &a, float number) {
     else
         a.bits = sign | (rounded(magnitude, 13) - (112u << 10));
 }
+
+struct alignas(16) Words16 { u32 word[4]; };
+struct alignas(8) Words8 { u32 word[2]; };
+template <class T> DEV T constant(const T *from) { return *from; }
 
 DEV int thread() { return host::here->thread; }
 DEV int block() { return host::here->block; }
@@ -108,3 +114,4 @@ DEV void fetch_commit() { host::close_group(); }
 template <int LEFT> DEV void fetch_wait() { host::land(LEFT); }
 
 DEV void forget(u32 &word) { asm volatile("" : "+r"(word)); }
+template <class T> DEV T *kept(T *address) { return address; }

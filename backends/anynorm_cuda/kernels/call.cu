@@ -28,8 +28,12 @@ struct Call {
 // As many elements as 16 bytes hold, whatever they are aligned to: so that the order of sums does not depend on it.
 constexpr int VEC = 16 / sizeof(X);
 
-template <int BYTES> struct alignas(BYTES) Words { u32 word[BYTES / 4]; };
-template <> struct alignas(2) Words<2> { u16 word; };
+template <int BYTES> struct OfBytes;
+template <> struct OfBytes<16> { using Word = Words16; };
+template <> struct OfBytes<8> { using Word = Words8; };
+template <> struct OfBytes<4> { using Word = u32; };
+template <> struct OfBytes<2> { using Word = u16; };
+template <int BYTES> using Words = typename OfBytes<BYTES>::Word;
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
 
@@ -38,15 +42,26 @@ template <class T> struct alignas(16) Several {
     static constexpr int SIZE = VEC * sizeof(T);
     T e[VEC];
 
-    template <int BYTES> DEV void read(const T *from, int count) {
+    template <int BYTES, bool CONSTANT = false> DEV void read(const T *from, int count) {
         using Piece = Words<least(BYTES, SIZE)>;
         if (count >= VEC) {
 #pragma unroll
-            for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) ((Piece *)e)[i] = ((const Piece *)from)[i];
+            for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) {
+                const Piece *piece = (const Piece *)from + i;
+                ((Piece *)e)[i] = CONSTANT ? constant(piece) : *piece;
+            }
         } else {
 #pragma unroll
             for (int i = 0; i < VEC; i++) e[i] = i < count ? from[i] : T();
         }
+    }
+
+    // An element as a number.
+    DEV float operator[](int i) const {
+        if constexpr (sizeof(T) == 4)
+            return get(e[i]);
+        else
+            return in_word<T>(((const u32 *)e)[i / 2], i % 2);
     }
 
     // Keep the elements as they lie: 8 numbers made of 16 bytes would take 32.

@@ -2,9 +2,10 @@
 
 // Bring what a block has of x and dy to where it is held.
 DEV void hold(const Call &q, const Cell &its, Held<0> &held, Held<1> &slopes) {
+    const X *x = its.of(q.x, q.of_x), *dy = its.of(q.dy, q.of_dy);
     EACH_ITEM {
-        held.start(i, q.x + its.at(q.of_x, its.row_of(i)), its.there_at(i));
-        slopes.start(i, q.dy + its.at(q.of_dy, its.row_of(i)), its.there_at(i));
+        held.start(i, x + its.at(q.of_x, i), its.there_at(i));
+        slopes.start(i, dy + its.at(q.of_dy, i), its.there_at(i));
     }
     all_landed();
 }
@@ -24,15 +25,14 @@ DEV void shares(const Call &q, Slots &slots, Cell &its, Held<0> &held, Held<1> &
                 Numbers<2> &sums) {
     Parameter<WEIGHT == ROW ? ROW : NONE, W> weight(q.weight, q.of_weight, its, 1);
     EACH_ITEM {
-        const int count = its.count_at(i);
-        Vector x = held.at(i), dy = slopes.at(i);
-        weight.go_to(its.row_of(i));
-        float terms[VEC], products[VEC];
-        EACH {
-            terms[e] = e < count ? get(dy.e[e]) : 0;
-            products[e] = e < count ? terms[e] * unit(get(x.e[e]), known[e]) : 0;
-            sums[0][e] = fmaf(weight.of(e), terms[e], sums[0][e]);
-            sums[1][e] = fmaf(weight.of(e), products[e], sums[1][e]);
+        float terms[VEC] = {}, products[VEC] = {};
+        if (its.here(i)) {
+            Vector x = held.at(i), dy = slopes.at(i);
+            weight.go_to(i);
+            EACH {
+                terms[e] = dy[e], products[e] = terms[e] * unit(x[e], known[e]);
+                sums[0][e] = fmaf(weight[e], terms[e], sums[0][e]), sums[1][e] = fmaf(weight[e], products[e], sums[1][e]);
+            }
         }
         if (WEIGHT == ROW || BIAS == ROW) leave_row(q, its, its.row_of(i), terms, products);
     }
@@ -43,14 +43,15 @@ DEV void shares(const Call &q, Slots &slots, Cell &its, Held<0> &held, Held<1> &
 DEV void write(const Call &q, const Cell &its, Held<0> &held, Held<1> &slopes, const Known (&known)[VEC],
                const Numbers<2> &means) {
     Parameter<WEIGHT, W> weight(q.weight, q.of_weight, its, 1);
+    X *begin = its.of(q.y, q.of_y);
     EACH_ITEM {
         Vector x = held.at(i), dy = slopes.at(i), dx;
-        weight.go_to(its.row_of(i));
+        weight.go_to(i);
         EACH {
-            float g = get(dy.e[e]) * weight.of(e), of_unit = unit(get(x.e[e]), known[e]);
+            float g = dy[e] * weight[e], of_unit = unit(x[e], known[e]);
             put(dx.e[e], slope(g, of_unit, means[0][e], means[1][e], known[e]));
         }
-        held.send(i, q.y + its.at(q.of_y, its.row_of(i)), its.there_at(i), dx);
+        held.send(i, begin + its.at(q.of_y, i), its.there_at(i), dx);
     }
 }
 
@@ -68,7 +69,7 @@ CLUSTER_KERNEL(column_gradients)(Call q) {
     shares(q, slots[0], its, held, slopes, known, sums);
     if (WEIGHT == COLUMN || BIAS == COLUMN) leave(q, its, 0, sums[0]), leave(q, its, 1, sums[1]);
     Parameter<WEIGHT == COLUMN ? COLUMN : NONE, W> weight(q.weight, q.of_weight, its, 1);
-    EACH sums[0][e] *= weight.of(e), sums[1][e] *= weight.of(e);
+    EACH sums[0][e] *= weight[e], sums[1][e] *= weight[e];
     join<Plus>(slots[0], its, sums);
     EACH sums[0][e] = CENTRES ? sums[0][e] / its.elements() : 0, sums[1][e] /= its.elements();
     write(q, its, held, slopes, known, sums);

@@ -28,9 +28,11 @@ struct Cell {
     DEV int begin() const { return JOINT ? 0 : chunk * ROWS * ITEMS; } // the first row of all that are measured
     DEV int row_of(int i) const { return begin() + (i * CTAS + rank) * ROWS + row; }
     DEV float elements() const { return JOINT ? (float)q.n : (float)least(ROWS * ITEMS, (int)q.rows - begin()); }
-    DEV i64 at(const Steps &of, int row) const { return a * of.a + row * of.r + column; }
-    DEV int there_at(int i) const { return row_of(i) < q.rows ? there : 0; }
-    DEV int count_at(int i) const { return least(there_at(i), VEC); }
+    DEV bool here(int i) const { return row_of(i) < q.rows; }
+    DEV int there_at(int i) const { return here(i) ? there : 0; }
+    // Where the thread's columns begin in a tensor, and from there a row, in elements.
+    template <class T> DEV T *of(T *tensor, const Steps &of) const { return kept(tensor + a * of.a + column); }
+    DEV i64 at(const Steps &of, int i) const { return row_of(i) * of.r; }
     DEV int b(int e) const { return (column + e) / OF_SET; }
     DEV int set(int e) const { return a * (int)q.inner + b(e); }
 };
@@ -50,11 +52,11 @@ template <int LIES, class T> struct Parameter {
         }
     }
 
-    DEV void go_to(int row) {
-        if (LIES == ROW && row < its.q.rows) number = get(from[row * step]);
+    DEV void go_to(int i) {
+        if (LIES == ROW && its.here(i)) number = get(from[its.row_of(i) * step]);
     }
 
-    DEV float of(int e) const { return LIES == COLUMN ? along[e] : number; }
+    DEV float operator[](int e) const { return LIES == COLUMN ? along[e] : number; }
 };
 
 struct Plus {
@@ -78,6 +80,7 @@ template <class Operation, int COUNT> DEV float folded(float (&terms)[COUNT]) {
 // Where threads combine numbers of columns, up to two of each.
 struct Slots {
     float of_warps[2][WARPS][WIDTH], of_blocks[2][CTAS][2 * WIDTH], of_columns[2 * WIDTH];
+    Known known[WIDTH];
 };
 template <int COUNT> using Numbers = float[COUNT][VEC];
 #define EACH_OF(count) PRAGMA(unroll) for (int k = 0; k < count; k++)
@@ -132,21 +135,24 @@ template <class Operation, int COUNT> DEV void join(Slots &slots, const Cell &it
 
 // Bring what a block has of x to where it is held.
 DEV void hold(const Call &q, const Cell &its, Held<0> &held) {
-    EACH_ITEM held.start(i, q.x + its.at(q.of_x, its.row_of(i)), its.there_at(i));
+    const X *x = its.of(q.x, q.of_x);
+    EACH_ITEM held.start(i, x + its.at(q.of_x, i), its.there_at(i));
     all_landed();
 }
 
-// The statistics of what is held, of each set or, of a chunk, of each column. `rows.cu` says how.
+// The statistics of what is held, of each set or, of a chunk, of each column. `rows.cu` says how. Columns that are not
+// there are zeros, whose statistics nobody asks for.
 struct Measured {
     float mean[VEC], left[VEC], m2[VEC], scale[VEC]; // left: Σ(z − mean)
 };
 
 DEV Measured measured(const Call &q, Slots &slots, Cell &its, Held<0> &held) {
-    const float eps = (float)q.eps, n = its.elements();
+    const float eps = (float)q.eps, share = 1 / its.elements();
+    const X *rows = q.x + its.a * q.of_x.a + its.begin() * q.of_x.r;
     Vector first; // an element of each set, from which is summed
     EACH {
         int column = JOINT ? its.b(e) * OF_SET : its.column + e;
-        first.e[e] = CENTRES && e < its.there ? q.x[its.at(q.of_x, its.begin()) - its.column + column] : X();
+        first.e[e] = CENTRES && e < its.there ? rows[column] : X();
     }
     Measured found;
     EACH found.scale[e] = 1;
@@ -156,35 +162,35 @@ DEV Measured measured(const Call &q, Slots &slots, Cell &its, Held<0> &held) {
         Numbers<2> sums = {}; // of deviations, and of their squares
         if (CENTRES) {
             EACH_ITEM {
-                const int count = its.count_at(i);
+                if (!its.here(i)) continue;
                 Vector x = held.at(i);
                 first.pin();
-                EACH mean[0][e] += e < count ? deviation(get(x.e[e]), found.scale[e], get(first.e[e]) * found.scale[e]) : 0;
+                EACH mean[0][e] += deviation(x[e], found.scale[e], first[e] * found.scale[e]);
             }
             combine<Plus>(slots, its, mean), join<Plus>(slots, its, mean);
-            EACH mean[0][e] = get(first.e[e]) * found.scale[e] + mean[0][e] / n;
+            EACH mean[0][e] = fmaf(mean[0][e], share, first[e] * found.scale[e]);
         }
         EACH_ITEM {
-            const int count = its.count_at(i);
+            if (!its.here(i)) continue;
             Vector x = held.at(i);
             EACH {
-                float d = e < count ? deviation(get(x.e[e]), found.scale[e], mean[0][e]) : 0;
+                float d = deviation(x[e], found.scale[e], mean[0][e]);
                 sums[0][e] += d, sums[1][e] = fmaf(d, d, sums[1][e]);
             }
         }
         combine<Plus>(slots, its, sums), join<Plus>(slots, its, sums);
         u32 special = 0; // a bit for each column
         EACH {
-            float m2 = CENTRES ? fmaf(-sums[0][e] / n, sums[0][e], sums[1][e]) : sums[1][e];
+            float m2 = CENTRES ? fmaf(-sums[0][e] * share, sums[0][e], sums[1][e]) : sums[1][e];
             found.mean[e] = mean[0][e], found.left[e] = CENTRES ? sums[0][e] : 0, found.m2[e] = m2 < 0 ? 0 : m2;
-            if (e < its.there && !ordinary(found.m2[e] / n, eps)) special |= 1u << e;
+            if (e < its.there && !ordinary(found.m2[e] * share, eps)) special |= 1u << e;
         }
         if (again || !barrier_any(special != 0)) return found;
         Numbers<1> peak = {};
         EACH_ITEM {
-            const int count = its.count_at(i);
+            if (!its.here(i)) continue;
             Vector x = held.at(i);
-            EACH peak[0][e] = fmaxf(peak[0][e], e < count ? fabsf(get(x.e[e])) : 0);
+            EACH peak[0][e] = fmaxf(peak[0][e], fabsf(x[e]));
         }
         combine<Most>(slots, its, peak), join<Most>(slots, its, peak);
         bool any = false;
@@ -196,15 +202,35 @@ DEV Measured measured(const Call &q, Slots &slots, Cell &its, Held<0> &held) {
     }
 }
 
+// What is known of the set of each column, for all who have it; a thread settles each.
+DEV void settle(const Call &q, Slots &slots, const Cell &its, const Measured &found) {
+    float(*all)[WIDTH] = slots.of_warps[0];
+    EACH if (its.row == 0) {
+        const int mine = its.lane * VEC + e;
+        all[0][mine] = found.mean[e], all[1][mine] = found.left[e], all[2][mine] = found.m2[e], all[3][mine] = found.scale[e];
+    }
+    barrier();
+    const int mine = thread(), column = its.column - its.lane * VEC + mine;
+    if (mine < WIDTH) {
+        const float n = its.elements();
+        Statistics own = settled(all[0][mine], all[1][mine] / n, all[2][mine], n, all[3][mine], (float)q.eps, (float)q.root);
+        slots.known[mine] = own.known();
+        bool leads = its.rank == 0 && mine < STRIP && column < q.columns && column % OF_SET == 0;
+        if (q.saved && leads) keep(q, its.a * (int)q.inner + column / OF_SET, own);
+    }
+    barrier();
+}
+
 // Write y from what is held.
 DEV void write(const Call &q, const Cell &its, Held<0> &held, const Known (&known)[VEC]) {
     Parameter<WEIGHT, W> weight(q.weight, q.of_weight, its, 1);
     Parameter<BIAS, B> bias(q.bias, q.of_bias, its, 0);
+    X *begin = its.of(q.y, q.of_y);
     EACH_ITEM {
         Vector x = held.at(i), y;
-        weight.go_to(its.row_of(i)), bias.go_to(its.row_of(i));
-        EACH put(y.e[e], normalized(get(x.e[e]), known[e], weight.of(e), bias.of(e)));
-        held.send(i, q.y + its.at(q.of_y, its.row_of(i)), its.there_at(i), y);
+        weight.go_to(i), bias.go_to(i);
+        EACH put(y.e[e], normalized(x[e], known[e], weight[e], bias[e]));
+        held.send(i, begin + its.at(q.of_y, i), its.there_at(i), y);
     }
 }
 
@@ -216,14 +242,9 @@ CLUSTER_KERNEL(columns)(Call q) {
     hold(q, its, held);
     if (CTAS > 1) cluster_barrier(); // peers are there before anyone writes to them
     Measured found = measured(q, slots[0], its, held);
+    settle(q, slots[0], its, found);
     Known known[VEC];
-    EACH {
-        const float n = its.elements(), scale = found.scale[e];
-        Statistics all = settled(found.mean[e], found.left[e] / n, found.m2[e], n, scale, (float)q.eps, (float)q.root);
-        known[e] = all.known();
-        bool leads = its.rank == 0 && its.row == 0 && e < its.there && (its.column + e) % OF_SET == 0;
-        if (q.saved && leads) keep(q, its.set(e), all);
-    }
+    EACH known[e] = slots[0].known[its.lane * VEC + e];
     if (q.y) write(q, its, held, known);
 }
 #endif
@@ -242,14 +263,14 @@ KERNEL(columns_measure)(Call q) {
     Held<0> held(q);
     hold(q, its, held);
     Measured found = measured(q, slots[0], its, held);
-    float n[VEC];
+    const float n = its.elements(), share = 1 / n;
     EACH {
-        n[e] = its.elements(), found.left[e] /= n[e];
-        if (found.m2[e] == 0) // as `settled` has it
-            found.mean[e] /= found.scale[e], found.left[e] /= found.scale[e], found.scale[e] = 1;
+        const float scale = found.m2[e] == 0 ? found.scale[e] : 1; // as `settled` has it
+        found.mean[e] /= scale, found.left[e] = found.left[e] * share / scale, found.scale[e] /= scale;
     }
     leave(q, its, 0, found.mean), leave(q, its, 1, found.left), leave(q, its, 2, found.m2), leave(q, its, 3, found.scale);
-    leave(q, its, 4, n);
+    EACH found.m2[e] = n;
+    leave(q, its, 4, found.m2);
 }
 #endif
 

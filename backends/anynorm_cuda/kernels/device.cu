@@ -31,9 +31,47 @@ DEV float get(f16 a) {
     return number;
 }
 
+// The number in the lower or the upper half of a word: from there a conversion is one instruction.
+template <class T> DEV float in_word(u32 word, bool upper);
+template <> DEV float in_word<bf16>(u32 word, bool upper) { return __uint_as_float(upper ? word & 0xffff0000u : word << 16); }
+template <> DEV float in_word<f16>(u32 word, bool upper) {
+    float number;
+    if (upper)
+        asm("{ .reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, b; }" : "=f"(number) : "r"(word));
+    else
+        asm("{ .reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, a; }" : "=f"(number) : "r"(word));
+    return number;
+}
+
 DEV void put(f32 &a, float number) { a.value = number; }
 DEV void put(bf16 &a, float number) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(a.bits) : "f"(number)); }
 DEV void put(f16 &a, float number) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(a.bits) : "f"(number)); }
+
+// Words in global memory that nobody writes while the kernel runs: reading them may be moved past what is written.
+struct alignas(16) Words16 { u32 word[4]; };
+struct alignas(8) Words8 { u32 word[2]; };
+DEV Words16 constant(const Words16 *from) {
+    Words16 its;
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(its.word[0]), "=r"(its.word[1]), "=r"(its.word[2]), "=r"(its.word[3])
+        : "l"(from));
+    return its;
+}
+DEV Words8 constant(const Words8 *from) {
+    Words8 its;
+    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(its.word[0]), "=r"(its.word[1]) : "l"(from));
+    return its;
+}
+DEV u32 constant(const u32 *from) {
+    u32 its;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(its) : "l"(from));
+    return its;
+}
+DEV u16 constant(const u16 *from) {
+    u16 its;
+    asm("ld.global.nc.u16 %0, [%1];" : "=h"(its) : "l"(from));
+    return its;
+}
 
 DEV int thread() { return threadIdx.x; }
 DEV int block() { return blockIdx.x; }
@@ -89,3 +127,10 @@ template <int LEFT> DEV void fetch_wait() { asm volatile("cp.async.wait_group %0
 
 // Let the compiler forget what it knows of a word, so that it keeps the word and not what it has computed from it.
 DEV void forget(u32 &word) { asm volatile("" : "+r"(word)); }
+
+// Let it forget how an address in global memory was computed, so that it does not compute the next from the start again.
+template <class T> DEV T *kept(T *address) {
+    asm volatile("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
+    return address;
+}

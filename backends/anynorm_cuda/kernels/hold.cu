@@ -35,12 +35,15 @@ DEV Word &shared_word(const Vector &own, int k) { return ((Word *)(&own - thread
 // Call move(k, where its k-th word lies in memory, whether there is one). `from` is where the thread's own vector
 // begins, `there` how many elements its line has from there on.
 template <class T, class Move> DEV void each_word(T *from, int there, Move move) {
-    constexpr int OF_UNIT = LANES * WORDS;
-    const i64 begin = (i64)from, words = least(there, LANES * VEC) * (int)sizeof(X) / LOAD;
+    constexpr int OF_UNIT = LANES * WORDS, TURNS = OF_UNIT < 32 ? 1 : OF_UNIT / 32; // in which a warp moves a unit's
+    const i64 own = (i64)from, own_words = least(there, LANES * VEC) * (int)sizeof(X) / LOAD;
+    Word *begin = nullptr;
+    int words = 0;
 #pragma unroll
     for (int k = 0; k < WORDS; k++) {
         const int word = k * 32 + thread() % 32, first = word / OF_UNIT * LANES, number = word % OF_UNIT;
-        move(k, (Word *)from_lane(begin, first) + number, number < from_lane(words, first));
+        if (k % TURNS == 0) begin = (Word *)from_lane(own, first), words = (int)from_lane(own_words, first);
+        move(k, begin + number, number < words);
     }
 }
 

@@ -14,8 +14,8 @@ KERNEL(long_parameters)(Call q) {
         dy.read<LOAD>(q.dy + a * q.of_dy.a + b * q.of_dy.b + first, count);
 #pragma unroll
         for (int e = 0; e < VEC; e++) {
-            float slope = e < count ? get(dy.e[e]) : 0;
-            dbias[e] += slope, dweight[e] = fmaf(slope, e < count ? unit(get(x.e[e]), its) : 0, dweight[e]);
+            float slope = e < count ? dy[e] : 0;
+            dbias[e] += slope, dweight[e] = fmaf(slope, e < count ? unit(x[e], its) : 0, dweight[e]);
         }
     }
     i64 at = block_row() * q.columns + first;

@@ -11,19 +11,23 @@ struct Shares {
 
 // Σg and Σg·x̂ of what a team holds.
 DEV Shares shares(const Call &q, Team &team, const Part &part, Held<0> &held, Held<1> &slopes, const Known &its) {
+    Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, 1);
     float g = 0, of_unit = 0;
     EACH_ITEM {
         Item item = part.item(team, i);
-        const int count = item.count();
-        Vector x = held.at(i), dy = slopes.at(i);
-        Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
-        float terms[VEC], units[VEC];
-        EACH {
-            terms[e] = e < count ? get(dy.e[e]) * (WEIGHT == VECTOR ? weight.of(e) : 1) : 0;
-            units[e] = e < count ? unit(get(x.e[e]), its) : 0;
+        float sum = 0, product = 0;
+        if (item.here()) {
+            Vector x = held.at(i), dy = slopes.at(i);
+            weight.go_to(item);
+            float terms[VEC], units[VEC];
+            EACH {
+                terms[e] = e < item.count() ? dy[e] * (WEIGHT == VECTOR ? weight[e] : 1) : 0;
+                units[e] = e < item.count() ? unit(x[e], its) : 0;
+            }
+            float by = WEIGHT == LINE && SUMS != SETS_SUMS ? weight[0] : 1;
+            sum = total(terms), product = total(terms, units);
+            g = fmaf(by, sum, g), of_unit = fmaf(by, product, of_unit);
         }
-        float sum = total(terms), product = total(terms, units), by = WEIGHT == LINE && SUMS != SETS_SUMS ? weight.of(0) : 1;
-        g = fmaf(by, sum, g), of_unit = fmaf(by, product, of_unit);
         if (SUMS == PIECES_SUMS) {
             Team::within<LANES, Plus>(sum, product);
             int piece = part.piece(team, i);
@@ -39,10 +43,11 @@ DEV Shares shares(const Call &q, Team &team, const Part &part, Held<0> &held, He
 
 // Bring what a team has of a set, of x and of dy, to where it is held.
 DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held, Held<1> &slopes) {
+    const X *x = part.of(q.x, q.of_x), *dy = part.of(q.dy, q.of_dy);
     EACH_ITEM {
         Item item = part.item(team, i);
-        held.start(i, q.x + part.at(q.of_x, item), item.there);
-        slopes.start(i, q.dy + part.at(q.of_dy, item), item.there);
+        held.start(i, x + part.at(q.of_x, item), item.there);
+        slopes.start(i, dy + part.at(q.of_dy, item), item.there);
     }
     all_landed();
 }
@@ -50,12 +55,14 @@ DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held, 
 // Write dx from what is held.
 DEV void write(const Call &q, const Team &team, const Part &part, Held<0> &held, Held<1> &slopes, const Known &its,
                const Shares &means) {
+    Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, 1);
+    X *begin = part.of(q.y, q.of_y);
     EACH_ITEM {
         Item item = part.item(team, i);
         Vector x = held.at(i), dy = slopes.at(i), dx;
-        Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
-        EACH put(dx.e[e], slope(get(dy.e[e]) * weight.of(e), unit(get(x.e[e]), its), means.g, means.of_unit, its));
-        held.send(i, q.y + part.at(q.of_y, item), item.there, dx);
+        weight.go_to(item);
+        EACH put(dx.e[e], slope(dy[e] * weight[e], unit(x[e], its), means.g, means.of_unit, its));
+        held.send(i, begin + part.at(q.of_y, item), item.there, dx);
     }
 }
 
@@ -72,7 +79,7 @@ CLUSTER_KERNEL(row_gradients)(Call q) {
     Shares sums = shares(q, team, part, held, slopes, its);
     if (SUMS == SETS_SUMS && part.live) {
         if (team.leads()) q.to_bias[set] = sums.g, q.to_weight[set] = sums.of_unit;
-        float weight = WEIGHT == LINE ? get(q.weight[part.at(q.of_weight, 0)]) : 1;
+        float weight = WEIGHT == LINE ? get(*part.of(q.weight, q.of_weight)) : 1;
         sums = {weight * sums.g, weight * sums.of_unit};
     }
     const float n = part.elements();

@@ -41,11 +41,12 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
     };
     auto start = [&](int k) {
         Part part = part_of(k);
+        const X *x = part.of(q.x, q.of_x), *dy = part.of(q.dy, q.of_dy);
         if (LOAD < 16) warp_barrier(); // nobody reads what lies there any more
         EVERY_ITEM {
             Item item = part.item(team, i);
-            bring(Ring::place(k % STAGES, 0, i), q.x + part.at(q.of_x, item), item.there);
-            bring(Ring::place(k % STAGES, 1, i), q.dy + part.at(q.of_dy, item), item.there);
+            bring(Ring::place(k % STAGES, 0, i), x + item.first, item.there);
+            bring(Ring::place(k % STAGES, 1, i), dy + item.first, item.there);
         }
         fetch_commit();
     };
@@ -58,7 +59,7 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
     Part own(q, block_row(), 0, true);
     EVERY_ITEM {
         Item item = own.item(team, i);
-        if (WEIGHT == VECTOR) weights[i].template read<WIDE>(q.weight + own.at(q.of_weight, 0) + item.first, item.there);
+        if (WEIGHT == VECTOR) weights[i].template read<WIDE, true>(own.of(q.weight, q.of_weight) + item.first, item.there);
     }
     for (int k = 0; k < STAGES - 1; k++) start(k);
     Known next = known(0);
@@ -72,29 +73,30 @@ CLUSTER_KERNEL(row_parameters)(Call q) {
         float g = 0, of_unit = 0;
         EVERY_ITEM {
             Item item = part.item(team, i);
-            const int count = item.count();
             x[i] = Ring::place(k % STAGES, 0, i), dy[i] = Ring::place(k % STAGES, 1, i);
+            if (!item.here()) continue;
             float terms[VEC], units[VEC];
             EACH {
-                float slope = e < count ? get(dy[i].e[e]) : 0;
-                units[e] = e < count ? unit(get(x[i].e[e]), its) : 0;
+                float slope = e < item.count() ? dy[i][e] : 0;
+                units[e] = e < item.count() ? unit(x[i][e], its) : 0;
                 if (WEIGHT == VECTOR) dweight[i][e] = fmaf(slope, units[e], dweight[i][e]);
                 if (BIAS == VECTOR) dbias[i][e] += slope;
-                terms[e] = WEIGHT == VECTOR ? get(weights[i].e[e]) * slope : slope;
+                terms[e] = WEIGHT == VECTOR ? weights[i][e] * slope : slope;
             }
             g += total(terms), of_unit += total(terms, units);
         }
         team.sum(g, of_unit);
         g = CENTRES ? g / RUN : 0, of_unit /= RUN;
+        X *begin = part.of(q.y, q.of_y);
         EVERY_ITEM {
             Item item = part.item(team, i);
             x[i].pin(), dy[i].pin();
             Vector dx;
             EACH {
-                float by = WEIGHT == VECTOR ? get(weights[i].e[e]) : 1;
-                put(dx.e[e], slope(by * get(dy[i].e[e]), unit(get(x[i].e[e]), its), g, of_unit, its));
+                float by = WEIGHT == VECTOR ? weights[i][e] : 1;
+                put(dx.e[e], slope(by * dy[i][e], unit(x[i][e], its), g, of_unit, its));
             }
-            send(q.y + part.at(q.of_y, item), item.there, dx, Ring::place(k % STAGES, 0, i));
+            send(begin + item.first, item.there, dx, Ring::place(k % STAGES, 0, i));
         }
     }
     const i64 at = ((i64)(block() / CTAS) * block_rows() + block_row()) * RUN;

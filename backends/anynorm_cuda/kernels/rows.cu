@@ -5,31 +5,36 @@
 // scale that the largest magnitude tells.
 DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &held) {
     const float eps = (float)q.eps, root = (float)q.root, n = part.elements();
-    float first = CENTRES && part.live ? get(q.x[part.first(q.of_x)]) : 0, scale = 1, unused = 0;
+    float first = CENTRES && part.live ? get(part.of(q.x, q.of_x)[part.first(q.of_x)]) : 0, scale = 1;
 #pragma unroll 1
     for (bool again = false;; again = true) {
         float mean = 0, left = 0, squares = 0;
         if (CENTRES) {
             float pivot = first * scale;
             EACH_ITEM {
-                const int count = part.item(team, i).count();
+                Item item = part.item(team, i);
+                if (!item.here()) continue;
                 Vector x = held.at(i);
                 float terms[VEC];
-                EACH terms[e] = e < count ? deviation(get(x.e[e]), scale, pivot) : 0;
+                EACH terms[e] = e < item.count() ? deviation(x[e], scale, pivot) : 0;
                 mean += total(terms);
             }
-            team.sum(mean, unused);
+            team.sum(mean);
             mean = pivot + mean / n;
         }
         EACH_ITEM {
-            const int count = part.item(team, i).count();
+            Item item = part.item(team, i);
+            if (!item.here()) continue;
             Vector x = held.at(i);
             float terms[VEC];
-            EACH terms[e] = e < count ? deviation(get(x.e[e]), scale, mean) : 0;
+            EACH terms[e] = e < item.count() ? deviation(x[e], scale, mean) : 0;
             left += total(terms);
             squares += total(terms, terms);
         }
-        team.sum(left, squares);
+        if (CENTRES)
+            team.sum(left, squares);
+        else
+            team.sum(squares);
         float correction = CENTRES ? left / n : 0;
         float m2 = CENTRES ? fmaf(-correction, left, squares) : squares;
         m2 = m2 < 0 ? 0 : m2; // not fmaxf, which hides a NaN
@@ -37,9 +42,10 @@ DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &he
         if (!again && warp_any(special)) { // a warp may hold several teams
             float peak = 0;
             EACH_ITEM {
-                const int count = part.item(team, i).count();
+                Item item = part.item(team, i);
+                if (!item.here()) continue;
                 Vector x = held.at(i);
-                EACH peak = fmaxf(peak, e < count ? fabsf(get(x.e[e])) : 0);
+                EACH peak = fmaxf(peak, e < item.count() ? fabsf(x[e]) : 0);
             }
             peak = team.peak(peak);
             scale = special ? scale_for(peak, eps) : 1;
@@ -51,22 +57,25 @@ DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &he
 
 // Bring what a team has of a set to where it is held.
 DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held) {
+    const X *x = part.of(q.x, q.of_x);
     EACH_ITEM {
         Item item = part.item(team, i);
-        held.start(i, q.x + part.at(q.of_x, item), item.there);
+        held.start(i, x + part.at(q.of_x, item), item.there);
     }
     all_landed();
 }
 
 // Write y from what is held.
 DEV void write(const Call &q, const Team &team, const Part &part, Held<0> &held, const Known &its) {
+    Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, 1);
+    Parameter<BIAS, WIDE, B> bias(q.bias, q.of_bias, part, 0);
+    X *begin = part.of(q.y, q.of_y);
     EACH_ITEM {
         Item item = part.item(team, i);
         Vector x = held.at(i), y;
-        Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, item, 1);
-        Parameter<BIAS, WIDE, B> bias(q.bias, q.of_bias, part, item, 0);
-        EACH put(y.e[e], normalized(get(x.e[e]), its, weight.of(e), bias.of(e)));
-        held.send(i, q.y + part.at(q.of_y, item), item.there, y);
+        weight.go_to(item), bias.go_to(item);
+        EACH put(y.e[e], normalized(x[e], its, weight[e], bias[e]));
+        held.send(i, begin + part.at(q.of_y, item), item.there, y);
     }
 }
 

@@ -29,38 +29,46 @@ struct Team {
 
     DEV bool leads() const { return lane == 0 && unit == 0 && rank == 0; }
 
-    template <int COUNT, class Operation> DEV static void within(float &a, float &b) {
+    template <int COUNT, class Operation, class... Float> DEV static void within(Float &...numbers) {
 #pragma unroll
-        for (int apart = COUNT / 2; apart; apart /= 2) {
-            a = Operation::of(a, across(a, apart));
-            b = Operation::of(b, across(b, apart));
-        }
+        for (int apart = COUNT / 2; apart; apart /= 2) ((numbers = Operation::of(numbers, across(numbers, apart))), ...);
     }
 
-    // Combine two numbers of all threads, in one order, for all threads. Slots are used in turn: one barrier is enough.
-    template <class Operation> DEV void combine(float &a, float &b) {
-        within<SPAN, Operation>(a, b);
+    // Combine one number of all threads, or two, in one order, for all threads. Slots are used in turn: one barrier is
+    // enough.
+    template <class Operation, class... Float> DEV void combine(Float &...numbers) {
+        within<SPAN, Operation>(numbers...);
         if (ALL_WARPS == 1) return;
+        constexpr int READERS = least(SPAN, ALL_WARPS); // threads side by side that read all slots
         float(*own)[2] = slots + (phase * SETS + set) * ALL_WARPS;
         const int place = thread() % SPAN, mine = rank * WARPS + thread() / SPAN % WARPS;
         phase ^= 1;
         if (CTAS > 1) {
-            for (int peer = place; peer < CTAS; peer += SPAN)
-                store_to_peer(&own[mine][0], peer, a), store_to_peer(&own[mine][1], peer, b);
+            for (int peer = place; peer < CTAS; peer += SPAN) {
+                int k = 0;
+                (store_to_peer(&own[mine][k++], peer, numbers), ...);
+            }
             cluster_barrier();
         } else {
-            if (place == 0) own[mine][0] = a, own[mine][1] = b;
+            int k = 0;
+            if (place == 0) ((own[mine][k++] = numbers), ...);
             barrier();
         }
-        a = b = 0; // what neither operation sees
-        for (int i = place; i < ALL_WARPS; i += SPAN) a = Operation::of(a, own[i][0]), b = Operation::of(b, own[i][1]);
-        within<SPAN, Operation>(a, b);
+        int k = 0;
+        ((numbers = of_slots<Operation, READERS>(own, k++)), ...);
+        within<READERS, Operation>(numbers...);
     }
 
-    DEV void sum(float &a, float &b) { combine<Plus>(a, b); }
+    template <class Operation, int READERS> DEV static float of_slots(float (*own)[2], int k) {
+        float found = own[thread() % READERS][k];
+#pragma unroll
+        for (int i = READERS; i < ALL_WARPS; i += READERS) found = Operation::of(found, own[i + thread() % READERS][k]);
+        return found;
+    }
+
+    template <class... Float> DEV void sum(Float &...numbers) { combine<Plus>(numbers...); }
     DEV float peak(float a) {
-        float unused = 0;
-        combine<Most>(a, unused);
+        combine<Most>(a);
         return a;
     }
 };

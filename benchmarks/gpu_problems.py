@@ -81,7 +81,7 @@ def held(problem: Problem, direction: str) -> bool:
     if not problem.channels_last:
         return set_size(problem) <= HELD[direction]
     channels = set_size(problem) // BYTES[problem.dtype] // _rows_of_a_set(problem)
-    return max(STRIP, channels * BYTES[problem.dtype]) * _rows_of_a_set(problem) <= HELD[direction]
+    return max(STRIP, channels * BYTES[problem.dtype]) * _rows_of_a_set(problem) <= HELD[BACKWARD]
 
 
 def _rows_of_a_set(problem: Problem) -> int:

@@ -51,9 +51,14 @@ class Host(HostDevice):
         self.current = DEVICE
         self.allocated: list[int] = []  # bytes, one after the other
         self.shift = 0  # bytes by which new memory is not aligned
+        self.capturing = False  # a CUDA graph
         self.driver = SimpleNamespace(ctxGetCurrent=lambda: self.context)
         self.runtime = SimpleNamespace(
-            is_hip=False, getDevice=lambda: self.current, getDeviceProperties=self._properties, free=self._free
+            is_hip=False,
+            getDevice=lambda: self.current,
+            getDeviceProperties=self._properties,
+            free=self._free,
+            streamIsCapturing=lambda _: self.capturing,
         )
 
     def allocate(self, size: int) -> Any:

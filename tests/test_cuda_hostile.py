@@ -239,6 +239,35 @@ def test_many_rows(rows: int, launch: Launcher) -> None:
     verify_gradients(found, case, exact_gradients(case, dy))
 
 
+@pytest.mark.parametrize("rows", [512, 4096, 5000])
+def test_squares_of_two_sizes(rows: int, launch: Launcher) -> None:
+    """Where each square but the first is just too small to change a sum it is added to, not all of them are lost."""
+    signs = np.where(np.arange(rows) % 2, np.float32(1), np.float32(-1))
+    for few in (rows // 32, 32, 1):
+        x = signs * np.float32(0.998 * 2.0**-12)
+        x[:few] = signs[:few]
+        for case in (
+            make("instance_norm", (1, rows, 5), "float32", (), channel_axis=-1, eps=0.0).with_x(
+                np.repeat(x[None, :, None], 5, axis=2)
+            ),
+            make("layer_norm", (2, rows), "float32", (), eps=0.0).with_x(np.stack([x, x])),
+        ):
+            with on_cuda(launch) as backend:
+                judge(case, backend)
+
+
+@pytest.mark.parametrize("length", [4, 32, 128, 200, 3000])
+def test_slopes_of_two_sizes(length: int, launch: Launcher) -> None:
+    """The gradient of a bias misses no slopes that are each too small to change a sum they are added to."""
+    rows = 40_000 if length < 100 else 700
+    case = make("layer_norm", (rows, length), "float32")
+    dy = np.full((rows, length), np.float32(0.99 * 2.0**-24))
+    dy[0] = 1
+    with on_cuda(launch, H200._replace(processors=1)) as backend:
+        _, found = both_passes(case, dy, backend)
+    verify_gradients(found, case, exact_gradients(case, dy))
+
+
 def test_gradients_of_equal_numbers(launch: Launcher) -> None:
     """Sums of many equal slopes, as a mean sends them, and of a large one before small ones, are within the bounds."""
     case = make("instance_norm", (8192, 2, 2), "float32", channel_axis=1)

@@ -62,8 +62,25 @@ def make(
 
 
 # Row lengths in vectors of 16 bytes, one for each row of the table; the last two are left to chunks.
-VECTORS = {1: 70, 3: 70, 8: 70, 9: 30, 32: 20, 33: 9, 64: 9, 100: 5, 128: 5, 250: 3, 500: 3, 1000: 2, 1500: 2, 4000: 2}
-LONG = {6000: 2, 12000: 1, 20000: 1, 40000: 1, 70000: 1}
+VECTORS = {
+    1: 70,
+    3: 70,
+    8: 70,
+    9: 30,
+    32: 20,
+    33: 9,
+    64: 9,
+    100: 5,
+    128: 5,
+    250: 3,
+    500: 3,
+    768: 3,
+    1000: 2,
+    1500: 2,
+    1536: 3,
+    4000: 2,
+}
+LONG = {3072: 3, 6000: 2, 6144: 2, 12000: 1, 20000: 1, 40000: 1, 70000: 1}
 
 
 @pytest.mark.parametrize("vectors", VECTORS)
@@ -150,9 +167,8 @@ TABLES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], bool, bool]] = {
     "block": ("instance_norm", (2, 110, 40), (), True, True),
     "two-blocks": ("group_norm", (2, 300, 30), (10,), True, True),
     "eight-blocks": ("group_norm", (1, 2000, 80), (2,), True, True),
-    "largest-gradient": ("instance_norm", (1, 4096, 33), (), True, True),
-    "largest": ("instance_norm", (1, 8192, 5), (), True, False),
-    "too-long": ("instance_norm", (1, 8193, 5), (), False, False),
+    "largest": ("instance_norm", (1, 4096, 33), (), True, True),
+    "too-long": ("instance_norm", (1, 4097, 5), (), False, False),
     "too-wide": ("group_norm", (1, 90, 260), (2,), False, False),
 }
 
@@ -238,4 +254,4 @@ def test_images_share_kernels(function: str, groups: int | None) -> None:
             kernels |= {launch.kernel for launch in job.launches}
             jobs += 1
     assert jobs == 380
-    assert len(kernels) <= 70
+    assert len(kernels) <= 75

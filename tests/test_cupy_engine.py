@@ -196,6 +196,22 @@ def test_long_sets(host: Host) -> None:
     assert {launch.kernel.name for launch in host.launches} >= {"rows_measure", "settle", "rows_write"}
 
 
+def test_room_of_a_graph_is_kept(host: Host) -> None:
+    """Memory that kernels of a captured graph work in is nobody else's for good; of other calls none is kept."""
+    from anynorm_cupy import _memory
+
+    x = normal(2, 300_000)
+    kept = []
+    for host.capturing in (False, True):
+        before = len(_memory._of_graphs)
+        _, pullback = an.vjp(an.layer_norm, x)
+        pullback(x)
+        an.layer_norm(x)
+        kept.append(len(_memory._of_graphs) - before)
+    host.capturing = False
+    assert kept == [0, 3]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.usefixtures("host")
 def test_dtype_of_dy(dtype: str) -> None:

@@ -69,6 +69,7 @@ class Columns(Builder):
         strip = cut.strip
         macros = self.macros(
             THREADS=COLUMN_THREADS,
+            BLOCKS=2 if self.per_vector == 8 else 4,  # so that registers are enough
             CTAS=strip.ctas,
             LANES=strip.lanes,
             STRIP=strip.columns,

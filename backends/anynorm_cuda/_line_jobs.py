@@ -28,11 +28,18 @@ from anynorm_cuda._teams import MEMORY, REGISTERS, Device, Team, chunk_team, for
 # What a team leaves to sum up to dweight and dbias: nothing, sums of each set, or of each piece of a line.
 NO_SUMS, SETS_SUMS, PIECES_SUMS = 0, 1, 2
 
-# Sets that a team takes one after the other before it leaves what it gathered: 31 roundings of half an ulp are within
-# the bound.
-MOST_SHARE = 32
+# Sets that a team takes one after the other before it leaves what it gathered. A thread adds FOLD numbers one after the
+# other, and then up to MOST_SHARE / FOLD sums of so many: no more roundings than the bound has room for.
+FOLD, MOST_SHARE = 16, 256
+
+# The same, where it adds all of them one after the other.
+LONG_SHARE = 32
 
 STAGES = 3  # sets of a team in shared memory, of which two are on their way
+
+
+# Bytes of shared memory that the source of the kernel that gathers gradients declares, at most.
+DECLARED = 36 << 10
 
 
 class Rows(Builder):
@@ -66,6 +73,7 @@ class Rows(Builder):
             HOLD=team.hold,
             CHUNKED=int(team.chunked),
             RUN=self.run if known else 0,
+            INNER=int(self.b > 1),
             LINES=int(self.lines == 1),
             SPLIT=int(self.split),
             TAIL=int(self.run % (WIDEST // KINDS[self.kinds.x][1]) != 0),
@@ -169,20 +177,23 @@ class Rows(Builder):
     def _job(self, team: Team, sums: Sums | None, count: int, **own: int) -> Job | str:
         """Return the job of a backward pass in one go, or chunk by chunk."""
         chunks = self.chunks(team)
-
-        def launch(name: str) -> Launch:
-            return self.launch(name, "row_gradients", team, 2, **own)
-
-        if team.chunked:
-            settle = self.settle("settle_means", chunks, 1, 1, weighted=False)
-            launches = [launch("row_shares"), settle, launch("row_slopes")]
-        else:
-            launches = [launch("row_gradients")]
+        launches = self.slopes(team, **own)
         if sums is not None:
             launches.append(self.parameter_sums(sums))
         plane = self.sets * chunks
         partial = 2 * plane if team.chunked else 0
         return self._gradient_job(launches, partial, sums, count, **self.lengths(team), chunks=chunks, plane=plane)
+
+    def slopes(self, team: Team, **own: int) -> list[Launch]:
+        """Return what writes dx, in one go, or chunk by chunk."""
+
+        def launch(name: str) -> Launch:
+            return self.launch(name, "row_gradients", team, 2, **own)
+
+        if not team.chunked:
+            return [launch("row_gradients")]
+        settle = self.settle("settle_means", self.chunks(team), 1, 1, weighted=False)
+        return [launch("row_shares"), settle, launch("row_slopes")]
 
     def _gradient_job(
         self, launches: list[Launch], partial: int, sums: Sums | None, count: int, **counts: int
@@ -210,48 +221,50 @@ class Rows(Builder):
         if team is None:
             return self._along_long_lines(varies)
         rows, of_b = (self.a, self.b) if varies[2] else (self.sets, 1)
-        wanted = max(1, self.device.processors * _blocks_of_a_processor(team) // (team.ctas * of_b))
-        share = min(MOST_SHARE, -(-rows // (wanted * team.sets)))
+        # As many teams as run at once, or a multiple of that.
+        at_once = max(1, self.device.processors * self.blocks(team) // (team.ctas * of_b)) * team.sets
+        share = -(-rows // (at_once * -(-rows // (at_once * MOST_SHARE))))
         teams = -(-rows // (share * team.sets))
-        stages = 2 if 32 * STAGES * team.items * team.threads + 12288 > self.device.shared else STAGES
+        folded = self.folded(team) if share > FOLD else 0
+        stages = 2 if 32 * STAGES * team.items * team.threads + folded + DECLARED > self.device.shared else STAGES
+        macros = {"STAGES": stages, "FOLD": FOLD if folded else 0, "BLOCKS": self.blocks(team)}
         launch = Launch(
-            self.kernel("row_parameters", ("row_parameters",), team, STAGES=stages),
+            self.kernel("row_parameters", ("row_parameters",), team, **macros),
             (teams * team.ctas, of_b),
             team.threads,
-            32 * stages * team.items * team.threads,
+            32 * stages * team.items * team.threads + folded,
         )
         sums = Sums(teams, of_b * self.run, 1)
         return self._gradient_job(
             [launch, self.parameter_sums(sums)], 0, sums, teams * of_b * self.run, rows=rows, share=share
         )
 
+    def blocks(self, team: Team) -> int:
+        """Return how many blocks of a team that gathers gradients run on a processor at once."""
+        return 6 if team.threads <= 128 else 3 if team.items == 1 else 2 if team.items == 2 else 1
+
+    def folded(self, team: Team) -> int:
+        """Return the bytes of what the threads of a team gathered of dweight and dbias, float32."""
+        return 2 * 4 * (WIDEST // KINDS[self.kinds.x][1]) * team.items * team.threads
+
     def _along_long_lines(self, varies: tuple[bool, bool, bool, bool]) -> Job | str:
         if varies[2] and self.b > 1:
             return f"lines of {self.run} elements with a weight of their own are too long"
         strips = -(-self.vectors // 256)
         wanted = max(1, 8 * self.device.processors // strips)
-        share = min(MOST_SHARE, -(-self.sets // wanted))
+        share = min(LONG_SHARE, -(-self.sets // wanted))
         teams = -(-self.sets // share)
         macros = self.macros(THREADS=256, CTAS=1)
         kernel = Kernel("long_parameters", ("call", "formula", "long_parameters"), macros)
         sums = Sums(teams, self.run, 1)
-        # One argument for all: `chunks` and `plane` are for the first three, `share` and `columns` for the parameters.
-        team = chunk_team(self.vectors, 4)
+        # One argument for all: `share` and `columns` are for the parameters.
+        team = self.held(gradient_team(self.lines, self.vectors, self.device))
         chunks, plane = self.chunks(team), self.sets * self.chunks(team)
-        shares, slopes = [
-            self.launch(name, "row_gradients", team, 2, SUMS=NO_SUMS) for name in ("row_shares", "row_slopes")
-        ]
         launches = [
-            shares,
-            self.settle("settle_means", chunks, 1, 1, weighted=False),
-            slopes,
+            *self.slopes(team, SUMS=NO_SUMS),
             Launch(kernel, (strips, teams), 256, 0),
             self.parameter_sums(sums),
         ]
         counts = self.lengths(team) | {"chunks": chunks, "plane": plane, "share": share, "columns": self.run}
-        return self._gradient_job(launches, 2 * plane, sums, teams * self.run, **counts)
-
-
-def _blocks_of_a_processor(team: Team) -> int:
-    """Return how many blocks of a team that gathers gradients run on a processor at once."""
-    return 8 if team.threads <= 128 else 4 if team.items == 1 else 2 if team.items == 2 else 1
+        partial = 2 * plane if team.chunked else 0
+        return self._gradient_job(launches, partial, sums, teams * self.run, **counts)

@@ -16,7 +16,7 @@ CHUNK = 256
 # Of columns a block takes so many vectors of a row, or twice as many: 128 bytes, the least that is read at full speed.
 LANES, COLUMN_THREADS = 8, 256
 
-# Vectors of the largest team's blocks: 64 KiB in one, of which up to eight make a cluster, and twice that at the end.
+# Vectors that a block holds: 64 KiB, and twice as many where sets take all blocks that can make a cluster.
 LARGEST = 4096
 
 
@@ -28,9 +28,9 @@ class Device(NamedTuple):
     shared: int  # bytes of memory that the threads of a block may share
 
     @property
-    def clusters(self) -> bool:
-        """Whether blocks can read each other's shared memory."""
-        return self.arch >= 90
+    def clusters(self) -> tuple[int, ...]:
+        """How many blocks can write to each other's shared memory, ascending."""
+        return (1, 2, 4, 8) if self.arch >= 90 else (1,)
 
 
 class Team(NamedTuple):
@@ -72,10 +72,10 @@ def forward_team(lines: int, vectors: int, device: Device) -> Team:
     """Return who normalizes a set of so many lines of so many vectors."""
     lanes = _lanes(vectors)
     pieces = lines * -(-vectors // lanes)
-    if pieces <= 4:
+    if pieces <= 8:
         return Team(lanes, 1, (256 if pieces == 1 else 128) // lanes, 1, pieces, REGISTERS)
-    if pieces * lanes <= 1024:
-        return _block(lanes, pieces, 4, 256)
+    if pieces * lanes <= 2048:
+        return _block(lanes, pieces, 8, 256)
     return _held(lanes, pieces, 1, device) or chunk_team(vectors, 8)
 
 
@@ -83,10 +83,10 @@ def gradient_team(lines: int, vectors: int, device: Device) -> Team:
     """Return who computes the gradients of a set, of which x and dy are held."""
     lanes = _lanes(vectors)
     pieces = lines * -(-vectors // lanes)
-    if pieces <= 2:
+    if pieces <= 4:
         return Team(lanes, 1, 128 // lanes, 1, pieces, REGISTERS)
-    if pieces * lanes <= 512:
-        return _block(lanes, pieces, 2, 256)
+    if pieces * lanes <= 1024:
+        return _block(lanes, pieces, 4, 256)
     return _held(lanes, pieces, 2, device) or chunk_team(vectors, 4)
 
 
@@ -107,7 +107,7 @@ def parameter_team(vectors: int, device: Device) -> Team | None:
         return Team(32, 4, 1, 1, 1, MEMORY)
     items = 1 if vectors <= 256 else 2 if vectors <= 512 else 4
     ctas = _power(-(-vectors // 1024))
-    if ctas > (8 if device.clusters else 1):
+    if ctas > device.clusters[-1]:
         return None
     return Team(32, 8, 1, ctas, items, MEMORY)
 
@@ -118,7 +118,8 @@ def column_strip(rows: int, of_set: int, per_vector: int, tensors: int, device: 
     def used(lanes: int) -> int:
         return lanes * per_vector // of_set * of_set
 
-    lanes = max((LANES, 2 * LANES), key=lambda lanes: used(lanes) / lanes)
+    # Of two that leave as few lanes idle, that whose strips begin at whole vectors.
+    lanes = max((LANES, 2 * LANES), key=lambda lanes: (used(lanes) / lanes, used(lanes) % per_vector == 0))
     pieces = -(-rows // (COLUMN_THREADS // lanes))
     if not used(lanes):
         return None
@@ -126,10 +127,10 @@ def column_strip(rows: int, of_set: int, per_vector: int, tensors: int, device: 
         return Strip(lanes, used(lanes), 1, pieces, REGISTERS)
     # The source declares up to 27 KiB beside.
     most = (device.shared - (27 << 10)) // (16 * tensors * COLUMN_THREADS)
-    sizes = (1, 2, 4, 8) if device.clusters else (1,)
-    for ctas in sizes:
+    for ctas in device.clusters:
         items = -(-pieces // ctas)
-        if items * tensors <= (8 if ctas < sizes[-1] else 32) and items <= most:
+        # A thread adds up to 16 numbers one after the other: of more the roundings would not be within the bound.
+        if items <= (8 // tensors if ctas < device.clusters[-1] else 16) and items <= most:
             return Strip(lanes, used(lanes), ctas, items, MEMORY)
     return None
 
@@ -139,10 +140,10 @@ def _held(lanes: int, pieces: int, tensors: int, device: Device) -> Team | None:
     threads = 512
     # The source declares up to 4 KiB beside.
     most = (device.shared - 4096) // (16 * tensors)
-    for ctas in (1, 2, 4, 8) if device.clusters else (1,):
+    for ctas in device.clusters:
         units = threads // lanes
         items = -(-pieces // (units * ctas))
-        limit = LARGEST if ctas < 8 or tensors > 1 else 2 * LARGEST
+        limit = (LARGEST if ctas < device.clusters[-1] else 2 * LARGEST) // tensors
         if items * threads <= min(limit, most):
             return Team(lanes, units, 1, ctas, items, MEMORY)
     return None

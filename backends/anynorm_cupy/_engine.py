@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import cupy
-
 from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._learned import Learned
@@ -17,7 +15,7 @@ from anynorm_cuda._jobs import WIDEST, Job
 from anynorm_cuda._launcher import Launcher, RefusedError
 from anynorm_cupy._jobs import FLOAT32, forget, job_of, parameter
 from anynorm_cupy._launch import launcher, on_current_stream
-from anynorm_cupy._memory import converted, dense, empty, empty_like, ndarray, there, unreadable
+from anynorm_cupy._memory import converted, dense, empty, empty_like, ndarray, room, there, unreadable
 
 NUMBER = 4  # bytes of a float32
 
@@ -174,11 +172,10 @@ def _run(job: Job, its: Launcher, x: Any, y: int, weight: Any, bias: Any, planes
     False where the device refuses to launch a kernel, the first time. Nothing is in y then, which the last one writes.
     """
     saved = 0 if planes is None else planes.data.ptr
-    work, room = 0, None
+    work = 0
     if job.partial or (job.keeps and not saved):
-        # Freed when the launches are on their way: CuPy gives memory to the same stream again, to another not yet.
-        room = cupy.cuda.alloc(job.work + 5 * NUMBER * job.sets)
-        work = room.ptr
+        memory = room(job.work + 5 * NUMBER * job.sets, x.data.device_id)
+        work = memory.ptr
         saved = saved or work + job.work
     try:
         _engine.forward(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cupy
-
 from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._formula import Saved
@@ -15,7 +13,7 @@ from anynorm_cuda import _engine
 from anynorm_cuda._launcher import RefusedError
 from anynorm_cupy._jobs import FLOAT32, forget, gradient_job_of, parameter
 from anynorm_cupy._launch import launcher, on_current_stream
-from anynorm_cupy._memory import converted, copied, empty_like, ndarray, there, unreadable
+from anynorm_cupy._memory import converted, copied, empty_like, ndarray, room, there, unreadable
 
 
 def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
@@ -48,8 +46,8 @@ def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Learned) -> tupl
     if isinstance(job, str):
         return None
     dweight, dbias = [None if lies is None else ndarray(lies, FLOAT32) for lies in (plan.weight, plan.bias)]
-    work = cupy.cuda.alloc(job.work)
     device = x.data.device_id
+    work = room(job.work, device)
     try:
         _engine.backward(
             job,

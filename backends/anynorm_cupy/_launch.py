@@ -41,6 +41,11 @@ def current_stream(device: int) -> int:
     return cupy.cuda.get_current_stream(device).ptr  # type: ignore[no-any-return]
 
 
+def capturing(device: int) -> bool:
+    """Say whether a CUDA graph is being captured on the stream that is current in this thread."""
+    return bool(runtime.streamIsCapturing(current_stream(device)))
+
+
 def on_current_stream(its: Launcher, device: int) -> Callable[[Launch, bytes], None]:
     """Return what runs launches on the stream that is current in this thread, on the current device."""
     _make_context()

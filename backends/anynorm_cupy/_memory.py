@@ -10,7 +10,7 @@ import cupy
 
 from anynorm import _memory
 from anynorm._view import Ints
-from anynorm_cupy._launch import current_device
+from anynorm_cupy._launch import capturing, current_device
 
 ndarray: Any = cupy.ndarray
 
@@ -53,6 +53,21 @@ def dense(shape: Ints, strides: Ints, itemsize: int) -> Ints:
         found[axis] = step
         step *= shape[axis]
     return tuple(found)
+
+
+# What captured graphs write to each time they are launched, which may be at any later time.
+_of_graphs: list[Any] = []
+
+
+def room(size: int, device: int) -> Any:
+    """Return memory to work in, for the launches that follow.
+
+    The caller may let it go when they are on their way: CuPy gives memory to the same stream again, to another not yet.
+    """
+    memory = cupy.cuda.alloc(size)
+    if capturing(device):
+        _of_graphs.append(memory)
+    return memory
 
 
 def empty(shape: Ints, dtype: Any, strides: Ints) -> Any:

@@ -84,6 +84,16 @@ template <class T> struct alignas(16) Several {
 };
 using Vector = Several<X>;
 
+constexpr int NONE = 0; // WEIGHT, BIAS
+
+// How numbers of several threads are combined.
+struct Plus {
+    DEV static float of(float a, float b) { return a + b; }
+};
+struct Most { // of magnitudes
+    DEV static float of(float a, float b) { return fmaxf(a, b); }
+};
+
 // The sum of a vector's terms, and of the products of two vectors, as a tree.
 template <int COUNT> DEV float total(const float (&terms)[COUNT]) {
     float sums[COUNT / 2];

@@ -6,7 +6,7 @@
 // How rows are cut does not depend on how many columns there are, so a set's bits do not depend on its neighbours.
 
 constexpr int ROWS = THREADS / LANES, WIDTH = LANES * VEC, WARPS = THREADS / 32;
-constexpr int NONE = 0, COLUMN = 2, ROW = 3; // WEIGHT, BIAS: absent, a number for each column, or for each row
+constexpr int COLUMN = 2, ROW = 3; // WEIGHT, BIAS: absent, a number for each column, or for each row
 static_assert(STRIP <= WIDTH && 2 * WIDTH <= THREADS && (!JOINT || STRIP % OF_SET == 0), "a thread for each number");
 
 // What a thread works on.
@@ -59,13 +59,6 @@ template <int LIES, class T> struct Parameter {
     DEV float operator[](int e) const { return LIES == COLUMN ? along[e] : number; }
 };
 
-struct Plus {
-    DEV static float of(float a, float b) { return a + b; }
-};
-struct Most {
-    DEV static float of(float a, float b) { return fmaxf(a, b); }
-};
-
 // The largest power of two below a number.
 constexpr int half_of(int number) { return number <= 2 ? number / 2 : 2 * half_of((number + 1) / 2); }
 
@@ -79,7 +72,7 @@ template <class Operation, int COUNT> DEV float folded(float (&terms)[COUNT]) {
 
 // Where threads combine numbers of columns, up to two of each.
 struct Slots {
-    float of_warps[2][WARPS][WIDTH], of_blocks[2][CTAS][2 * WIDTH], of_columns[2 * WIDTH];
+    float of_warps[2][WARPS][WIDTH], of_blocks[2][CTAS][CTAS > 1 ? 2 * WIDTH : 1], of_columns[2 * WIDTH];
     Known known[WIDTH];
 };
 template <int COUNT> using Numbers = float[COUNT][VEC];
@@ -99,9 +92,9 @@ template <class Operation, int COUNT> DEV void combine(Slots &slots, Cell &its, 
 #pragma unroll
         for (int warp = 0; warp < WARPS; warp++) terms[warp] = slots.of_warps[which][warp][mine];
         float all = folded<Operation>(terms);
-        slots.of_columns[thread()] = all;
-        if (CTAS > 1)
-            for (int peer = 0; peer < CTAS; peer++) store_to_peer(&slots.of_blocks[its.phase][its.rank][thread()], peer, all);
+        if (CTAS == 1) slots.of_columns[thread()] = all;
+        for (int peer = 0; CTAS > 1 && peer < CTAS; peer++)
+            store_to_peer(&slots.of_blocks[its.phase][its.rank][thread()], peer, all);
     }
     if (CTAS > 1) {
         cluster_barrier();

@@ -7,10 +7,16 @@ typedef unsigned long long u64;
 typedef long long i64;
 
 #define DEV __device__ __forceinline__
-#define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS) name
-#define CLUSTER_KERNEL(name) extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS) name
+#define KERNEL(name) extern "C" __global__ void BOUNDS name
+#define CLUSTER_KERNEL(name) extern "C" __global__ void CLUSTER_DIMS BOUNDS name
 #define SHARED(type, name, count) __shared__ type name[count]
 #define DYNAMIC(type, name) extern __shared__ __align__(16) type name[]
+
+#ifdef BLOCKS // that are to run on a processor at once
+#define BOUNDS __launch_bounds__(THREADS, BLOCKS)
+#else
+#define BOUNDS __launch_bounds__(THREADS)
+#endif
 
 #if CTAS > 1
 #define CLUSTER_DIMS __cluster_dims__(CTAS, 1, 1)

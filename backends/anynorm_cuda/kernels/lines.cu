@@ -4,9 +4,9 @@
 // go round the units. So the order of sums follows from how many lines a set has and how long they are.
 //
 // LINES is 1 where a set is one line, else 0. RUN is the length of a line where it is known when the kernel is compiled,
-// of sets of one line; else 0. TAIL: whether vectors may run beyond the end of a line.
+// of sets of one line; else 0. INNER: whether there are several sets along B. TAIL: whether vectors may run beyond the end of a line.
 
-constexpr int NONE = 0, VECTOR = 1, LINE = 2; // WEIGHT, BIAS: absent, along a line, one number for a line
+constexpr int VECTOR = 1, LINE = 2; // WEIGHT, BIAS: absent, along a line, one number for a line
 
 DEV int run(const Call &q) { return RUN ? RUN : (int)q.run; }
 DEV int per_line(const Call &q) { return RUN ? (RUN + LANES * VEC - 1) / (LANES * VEC) : (int)q.per_line.number; }
@@ -27,7 +27,7 @@ struct Part {
     bool live;
 
     DEV Part(const Call &q, int set, int chunk, bool live) : q(q), set(set), chunk(chunk), live(live) {
-        a = set / (int)q.inner, b = set - a * (int)q.inner;
+        a = INNER ? set / (int)q.inner : set, b = INNER ? set - a * (int)q.inner : 0;
         begin = CHUNKED ? chunk * TEAM * ITEMS : 0;
         end = CHUNKED ? least(begin + TEAM * ITEMS, pieces(q)) : pieces(q);
     }
@@ -37,7 +37,7 @@ struct Part {
     DEV Item item(const Team &team, int i) const {
         int piece = this->piece(team, i), line = line_of(q, piece);
         int first = ((piece - line * per_line(q)) * LANES + team.lane) * VEC;
-        bool whole = RUN && RUN % (TEAM * LANES * VEC) == 0; // known when the kernel is compiled
+        bool whole = RUN && RUN == ITEMS * TEAM * LANES * VEC; // known when the kernel is compiled
         return {line, first, !live ? 0 : whole ? LANES * VEC : piece < end ? run(q) - first : 0};
     }
 

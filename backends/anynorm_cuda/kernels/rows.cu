@@ -3,6 +3,8 @@
 // The statistics of what a team holds. The first pass sums from a pivot, an element, which makes sets of equal values
 // exact; the second takes out what the mean lost. Where squares leave the range of numbers both are done again in a
 // scale that the largest magnitude tells.
+static_assert(SETS == 1 || ALL_WARPS == 1, "teams of several warps do not share a block: they would not meet");
+
 DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &held) {
     const float eps = (float)q.eps, root = (float)q.root, n = part.elements();
     float first = CENTRES && part.live ? get(part.of(q.x, q.of_x)[part.first(q.of_x)]) : 0, scale = 1;

@@ -9,13 +9,6 @@ constexpr int SPAN = LANES * UNITS < 32 ? LANES * UNITS : 32;
 constexpr int WARPS = LANES * UNITS / SPAN, ALL_WARPS = WARPS * CTAS;
 static_assert(WARPS * SPAN == LANES * UNITS, "a team is whole warps, or a part of one");
 
-struct Plus {
-    DEV static float of(float a, float b) { return a + b; }
-};
-struct Most { // of magnitudes
-    DEV static float of(float a, float b) { return fmaxf(a, b); }
-};
-
 struct Team {
     int lane, unit, set, rank, phase = 0; // set: which of the block's
     float (*slots)[2];

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
+
+from anynorm._cli import UsageError
 
 _RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
-    """Run a benchmark, print its tables, and write them as JSON, and as a picture, if asked to."""
+def main() -> int:
+    """Run a benchmark, print its tables, and write them as JSON and as a picture if asked to; return the exit code."""
+    options = _parser().parse_args()
+    try:
+        code = {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove}[options.what](options)
+        sys.stdout.flush()  # whoever reads may have gone, which is noticed now or when Python ends
+    except UsageError as error:
+        print(f"python -m benchmarks {options.what}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # as of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Timings as ratios measured in one run.")
     commands = parser.add_subparsers(dest="what", required=True)
     alone = commands.add_parser("numpy", help="NumPy alone, without the engine, against the five-line NumPy formula")
     alone.add_argument("--dtype", action="append", choices=["float16", "float32", "float64"], help="default: float32")
     alone.add_argument("--rounds", type=int, default=15)
-    alone.add_argument("--json", type=Path, help="write the results to this file")
+    alone.add_argument("--json", type=_file, help="write the results to this file")
     cpu = commands.add_parser("cpu", help="NumPy arrays and torch tensors, against torch, others, and a copy")
     gpu = commands.add_parser("gpu", help="CuPy arrays and torch's CUDA tensors, against a copy, torch, and others")
     _choices(cpu, "cpu", "fewer rounds, and no large data: a minute or two")
@@ -27,25 +46,51 @@ def main() -> None:
     gpu.add_argument("--seconds", type=float, help="stop after about so many, the least important left out")
     proof = commands.add_parser("prove", help="all that is to be proved on a machine with a GPU, in ten minutes")
     proof.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results are written")
-    options = parser.parse_args()
-    {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove}[options.what](options)
+    return parser
 
 
 def _choices(parser: argparse.ArgumentParser, what: str, quick: str) -> None:
     """Add what the CPU and the GPU benchmark have in common."""
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--only", metavar="PATTERN", default="", help="only what matches this regular expression")
+    parser.add_argument(
+        "--only", metavar="PATTERN", default="", type=_expression, help="only what matches this regular expression"
+    )
     parser.add_argument(
         "--list", action="store_true", help="print what would be timed, which is what the expression is matched with"
     )
     for name in ("json", "picture"):
         default = _RESULTS / f"{what}.{'json' if name == 'json' else 'png'}"
         parser.add_argument(
-            f"--{name}", type=Path, nargs="?", const=default, metavar="FILE", help=f"write it: {default}"
+            f"--{name}", type=_file, nargs="?", const=default, metavar="FILE", help=f"write it: {default}"
         )
 
 
-def _cpu(options: argparse.Namespace) -> None:
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError) as error:  # the second for a number of repetitions
+        msg = f"{text!r} is no regular expression: {error}. A parenthesis itself is written \\( there."
+        raise argparse.ArgumentTypeError(msg) from None
+    return text
+
+
+def _file(text: str) -> Path:
+    """Return where results are to be written, which is found out before minutes are spent on them."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        msg = f"{text} cannot be written: it is a folder, or its folder does not exist."
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
+def _chosen(items: list[Any], options: argparse.Namespace) -> list[Any]:
+    if not items:
+        msg = f"nothing matches {options.only!r}. Without --only, --list shows what there is."
+        raise UsageError(msg)
+    return items
+
+
+def _cpu(options: argparse.Namespace) -> int:
     from benchmarks import machine
 
     machine.use_cores()  # before anything starts threads
@@ -56,10 +101,10 @@ def _cpu(options: argparse.Namespace) -> None:
     from benchmarks import cpu, picture
     from benchmarks.report import report
 
-    items = cpu.plan(only=options.only, few=options.quick)
+    items = _chosen(cpu.plan(only=options.only, few=options.quick), options)
     if options.list:
         print(*items, sep="\n")
-        return
+        return 0
     torch.set_num_threads(machine.THREADS)
     with progress() as steps:
         result = cpu.measure(items, cpu.QUICK_SECONDS if options.quick else cpu.SECONDS, steps.step)
@@ -68,18 +113,19 @@ def _cpu(options: argparse.Namespace) -> None:
     if options.picture:
         picture.draw(options.picture, result)
     report(result)
+    return 0
 
 
-def _gpu(options: argparse.Namespace) -> None:
+def _gpu(options: argparse.Namespace) -> int:
     from anynorm._cli.show import progress
     from benchmarks import gpu, gpu_picture
     from benchmarks.gpu_arrays import usable
     from benchmarks.gpu_report import report
 
-    items = gpu.plan(only=options.only, few=options.quick)
+    items = _chosen(gpu.plan(only=options.only, few=options.quick), options)
     if options.list:
         print(*items, sep="\n")
-        return
+        return 0
     libraries = usable()
     if all(isinstance(library, str) for library in libraries.values()):
         reasons = "; ".join(dict.fromkeys(map(str, libraries.values())))
@@ -93,15 +139,21 @@ def _gpu(options: argparse.Namespace) -> None:
     if options.picture:
         gpu_picture.draw(options.picture, result)
     report(result)
+    return 0
 
 
-def _prove(options: argparse.Namespace) -> None:
-    from benchmarks.prove import main
+def _prove(options: argparse.Namespace) -> int:
+    from benchmarks import prove
 
-    raise SystemExit(main(options.out))
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"--out {options.out} cannot be made a folder: {error.strerror}. Give a folder, or where one can be made."
+        raise UsageError(msg) from None
+    return prove.main(options.out)
 
 
-def _numpy(options: argparse.Namespace) -> None:
+def _numpy(options: argparse.Namespace) -> int:
     import numpy as np
 
     from benchmarks import numpy_alone
@@ -130,7 +182,8 @@ def _numpy(options: argparse.Namespace) -> None:
         machine = {"python": platform.python_version(), "numpy": np.__version__, "processor": platform.machine()}
         result = {"machine": machine, "cases": rows, "overhead_us": overhead}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

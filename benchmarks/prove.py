@@ -41,6 +41,13 @@ _FOR_TESTS = ("numpy", "array-api-compat", "pytest", "hypothesis")
 _FOR_KERNELS = ("numpy", "ml_dtypes")
 _FOR_BENCHMARK = ("numpy", "array-api-compat", "ml_dtypes", "rich", "matplotlib")
 
+# Print why the kernels' compiler and its bindings, or the libraries, cannot be used; null where they can.
+_ASK_KERNELS = "import json, anynorm_cuda; print(json.dumps({'cuda-bindings': anynorm_cuda.missing()}))"
+_ASK_LIBRARIES = (
+    "import json; from benchmarks.gpu_arrays import LIBRARIES\n"
+    "print(json.dumps({name: library.missing() for name, library in LIBRARIES.items()}))"
+)
+
 Result = dict[str, Any]
 
 
@@ -83,22 +90,16 @@ def missing() -> dict[str, str]:
     found = {"gpu": gpu_card.no_gpu(), "sanitizer": None if sanitizer() else "compute-sanitizer is not found"}
     for package in dict.fromkeys([*_FOR_TESTS, *_FOR_KERNELS, *_FOR_BENCHMARK]):
         found[package] = None if installed(package) else f"{package} is not installed"
+    found |= _asked(("cuda-bindings",), _ASK_KERNELS)
     if found["gpu"] is None:
-        found |= _libraries()
+        found |= _asked(("torch", "cupy"), _ASK_LIBRARIES)
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _libraries() -> dict[str, str | None]:
-    """Return why torch, CuPy and the kernels cannot be used; asked in a process of its own, which may take memory."""
-    code = (
-        "import json, anynorm_cuda\n"
-        "from benchmarks.gpu_arrays import LIBRARIES\n"
-        "found = {name: library.missing() for name, library in LIBRARIES.items()}\n"
-        "print(json.dumps(found | {'cuda-bindings': anynorm_cuda.missing()}))"
-    )
-    names = ("torch", "cupy", "cuda-bindings")
+def _asked(names: Sequence[str], code: str) -> dict[str, str | None]:
+    """Return what code prints of these; in a process of its own, which may take memory of the GPU."""
     try:
-        asked = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
             env=_environment(),
@@ -107,10 +108,10 @@ def _libraries() -> dict[str, str | None]:
             timeout=90,
             check=True,
         )
-        answer: dict[str, str | None] = json.loads(asked.stdout.strip().rpartition("\n")[2])
+        answer: dict[str, str | None] = json.loads(done.stdout.strip().rpartition("\n")[2])
     except (subprocess.SubprocessError, ValueError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        return {names[0]: f"the libraries cannot be asked: {str(said).strip().rpartition(chr(10))[2]}"}
+        return {names[0]: f"{' and '.join(names)} cannot be asked: {str(said).strip().rpartition(chr(10))[2]}"}
     return answer
 
 

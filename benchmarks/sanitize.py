@@ -52,6 +52,7 @@ CASES = (
     *_images(2, 16, 40, 36, dtype="bfloat16"),
     Case(Problem("instance_norm", (1, 3, 260, 260))),
     Case(Problem("instance_norm", (1, 2, 700, 400))),
+    Case(Problem("batch_norm", (1, 6, 260, 260), channels_last=True)),
     Case(Problem("batch_norm", (4, 6, 9, 9)), given=True),
     Case(Problem("batch_norm", (4, 6, 9, 9), channels_last=True), given=True),
 )

@@ -165,13 +165,19 @@ def pairwise(*factors: Sequence[Any], allowed: Callable[..., bool] = lambda *_: 
     Greedy and without chance: the next row is, of all allowed, the first in the product's order that covers most of the
     pairs not covered yet.
     """
-    rows = [row for row in itertools.product(*factors) if allowed(*row)]
-    missing = set(itertools.chain.from_iterable(_pairs(row) for row in rows))
-    chosen = []
-    while missing:
-        best = max(rows, key=lambda row: len(missing.intersection(_pairs(row))))
-        missing.difference_update(_pairs(best))
+    fresh = {row: _pairs(row) for row in itertools.product(*factors) if allowed(*row)}
+    rows_with: dict[Any, list[tuple[Any, ...]]] = {}
+    for row, pairs in fresh.items():
+        for pair in pairs:
+            rows_with.setdefault(pair, []).append(row)
+    rows, chosen = list(fresh), []
+    while rows:
+        best = max(rows, key=lambda row: len(fresh[row]))
         chosen.append(best)
+        for pair in tuple(fresh[best]):
+            for row in rows_with[pair]:
+                fresh[row].discard(pair)
+        rows = [row for row in rows if fresh[row]]
     return chosen
 
 

@@ -108,9 +108,10 @@ def _no_cuda() -> str | None:
 
 
 def _make_jax(array: NumPyArray) -> Any:
-    import jax.numpy as jnp
+    import jax
 
-    return jnp.asarray(array)
+    # jnp.asarray compiles a copy for every new shape. This one shares memory with what it is given: a copy of its own.
+    return jax.device_put(array.copy())
 
 
 def _jax_precision(enabled: bool) -> AbstractContextManager[Any]:

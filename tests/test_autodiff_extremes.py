@@ -90,7 +90,7 @@ def _many_elements(shape: tuple[int, ...]) -> tuple[tuple[Any, Any, Any], Gradie
 
 
 @each_way
-@pytest.mark.parametrize("shape", [(65536, 32, 2), (4,) * 10], ids=["long", "many axes"])
+@pytest.mark.parametrize("shape", [(65536, 4, 2), (4,) * 10], ids=["long", "many axes"])
 def test_gradients_summed_over_many_elements(derive: Derive, shape: tuple[int, ...]) -> None:
     """The gradient of a bias over several axes does not drift, as the libraries' own sums of equal elements do."""
     arrays, exact = _many_elements(shape)

@@ -76,10 +76,17 @@ def test_exact_is_the_norm(problem: Problem, direction: str) -> None:
         np.testing.assert_allclose(mine, its, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-@pytest.mark.parametrize("peer", ["anynorm-torch", "anynorm-cupy", "torch", "plain CuPy", "jax.jit"])
+@pytest.mark.parametrize(
+    ("peer", "problem", "direction", "dtype"),
+    [
+        pytest.param(peer, problem, direction, dtype, id=f"{peer}-{problem}-{direction}-{dtype}")
+        for peer in ("anynorm-torch", "anynorm-cupy", "torch", "plain CuPy", "jax.jit")
+        for problem in PROBLEMS
+        for direction in DIRECTIONS
+        for dtype in ("float32", "bfloat16")
+        if peer != "jax.jit" or dtype == "float32" or problem == SMALL  # it compiles each
+    ],
+)
 def test_peer_computes_the_norm(peer: str, problem: Problem, direction: str, dtype: str) -> None:
     """What is timed is the norm or its gradients, on every input that takes its turn, call after call."""
     prepare = {"torch": NATIVE.prepare, "plain CuPy": PLAIN.prepare, "jax.jit": JAX.prepare}.get(peer, ours)

@@ -110,16 +110,51 @@ def test_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing tools and packages are named; libraries are asked in a process of their own, which may fail."""
     monkeypatch.setattr(gpu_card, "no_gpu", lambda: None)
+    answers = {"torch": None, "cupy": "CuPy is not installed"}
+    assert set(prove._asked(tuple(answers), prove._ASK_LIBRARIES)) == set(answers)
+    monkeypatch.setattr(prove, "_ASK_LIBRARIES", f"print({json.dumps(json.dumps(answers))})")
     monkeypatch.setattr(prove, "installed", lambda package: None if package == "hypothesis" else "1.0")
     monkeypatch.setattr(prove, "sanitizer", lambda: None)
     found = prove.missing()
     assert found["hypothesis"] == "hypothesis is not installed"
     assert found["sanitizer"] == "compute-sanitizer is not found"
-    assert "pytest" not in found
-    assert set(prove._libraries()) == {"torch", "cupy", "cuda-bindings"}
-    monkeypatch.setattr(prove, "ROOT", Path("/"))
-    monkeypatch.setattr(prove, "_environment", lambda: {"PATH": os.environ["PATH"]})
-    assert prove._libraries()["torch"]
+    assert found["cupy"] == "CuPy is not installed"
+    assert not {"pytest", "torch"} & set(found)
+    assert prove._asked(("torch", "cupy"), "raise ValueError('lost')") == {
+        "torch": "torch and cupy cannot be asked: ValueError: lost"
+    }
+
+
+NO_NVRTC = "def nvrtcVersion():\n    raise RuntimeError('no library')\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        pytest.param({"cuda.py": ""}, "cuda-bindings is not installed", id="bindings"),
+        pytest.param(
+            {"cuda/bindings/__init__.py": "", "cuda/bindings/nvrtc.py": NO_NVRTC},
+            "NVRTC, the compiler of CUDA, is not installed",
+            id="compiler",
+        ),
+    ],
+)
+def test_missing_compiler_is_named(
+    files: dict[str, str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the kernels need is named among what is missing, on a machine without a GPU too."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(gpu_card, "no_gpu", lambda: "there is no NVIDIA driver here")
+    assert prove.main(tmp_path / "out") == 2
+    assert f"missing: {words}\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["missing"]["cuda-bindings"] == words
 
 
 def test_sanitizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

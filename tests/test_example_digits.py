@@ -51,16 +51,15 @@ def import_namespace(name: str) -> Any:
 def check_gradients(
     value: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], gradients: dict[str, Any], xp: Any
 ) -> None:
-    """Compare the gradient of a number by each argument with central differences along two random directions."""
+    """Compare the gradient of a number by each argument with central differences along a random direction."""
     random = np.random.default_rng(3)
     assert set(gradients) == set(arguments)
     for name, its in arguments.items():
         assert gradients[name].shape == its.shape
-        for _ in range(2):
-            direction = xp.asarray(random.normal(size=its.shape))
-            ahead, behind = [value(arguments | {name: its + step * direction}) for step in (STEP, -STEP)]
-            difference = float(ahead - behind) / (2 * STEP)
-            assert float(xp.sum(gradients[name] * direction)) == pytest.approx(difference, rel=1e-6, abs=1e-7), name
+        direction = xp.asarray(random.normal(size=its.shape))
+        ahead, behind = [value(arguments | {name: its + step * direction}) for step in (STEP, -STEP)]
+        difference = float(ahead - behind) / (2 * STEP)
+        assert float(xp.sum(gradients[name] * direction)) == pytest.approx(difference, rel=1e-6, abs=1e-7), name
 
 
 @each_standard_library
@@ -237,7 +236,7 @@ def test_program_runs_as_a_command() -> None:
 def test_picture_of_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is a PNG, and its numbers are the losses of every norm."""
     file = tmp_path / "losses.png"
-    found = run(capsys, "--picture", str(file), "--epochs", "2", "--batch-size", "256")
+    found = run(capsys, "--picture", str(file), "--epochs", "1", "--batch-size", "256")
     assert file.read_bytes().startswith(b"\x89PNG")
     assert list(found["norms"]) == list(network.NORMS)
     assert len({tuple(its["losses"]) for its in found["norms"].values()}) == len(network.NORMS)

@@ -5,6 +5,7 @@ The scenarios are in tests/numba_tasks.py, each in a process of its own, because
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -29,8 +30,8 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a directory in which the processes of all tests keep what they compile."""
-    return str(tmp_path_factory.mktemp("numba"))
+    """Return a directory in which the processes of all tests, and of all workers, keep what they compile."""
+    return str(tmp_path_factory.getbasetemp().parent / "numba-tasks")
 
 
 @pytest.fixture(params=OPENMP)
@@ -51,16 +52,20 @@ def test_python_threads_without_torch(settings: dict[str, str]) -> None:
     assert scenario("at_once", **settings) > 1
 
 
+@functools.cache
+def installed(layer: str) -> bool:
+    """Say whether numba has a threading layer here."""
+    probe = [sys.executable, "-c", "import numba; numba.get_num_threads()"]
+    chosen = {**os.environ, "NUMBA_THREADING_LAYER": layer}
+    return not subprocess.run(probe, env=chosen, capture_output=True, check=False, timeout=60).returncode
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_beside_numba(settings: dict[str, str], layer: str) -> None:
     """Calls from two Python threads do not disturb a third's parallel loop of numba's own, on any threading layer."""
-    chosen = {**settings, "NUMBA_THREADING_LAYER": layer}
-    probe = [sys.executable, "-c", "import numba; numba.get_num_threads()"]
-    if layer != "workqueue":
-        found = subprocess.run(probe, env={**os.environ, **chosen}, capture_output=True, check=False, timeout=60)
-        if found.returncode:
-            pytest.skip(f"numba's threading layer {layer} is not installed")
-    used, took_part = scenario("beside_numba", **chosen)
+    if layer != "workqueue" and not installed(layer):
+        pytest.skip(f"numba's threading layer {layer} is not installed")
+    used, took_part = scenario("beside_numba", **settings, NUMBA_THREADING_LAYER=layer)
 
     assert used == layer
     assert took_part > 1

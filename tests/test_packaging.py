@@ -205,7 +205,9 @@ def test_check_wheel_of_no_wheel(tmp_path: Path) -> None:
 @each_library(ONE_OF_EACH)
 def test_threads(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several threads may call at once, also when none has met the type or the shapes before."""
-    arrays = [np.random.default_rng(n).standard_normal((4, 6, 7 + n)).astype(np.float32) for n in range(8)]
+    # Each is compiled for by JAX, and each chunk is one more task of Dask's.
+    threads = 3 if library.name in ("jax", "dask") else 8
+    arrays = [np.random.default_rng(n).standard_normal((4, 6, 7 + n)).astype(np.float32) for n in range(threads)]
     calls: list[Any] = [an.layer_norm, an.rms_norm, lambda x: an.group_norm(x, 3), an.instance_norm, an.batch_norm]
     start = Barrier(len(arrays))
     monkeypatch.setattr(_dispatch, "_libraries", {})

@@ -14,7 +14,7 @@ from libraries import EACH_WAY, ArrayLibrary, each_library, numpy_dtype
 import anynorm as an
 
 # JAX compiles and Dask schedules each example anew.
-EXAMPLES = {"numpy": 300, "numpy_alone": 200, "torch": 200, "strict_CPU_DEVICE": 100, "dask": 25, "jax": 25}
+EXAMPLES = {"numpy": 300, "numpy_alone": 200, "torch": 100, "strict_CPU_DEVICE": 100, "dask": 12, "jax": 12}
 
 
 @st.composite

@@ -1,7 +1,8 @@
 """Gradients on the inputs on which norms go wrong, through every function on every library: within the contract.
 
-NumPy and torch meet every hostile input in every arrangement and dtype. Elsewhere the arrangements take turns, and JAX
-and Dask, which are slow to meet a call for the first time, know three of them and most inputs in float32 alone.
+NumPy, both ways, and GPUs meet every hostile input in every arrangement and dtype. Elsewhere the arrangements take
+turns: torch's CPU tensors go to the engine's kernels as NumPy's arrays do. JAX and Dask, which are slow to meet a call
+for the first time, know three of them and most inputs in float32 alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from anynorm._reference_gradients import Gradients
 BY_NAME = {arrangement.name: arrangement for arrangement in ARRANGEMENTS}
 PAIRS = [(name, dtype) for name, library in LIBRARIES.items() for dtype in library.dtypes]
 QUICK = (*BOTH_NUMPY, "torch")
-EAGER = (*QUICK, "cupy", "torch_cuda")
+IN_FULL = (*BOTH_NUMPY, "cupy", "torch_cuda")
+EAGER = (*IN_FULL, "torch")
 SLOW = ("jax", "jax_x64", "dask")
 FOR_SLOW = ("layer-leading", "rms", "batch")
 
@@ -60,7 +62,7 @@ def _dx_of_rows(case: Case, library: ArrayLibrary, dy_of_rows: NumPyArray) -> Nu
 
 def _turns(library: str, turn: int, names: Sequence[str] = tuple(BY_NAME)) -> Sequence[str]:
     """Return the arrangements in which a library meets an input."""
-    if library in EAGER:
+    if library in IN_FULL:
         return names
     among = [name for name in names if library not in SLOW or name in FOR_SLOW]
     return [among[turn % len(among)]]

@@ -90,6 +90,15 @@ def _chosen(items: list[Any], options: argparse.Namespace) -> list[Any]:
     return items
 
 
+def _check_installed(*packages: str) -> None:
+    from benchmarks.machine import installed
+
+    for package in packages:
+        if not installed(package):
+            msg = f"{package} is not installed. README's second command makes an environment that has all."
+            raise UsageError(msg)
+
+
 def _cpu(options: argparse.Namespace) -> int:
     from benchmarks import machine
 
@@ -97,14 +106,17 @@ def _cpu(options: argparse.Namespace) -> int:
 
     import torch
 
-    from anynorm._cli.show import progress
-    from benchmarks import cpu, picture
-    from benchmarks.report import report
+    from benchmarks import cpu
 
     items = _chosen(cpu.plan(only=options.only, few=options.quick), options)
     if options.list:
         print(*items, sep="\n")
         return 0
+    _check_installed("rich", "matplotlib")
+    from anynorm._cli.show import progress
+    from benchmarks import picture
+    from benchmarks.report import report
+
     torch.set_num_threads(machine.THREADS)
     with progress() as steps:
         result = cpu.measure(items, cpu.QUICK_SECONDS if options.quick else cpu.SECONDS, steps.step)
@@ -117,10 +129,8 @@ def _cpu(options: argparse.Namespace) -> int:
 
 
 def _gpu(options: argparse.Namespace) -> int:
-    from anynorm._cli.show import progress
-    from benchmarks import gpu, gpu_picture
+    from benchmarks import gpu
     from benchmarks.gpu_arrays import usable
-    from benchmarks.gpu_report import report
 
     items = _chosen(gpu.plan(only=options.only, few=options.quick), options)
     if options.list:
@@ -131,6 +141,11 @@ def _gpu(options: argparse.Namespace) -> int:
         reasons = "; ".join(dict.fromkeys(map(str, libraries.values())))
         msg = f"python -m benchmarks gpu: {reasons}. Nothing was timed."
         raise SystemExit(msg)
+    _check_installed("rich", "matplotlib")
+    from anynorm._cli.show import progress
+    from benchmarks import gpu_picture
+    from benchmarks.gpu_report import report
+
     seconds, total = (gpu.QUICK_SECONDS, gpu.QUICK_TOTAL_SECONDS) if options.quick else (gpu.SECONDS, gpu.TOTAL_SECONDS)
     with progress() as steps:
         result = gpu.measure(items, libraries, seconds=seconds, total=options.seconds or total, step=steps.step)

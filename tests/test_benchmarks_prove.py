@@ -131,10 +131,10 @@ NO_NVRTC = "def nvrtcVersion():\n    raise RuntimeError('no library')\n"
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        pytest.param({"cuda.py": ""}, "cuda-bindings is not installed", id="bindings"),
+        pytest.param({"cuda.py": ""}, "cuda-bindings is not installed (pip install cuda-bindings)", id="bindings"),
         pytest.param(
             {"cuda/bindings/__init__.py": "", "cuda/bindings/nvrtc.py": NO_NVRTC},
-            "NVRTC, the compiler of CUDA, is not installed",
+            "NVRTC, the compiler of CUDA, is not installed (pip install nvidia-cuda-nvrtc)",
             id="compiler",
         ),
     ],

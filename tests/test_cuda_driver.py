@@ -224,9 +224,13 @@ def test_imports_no_cuda() -> None:
 @pytest.mark.parametrize(
     ("barred", "reason"),
     [
-        pytest.param("cuda", "cuda-bindings is not installed", id="cuda"),
-        pytest.param("cuda.bindings", "cuda-bindings is not installed", id="bindings"),
-        pytest.param("cuda.bindings.nvrtc", "NVRTC, the compiler of CUDA, is not installed", id="nvrtc"),
+        pytest.param("cuda", "cuda-bindings is not installed (pip install cuda-bindings)", id="cuda"),
+        pytest.param("cuda.bindings", "cuda-bindings is not installed (pip install cuda-bindings)", id="bindings"),
+        pytest.param(
+            "cuda.bindings.nvrtc",
+            "NVRTC, the compiler of CUDA, is not installed (pip install nvidia-cuda-nvrtc)",
+            id="nvrtc",
+        ),
     ],
 )
 def test_missing(monkeypatch: pytest.MonkeyPatch, barred: str, reason: str) -> None:

@@ -20,13 +20,13 @@ def missing() -> str | None:
     except (ValueError, ImportError):  # there is no `cuda`, or it is barred from being imported
         found = False
     if not found:
-        return "cuda-bindings is not installed"
+        return "cuda-bindings is not installed (pip install cuda-bindings)"
     from anynorm_cuda import _compile
 
     try:
         _compile.version()
     except Exception:  # each release of the bindings raises another
-        return "NVRTC, the compiler of CUDA, is not installed"
+        return "NVRTC, the compiler of CUDA, is not installed (pip install nvidia-cuda-nvrtc)"
     return None
 
 

@@ -20,9 +20,10 @@ class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of each set of numbers.
 
     A NamedTuple, hence a pytree. `+` merges the statistics of disjoint sets, of one library, dtype and shape, and so
-    does Python's `sum`; the moments of nothing, with n = 0, are its identity. Means are rounded to the compute dtype: with
-    u, half an ulp of the mean, a merge moves m2 by up to 2·u·√(n·m2) + n·u². That matters where u is no longer small
-    beside the standard deviation, in float32 beyond means of 10⁵ standard deviations: measure float64 there.
+    does Python's `sum`; the moments of nothing, with n = 0, are its identity.
+
+    Means are rounded to the compute dtype: with u, half an ulp of the mean, a merge moves m2 by up to 2·u·√(n·m2) + n·u².
+    That matters where u is not small beside the standard deviation: measure float64 there.
 
     Attributes
     ----------

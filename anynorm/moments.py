@@ -22,8 +22,8 @@ class Moments(NamedTuple):
     A NamedTuple, hence a pytree. `+` merges the statistics of disjoint sets, of one library, dtype and shape, and so
     does Python's `sum`; the moments of nothing, with n = 0, are its identity.
 
-    Means are rounded to the compute dtype: with u, half an ulp of the mean, a merge moves m2 by up to 2·u·√(n·m2) + n·u².
-    That matters where u is not small beside the standard deviation: measure float64 there.
+    Means are rounded to the compute dtype: with u, half an ulp of the mean, a merge moves m2 by 2·u·√(n·m2) + n·u² at
+    most. That matters where u is not small beside the standard deviation: measure float64 there.
 
     Attributes
     ----------

@@ -34,5 +34,8 @@ def call_of(asking: str, function: object, known: Sequence[Callable[..., Any]]) 
         if function is candidate:
             return _CALLS[candidate]
     names = ", ".join([candidate.__name__ for candidate in known])
-    msg = f"{asking}: function must be one of anynorm's {names}; got {described(function)}."
+    advice = (
+        " Pass the function that the layer calls; layer.vjp(x) is its gradient." if hasattr(function, "vjp") else ""
+    )
+    msg = f"{asking}: function must be one of anynorm's {names}; got {described(function)}.{advice}"
     raise TypeError(msg)

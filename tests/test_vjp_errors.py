@@ -195,6 +195,13 @@ def test_foreign_function(function: Any) -> None:
     assert "moments" not in str(caught.value).partition("; got ")[0]
 
 
+def test_layer_instead_of_function() -> None:
+    """A layer is told from an array, and the call that its owner looks for is named."""
+    with pytest.raises(TypeError, match=r"got .*LayerNorm.*\. Pass the function .*; layer\.vjp\(x\)") as error:
+        an.vjp(an.LayerNorm(3), np.ones((2, 3)))
+    assert "array of" not in str(error.value)
+
+
 # A wrong call of each kind: the function, arguments after x, options. A tuple stands for zeros of that shape.
 WRONG: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
     ("layer_norm", (), {"axis": 3}),

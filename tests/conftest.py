@@ -89,7 +89,8 @@ def _keep_one_of_each_missing(config: pytest.Config, items: list[pytest.Item]) -
                 left_out.append(item)
             seen.add((function, name))
     if left_out:
-        items[:] = [item for item in items if item not in set(left_out)]
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=left_out)
 
 

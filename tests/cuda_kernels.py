@@ -18,7 +18,7 @@ Ints = tuple[int, ...]
 DEVICES = {80: Device(80, 108, 166912), 90: Device(90, 132, 232448), 120: Device(120, 188, 101376)}
 
 KINDS = {
-    "bfloat16": Kinds("bfloat16", "float32", "float32"),
+    "bfloat16": Kinds("bfloat16", "float32", "float32", dweight="bfloat16"),
     "float16": Kinds("float16", "float16", "float16"),
     "float32": Kinds("float32", "float32", "float32"),
 }

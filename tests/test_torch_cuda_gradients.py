@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cuda_host
 import pytest
@@ -181,6 +182,24 @@ def test_parameters_of_other_dtypes(seen: Seen) -> None:
     an.layer_norm(x, weight, bias).backward(slope().bfloat16())
     assert [its.grad.dtype for its in (x, weight, bias)] == [torch.bfloat16, torch.float64, torch.bfloat16]
     assert [len(job.view.steps) for job in seen.jobs] == [2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gradients_of_parameters_are_written_as_they_are(dtype: Any, seen: Seen) -> None:
+    """The kernel writes the gradients of weight and bias in their dtypes, and nothing is cast after it."""
+    x, weight, bias = leaves(dtype=dtype)
+    wide = leaves(dtype=torch.float32)[2]
+    with mock.patch.object(torch.Tensor, "to", side_effect=AssertionError("a cast")):
+        an.layer_norm(x, weight, bias).backward(slope().type(dtype))
+        an.layer_norm(x.detach(), weight.detach(), wide).backward(slope().type(dtype))
+    written = [dict(its.kernel.macros) for its in seen.launches if its.kernel.name == "parameter_sums"]
+    name = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[dtype]
+    assert [(its["DW"], its["DB"]) for its in written] == [(name, name), ("f32", "f32")]
+    exact = leaves(dtype=dtype)
+    an.layer_norm(*[its.double() for its in exact]).backward(slope().type(dtype).double())
+    for its, other in zip((weight, bias), exact[1:], strict=True):
+        assert its.grad.dtype is dtype
+        torch.testing.assert_close(its.grad.double(), other.grad.double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_results_may_be_changed(seen: Seen) -> None:

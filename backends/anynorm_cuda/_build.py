@@ -33,13 +33,15 @@ APART = "the gradient of a weight is wanted that varies on both sides of an axis
 
 
 class Kinds(NamedTuple):
-    """The dtypes of x, weight and bias, by name; and what divides the addresses of x and all like it, and of both."""
+    """Dtypes by name, of x, weight and bias; and what divides the addresses of x and all like it, and of both."""
 
     x: str
     weight: str | None
     bias: str | None
     bits: int = 0  # all bits that are set in the address of some array: what divides this divides each
     parameter_bits: int = 0
+    dweight: str = "float32"  # of the gradients of weight and bias
+    dbias: str = "float32"
 
 
 class Job(NamedTuple):
@@ -164,7 +166,9 @@ class Builder:
 
     def parameter_sums(self, sums: Sums) -> Launch:
         threads = 1024 if sums.outer * sums.within > 64 else 256
-        macros = (("X", "f32"), ("W", "f32"), ("B", "f32"), ("THREADS", threads), ("CTAS", 1))
+        kinds = {"X": "float32", "W": "float32", "B": "float32", "DW": self.kinds.dweight, "DB": self.kinds.dbias}
+        types: list[tuple[str, str | int]] = [(name, KINDS[its][0]) for name, its in kinds.items()]
+        macros = (*types, ("THREADS", threads), ("CTAS", 1))
         kernel = Kernel("parameter_sums", ("call", "formula", "parameters"), macros)
         return Launch(kernel, (-(-sums.kept // 32), 2), threads, 0)
 

@@ -67,8 +67,8 @@ class _Normalized(torch.autograd.Function):
         jobs, plan, job, eps, _, bias, own = ctx.kept
         # Hooks may have brought back tensors of another kind than those that were saved.
         if jobs.may_read(x, dy, weight, planes):
-            dweight = room(weight.shape, x) if needs[1] else None
-            dbias = room(bias[0], x) if needs[2] else None
+            dweight = jobs.room_for_gradient(weight.shape, weight.dtype, x) if needs[1] else None
+            dbias = jobs.room_for_gradient(*bias, x) if needs[2] else None
             dx = _gradient(jobs, plan, dy, x, weight, planes if own is None else own, x.numel(), dweight, dbias)
             if dx is not None:
                 if dweight is not None and dweight.dtype is not weight.dtype:
@@ -123,10 +123,10 @@ def _gradient(
     if dy.dtype != x.dtype or (plan.given and not jobs.pulls_given):
         return None
     dx, weight = jobs.empty_like(x, elements), jobs.parameter(weight, x)
-    job = jobs.gradient_job_of(plan, x, weight, dy, dx)
+    job = jobs.gradient_job_of(plan, x, weight, dy, dx, dweight, dbias)
     if isinstance(job, str) and dy.stride() != dx.stride():
         dy = jobs.empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten
-        job = jobs.gradient_job_of(plan, x, weight, dy, dx)
+        job = jobs.gradient_job_of(plan, x, weight, dy, dx, dweight, dbias)
     if isinstance(job, str):
         return None
     try:

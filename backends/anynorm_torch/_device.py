@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -120,15 +120,20 @@ class _DeviceJobs(Jobs):
             found = remember(key, plan, job)
         return found[1]
 
-    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
+    def room_for_gradient(self, shape: Any, dtype: Any, x: Any) -> Any:
+        return x.new_empty(shape, dtype=dtype if dtype in OWN else torch.float32)
+
+    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any, dweight: Any, dbias: Any) -> Any:
         begins = x.data_ptr() | dy.data_ptr() | dx.data_ptr()
         beside = None if weight is None else (weight.dtype, weight.data_ptr() % WIDEST)
-        key = (id(plan), x.dtype, x.stride(), dy.stride(), x.get_device(), begins % WIDEST, beside, True)
+        wanted = [torch.float32 if its is None else its.dtype for its in (dweight, dbias)]
+        key = (id(plan), x.dtype, x.stride(), dy.stride(), x.get_device(), begins % WIDEST, beside, *wanted)
         found = met(key)
         if found is None:
             # Bias is not read: it lies as its gradient is wanted.
             bias = None if plan.bias is None else dense(plan.bias)
-            found = remember(key, plan, _made(plan, "gradient_job", (x, dy, dx), begins, (weight, None), bias))
+            job = _made(plan, "gradient_job", (x, dy, dx), begins, (weight, None), bias, wanted)
+            found = remember(key, plan, job)
         return found[1]
 
     def run(self, x: Any, y: Any, its: Run) -> None:
@@ -181,15 +186,25 @@ def _floats(x: Any, *shape: int) -> Any:
     return x.new_empty(*shape) if x.dtype is torch.float32 else x.new_empty(*shape, dtype=torch.float32)
 
 
-def _made(plan: Plan, which: str, tensors: tuple[Any, ...], begins: int, parameters: tuple[Any, Any], bias: Any) -> Any:
+def _made(
+    plan: Plan,
+    which: str,
+    tensors: tuple[Any, ...],
+    begins: int,
+    parameters: tuple[Any, Any],
+    bias: Any,
+    gradients: Sequence[Any] = (torch.float32, torch.float32),
+) -> Any:
     """Return a job whose kernels are loaded, or half a sentence that says why there is none.
 
-    `begins` is divided by all powers of two that divide the address of each tensor.
+    `begins` is divided by all powers of two that divide the address of each tensor. `gradients`: the dtypes of those of
+    weight and bias.
     """
     x, own = tensors[0], [None if its is None else KINDS[its.dtype][0] for its in parameters]
     shape, strides, weight = tuple(x.shape), tuple([steps(its) for its in tensors]), layout(parameters[0])
     bits = [0 if its is None else its.data_ptr() for its in parameters]
     kinds = engine().jobs.Kinds(KINDS[x.dtype][0], *own, begins % WIDEST, (bits[0] | bits[1]) % WIDEST)
+    kinds = kinds._replace(dweight=KINDS[gradients[0]][0], dbias=KINDS[gradients[1]][0])
     device = x.get_device()
     job = getattr(engine().jobs, which)(plan, kinds, shape, strides, weight, bias, facts(device))
     return job if isinstance(job, str) else launcher(device).why_not(job.launches) or job

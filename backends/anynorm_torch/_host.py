@@ -97,7 +97,10 @@ class _HostJobs(Jobs):
             found = remember(key, plan, job)
         return found[1]
 
-    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
+    def room_for_gradient(self, shape: Any, dtype: Any, x: Any) -> Any:  # noqa: ARG002
+        return room(shape, x)
+
+    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any, dweight: Any, dbias: Any) -> Any:  # noqa: ARG002
         threads = engine().threads.threads_for(x.numel())
         key = (id(plan), x.dtype, x.stride(), None if weight is None else weight.stride(), dy.stride(), True, threads)
         found = met(key)

@@ -87,8 +87,12 @@ class Jobs(ABC):
         """Return the job for x and its y, or half a sentence that says why there is none."""
 
     @abstractmethod
-    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any) -> Any:
-        """Return the job for x, dy and dx, or half a sentence that says why there is none."""
+    def room_for_gradient(self, shape: Any, dtype: Any, x: Any) -> Any:
+        """Return room for the gradient of a weight or bias, in its dtype where the engine can write that."""
+
+    @abstractmethod
+    def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any, dweight: Any, dbias: Any) -> Any:
+        """Return the job for x, dy, dx, and gradients of weight and bias, if wanted, or half a sentence on why not."""
 
     @abstractmethod
     def run(self, x: Any, y: Any, its: Run) -> None:

@@ -1,5 +1,10 @@
 // The one argument of every kernel, and numbers side by side in memory. _geometry.py packs the argument.
 
+#ifndef DW // types of the gradients of weight and bias, known to the kernel that writes them
+#define DW f32
+#define DB f32
+#endif
+
 struct Steps { // in elements
     i64 a, r, b, s;
 };
@@ -18,7 +23,9 @@ struct Call {
     float *saved;   // planes of a number for each set: mean, correction, rstd, scale, m2
     float *partial; // planes of what chunks of sets leave
     float *means;   // planes of a number for each set: the means of g and of g·x̂
-    float *to_weight, *to_bias, *dweight, *dbias;
+    float *to_weight, *to_bias;
+    DW *dweight;
+    DB *dbias;
     i64 sets, inner, n, rows, columns, chunks, plane, share, outer, kept, within, run, pieces, items;
     Divisor per_line, per_r;
     Steps of_x, of_dy, of_y, of_weight, of_bias, of_partial;

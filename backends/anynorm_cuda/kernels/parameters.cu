@@ -7,8 +7,7 @@ KERNEL(parameter_sums)(Call q) {
     constexpr int ROWS = THREADS / 32;
     SHARED(double, slots, THREADS);
     const float *from = block_row() ? q.to_bias : q.to_weight;
-    float *to = block_row() ? q.dbias : q.dweight;
-    if (!to) return;
+    if (block_row() ? !q.dbias : !q.dweight) return;
     int place = block() * 32 + thread() % 32, row = thread() / 32;
     const int terms = (int)(q.outer * q.within), within = (int)q.within;
     double sum = 0;
@@ -24,7 +23,11 @@ KERNEL(parameter_sums)(Call q) {
         barrier();
         if (row < half) slots[thread()] += slots[thread() + 32 * half];
     }
-    if (row == 0 && place < q.kept) to[place] = (float)slots[thread()];
+    if (row || place >= q.kept) return;
+    if (block_row())
+        put(q.dbias[place], (float)slots[thread()]);
+    else
+        put(q.dweight[place], (float)slots[thread()]);
 }
 #endif
 

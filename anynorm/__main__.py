@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from anynorm import __version__
-from anynorm._cli import UsageError
+from anynorm._cli import UsageError, piped
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from anynorm._cli.compare import compare as command
         else:
             from anynorm._cli.check import check as command
-        return command(arguments)
+        return piped(lambda: command(arguments))
     except UsageError as error:
         print(f"{parser.prog} {arguments.command}: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:

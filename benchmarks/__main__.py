@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import statistics
@@ -12,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anynorm._cli import UsageError
+from anynorm._cli import UsageError, piped
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -21,15 +20,10 @@ def main() -> int:
     """Run a benchmark, print its tables, and write them as JSON and as a picture if asked to; return the exit code."""
     options = _parser().parse_args()
     try:
-        code = {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove}[options.what](options)
-        sys.stdout.flush()  # whoever reads may have gone, which is noticed now or when Python ends
+        return piped(lambda: {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove}[options.what](options))
     except UsageError as error:
         print(f"python -m benchmarks {options.what}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # as of `| head`, which has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
-        return 1
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from command_line import NORMS, Json, Run, fields, plant, process, raises, run
 
 import anynorm
+from anynorm.__main__ import main
 from anynorm._cli import cases, check, libraries
 
 __all__ = ["run"]  # a fixture
@@ -155,3 +157,13 @@ def test_tables_fold_on_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPa
     assert all(norm in out for norm in NORMS)
     drawn = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in out.splitlines()]
     assert max(len(line) for line in drawn if line.startswith(("┃", "│"))) <= 80
+
+
+def test_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report that nobody reads, as with `| true`, ends quietly."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["check", "--libraries", "numpy", "--json"]) == 1
+    assert not capsys.readouterr().err

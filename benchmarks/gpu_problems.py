@@ -76,7 +76,7 @@ def inputs_for(problem: Problem, direction: str, cache: int) -> int:
 def held(problem: Problem, direction: str) -> bool:
     """Return whether sets of a problem stay on the chip between two passes.
 
-    Channels last it is a strip of columns that stays, whole groups of them.
+    Channels last it is a strip of columns that stays, whole groups of them: as many rows forward as backward.
     """
     if not problem.channels_last:
         return set_size(problem) <= HELD[direction]

@@ -116,6 +116,7 @@ class Builder:
         self.a, self.r, self.b, self.s, self.p = its.lengths
         self.sets = self.a * self.b
         self.n = self.r * self.s * self.p
+        self.per_vector = WIDEST // KINDS[kinds.x][1]
         self.load, self.wide = _widths(its, kinds)
 
     def words(self, length: int, begins: int = 0) -> int:

@@ -10,7 +10,6 @@ from anynorm._view import Five, Ints, View
 from anynorm_cuda._build import (
     APART,
     DIFFER,
-    KINDS,
     LINE,
     LONGEST,
     NONE,
@@ -48,7 +47,6 @@ class Columns(Builder):
     def __init__(self, plan: Plan, its: View, kinds: Kinds, device: Device) -> None:
         super().__init__(plan, its, kinds, device)
         self.columns, self.of_set = self.b * self.s * self.p, self.s * self.p
-        self.per_vector = WIDEST // KINDS[kinds.x][1]
 
     def lies(self, steps: Five | None) -> int:
         return NONE if steps is None else ROW if steps[1] else LINE

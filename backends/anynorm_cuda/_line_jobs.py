@@ -9,7 +9,6 @@ from anynorm._view import Five, Ints, View
 from anynorm_cuda._build import (
     APART,
     DIFFER,
-    KINDS,
     LINE,
     LONGEST,
     MOST_ROWS,
@@ -37,7 +36,6 @@ LONG_SHARE = 32
 
 STAGES = 3  # sets of a team in shared memory, of which two are on their way
 
-
 # Bytes of shared memory that the source of the kernel that gathers gradients declares, at most.
 DECLARED = 36 << 10
 
@@ -50,7 +48,7 @@ class Rows(Builder):
         self.lines, self.run = (self.r * self.s, self.p) if self.p > 1 else (1, self.s)
         # Lines that lie along two axes, R and S, or along one alone.
         self.split = self.p > 1 and self.r > 1 and self.s > 1
-        self.vectors = -(-self.run // (16 // KINDS[kinds.x][1]))
+        self.vectors = -(-self.run // self.per_vector)
         self.load = self.words(self.run)
 
     def lies(self, steps: Five | None) -> int:
@@ -60,7 +58,7 @@ class Rows(Builder):
         """Return the team that holds what it has where it can: vectors that are not aligned pass through memory."""
         return team if self.load == WIDEST else team._replace(hold=MEMORY)
 
-    def kernel(self, name: str, parts: tuple[str, ...], team: Team, **own: int) -> Kernel:
+    def kernel(self, name: str, part: str, team: Team, **own: int) -> Kernel:
         # Lengths that change from call to call, those of images, and of sets that take long, are not compiled in.
         known = self.p == 1 and not team.chunked
         macros = self.macros(
@@ -76,12 +74,12 @@ class Rows(Builder):
             INNER=int(self.b > 1),
             LINES=int(self.lines == 1),
             SPLIT=int(self.split),
-            TAIL=int(self.run % (WIDEST // KINDS[self.kinds.x][1]) != 0),
+            TAIL=int(self.run % self.per_vector != 0),
             WEIGHT=self.lies(self.its.weight),
             BIAS=self.lies(self.its.bias),
             **own,
         )
-        return Kernel(name, ("call", "formula", "hold", "team", "lines", *parts), macros)
+        return Kernel(name, ("call", "formula", "hold", "team", "lines", part), macros)
 
     def pieces(self, team: Team) -> int:
         return self.lines * self.per_line(team)
@@ -91,12 +89,11 @@ class Rows(Builder):
 
     def lengths(self, team: Team) -> dict[str, int]:
         """Return what the argument tells of lines and of a team."""
-        per_line = self.per_line(team)
         return {
             "run": self.run,
-            "pieces": self.lines * per_line,
+            "pieces": self.pieces(team),
             "items": team.items,
-            "per_line": per_line,
+            "per_line": self.per_line(team),
             "per_r": self.s if self.split else 1,
         }
 
@@ -116,8 +113,8 @@ class Rows(Builder):
         chunks = self.chunks(team)
         return (self.sets * chunks if team.chunked else -(-self.sets // team.sets) * team.ctas), 1
 
-    def launch(self, name: str, parts: str, team: Team, tensors: int, **own: int) -> Launch:
-        kernel = self.kernel(name, (parts,), team, **own)
+    def launch(self, name: str, part: str, team: Team, tensors: int, **own: int) -> Launch:
+        kernel = self.kernel(name, part, team, **own)
         return Launch(kernel, self.grid(team), team.threads, team.room(tensors))
 
     def forward(self, *, only_measure: bool) -> Job | str:
@@ -172,28 +169,25 @@ class Rows(Builder):
         sums = sums_over(lengths, along)
         if sums is None and wanted:
             return APART
-        return self._job(team, sums if wanted else None, math.prod(lengths), SUMS=kind)
+        return self._job(team, kind, sums if wanted else None, math.prod(lengths))
 
-    def _job(self, team: Team, sums: Sums | None, count: int, **own: int) -> Job | str:
-        """Return the job of a backward pass in one go, or chunk by chunk."""
+    def _job(self, team: Team, kind: int, sums: Sums | None, count: int, *beside: Launch, **own: int) -> Job | str:
+        """Return the job of a backward pass: what writes dx, in one go or chunk by chunk, then what runs beside."""
         chunks = self.chunks(team)
-        launches = self.slopes(team, **own)
-        if sums is not None:
-            launches.append(self.parameter_sums(sums))
         plane = self.sets * chunks
-        partial = 2 * plane if team.chunked else 0
-        return self._gradient_job(launches, partial, sums, count, **self.lengths(team), chunks=chunks, plane=plane)
-
-    def slopes(self, team: Team, **own: int) -> list[Launch]:
-        """Return what writes dx, in one go, or chunk by chunk."""
 
         def launch(name: str) -> Launch:
-            return self.launch(name, "row_gradients", team, 2, **own)
+            return self.launch(name, "row_gradients", team, 2, SUMS=kind)
 
-        if not team.chunked:
-            return [launch("row_gradients")]
-        settle = self.settle("settle_means", self.chunks(team), 1, 1, weighted=False)
-        return [launch("row_shares"), settle, launch("row_slopes")]
+        if team.chunked:
+            settle = self.settle("settle_means", chunks, 1, 1, weighted=False)
+            launches = [launch("row_shares"), settle, launch("row_slopes"), *beside]
+        else:
+            launches = [launch("row_gradients"), *beside]
+        if sums is not None:
+            launches.append(self.parameter_sums(sums))
+        counts = self.lengths(team) | {"chunks": chunks, "plane": plane} | own
+        return self._gradient_job(launches, 2 * plane if team.chunked else 0, sums, count, **counts)
 
     def _gradient_job(
         self, launches: list[Launch], partial: int, sums: Sums | None, count: int, **counts: int
@@ -229,7 +223,7 @@ class Rows(Builder):
         stages = 2 if 32 * STAGES * team.items * team.threads + folded + DECLARED > self.device.shared else STAGES
         macros = {"STAGES": stages, "FOLD": FOLD if folded else 0, "BLOCKS": self.blocks(team)}
         launch = Launch(
-            self.kernel("row_parameters", ("row_parameters",), team, **macros),
+            self.kernel("row_parameters", "row_parameters", team, **macros),
             (teams * team.ctas, of_b),
             team.threads,
             32 * stages * team.items * team.threads + folded,
@@ -245,7 +239,7 @@ class Rows(Builder):
 
     def folded(self, team: Team) -> int:
         """Return the bytes of what the threads of a team gathered of dweight and dbias, float32."""
-        return 2 * 4 * (WIDEST // KINDS[self.kinds.x][1]) * team.items * team.threads
+        return 2 * 4 * self.per_vector * team.items * team.threads
 
     def _along_long_lines(self, varies: tuple[bool, bool, bool, bool]) -> Job | str:
         if varies[2] and self.b > 1:
@@ -257,14 +251,7 @@ class Rows(Builder):
         macros = self.macros(THREADS=256, CTAS=1)
         kernel = Kernel("long_parameters", ("call", "formula", "long_parameters"), macros)
         sums = Sums(teams, self.run, 1)
-        # One argument for all: `share` and `columns` are for the parameters.
         team = self.held(gradient_team(self.lines, self.vectors, self.device))
-        chunks, plane = self.chunks(team), self.sets * self.chunks(team)
-        launches = [
-            *self.slopes(team, SUMS=NO_SUMS),
-            Launch(kernel, (strips, teams), 256, 0),
-            self.parameter_sums(sums),
-        ]
-        counts = self.lengths(team) | {"chunks": chunks, "plane": plane, "share": share, "columns": self.run}
-        partial = 2 * plane if team.chunked else 0
-        return self._gradient_job(launches, partial, sums, teams * self.run, **counts)
+        gather = Launch(kernel, (strips, teams), 256, 0)
+        # One argument for all: `share` and `columns` are for the parameters.
+        return self._job(team, NO_SUMS, sums, teams * self.run, gather, share=share, columns=self.run)

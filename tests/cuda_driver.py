@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import c_void_p, string_at
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+import pytest
+
+from anynorm_cuda import _driver
 
 ARGUMENT = bytes(range(256)) * 4  # of a kernel
 
@@ -121,3 +128,16 @@ class Driver:
         address = c_void_p.from_address(arguments[9]).value
         assert address
         self.given.append(string_at(address, len(ARGUMENT)))
+
+
+@contextmanager
+def in_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    """Let a driver that writes down what it is asked stand for CUDA's, and what was known of devices be forgotten."""
+    fake = Driver()
+    cached = (_driver._cuda, _driver.facts, _driver.launcher)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=fake))
+    for function in cached:
+        function.cache_clear()
+    yield fake
+    for function in cached:
+        function.cache_clear()

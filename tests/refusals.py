@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pytest
 from cuda_device import HostDevice
 
 from anynorm_cuda._program import CompileError
+
+
+@pytest.fixture(autouse=True)
+def said() -> Iterator[list[Any]]:
+    """Return the warnings, instead of failing for them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        yield caught
 
 
 class Refusal(NamedTuple):

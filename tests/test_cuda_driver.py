@@ -9,10 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
-from cuda_driver import ARGUMENT, Driver
+from cuda_driver import ARGUMENT, Driver, in_place
 
 import anynorm_cuda
 from anynorm_cuda import _compile, _driver
@@ -27,15 +26,9 @@ LAUNCH = Launch(KERNEL, (7, 3), 128, 0)
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     """Return the driver, which stands for the real one until the test ends."""
-    fake = Driver()
-    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=fake))
     monkeypatch.setattr(_compile, "cubin", lambda kernel, arch: f"{kernel.name} for {arch}".encode())
-    cached = (_driver._cuda, _driver.facts, _driver.launcher)
-    for function in cached:
-        function.cache_clear()
-    yield fake
-    for function in cached:
-        function.cache_clear()
+    with in_place(monkeypatch) as fake:
+        yield fake
 
 
 def test_facts(driver: Driver) -> None:

@@ -5,7 +5,6 @@ CuPy's arithmetic, and so the formula, needs a device: here it is only seen to b
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import cupy_on_host
 import numpy as np
 import pytest
 from cupy_on_host import Host, normal, on_host, to_numpy, viewed
-from refusals import ASTRAY, AT_A_LAUNCH, BEFORE_A_LAUNCH, CAPTURED
+from refusals import ASTRAY, AT_A_LAUNCH, BEFORE_A_LAUNCH, CAPTURED, said
 
 import anynorm as an
 from anynorm._calls import call_of
@@ -25,6 +24,8 @@ from anynorm._formula import Saved
 
 if cupy_on_host.missing() is not None:
     pytest.skip(str(cupy_on_host.missing()), allow_module_level=True)
+
+__all__ = ["said"]  # a fixture
 
 # CuPy cannot ask beforehand whether a device holds a cluster.
 REFUSALS = {name: its for name, its in BEFORE_A_LAUNCH.items() if name != "clusters"} | AT_A_LAUNCH
@@ -37,14 +38,6 @@ def host(cuda_programs: Path) -> Iterator[Host]:
     """Let CuPy's arrays be served on the CPU."""
     with on_host(cuda_host.launcher(cuda_programs)) as its:
         yield its
-
-
-@pytest.fixture(autouse=True)
-def said() -> Iterator[list[Any]]:
-    """Return the warnings, instead of failing for them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        yield caught
 
 
 class Formula:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import cuda_host
 import pytest
 import torch_on_device
-from cuda_driver import Driver
-from refusals import ASTRAY, AT_A_LAUNCH, BEFORE_A_LAUNCH, CAPTURED, Refusal
+from cuda_driver import Driver, in_place
+from refusals import ASTRAY, AT_A_LAUNCH, BEFORE_A_LAUNCH, CAPTURED, Refusal, said
 from torch_on_device import Seen, on_device
 
 import anynorm as an
@@ -25,6 +22,8 @@ torch: Any = pytest.importorskip("torch")
 
 if torch_on_device.missing() is not None:
     pytest.skip(str(torch_on_device.missing()), allow_module_level=True)
+
+__all__ = ["said"]  # a fixture
 
 # Of tensors, which mypy takes for no arrays.
 layer_norm: Any = an.layer_norm
@@ -44,14 +43,6 @@ def seen(launch: Callable[..., None]) -> Iterator[Seen]:
     """Let CPU tensors be served as if they lay on a device."""
     with on_device(launch) as noted:
         yield noted
-
-
-@pytest.fixture(autouse=True)
-def said() -> Iterator[list[Any]]:
-    """Return the warnings, instead of failing for them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        yield caught
 
 
 def leaves(rows: int, length: int, dtype: Any = torch.float32) -> list[Any]:
@@ -192,14 +183,8 @@ def test_a_device_that_went_astray(seen: Seen) -> None:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     """Return what stands for CUDA's driver, under the real launcher."""
-    fake = Driver()
-    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=fake))
-    cached = (_driver._cuda, _driver.facts, _driver.launcher)
-    for function in cached:
-        function.cache_clear()
-    yield fake
-    for function in cached:
-        function.cache_clear()
+    with in_place(monkeypatch) as fake:
+        yield fake
 
 
 @pytest.mark.parametrize(

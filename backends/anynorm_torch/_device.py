@@ -12,7 +12,6 @@ from anynorm._plan import Plan
 from anynorm_cuda import engine
 from anynorm_torch._jobs import (
     KINDS,
-    LARGE,
     Jobs,
     Run,
     check_memory,
@@ -96,7 +95,7 @@ class _DeviceJobs(Jobs):
             its = its.detach().to(torch.float32)
         return its.contiguous()
 
-    def empty_like(self, x: Any, elements: int = LARGE) -> Any:  # noqa: ARG002
+    def empty_like(self, x: Any, elements: int = 0) -> Any:  # noqa: ARG002
         return torch.empty_like(x)
 
     def planes_for(self, job: Any, x: Any, *, within: bool = False) -> Any:  # noqa: ARG002

@@ -13,8 +13,6 @@ from anynorm._plan import Plan
 from anynorm_numba import engine
 from anynorm_torch._jobs import (
     KINDS,
-    LARGE,
-    SMALL,
     Jobs,
     Run,
     check_memory,
@@ -27,6 +25,7 @@ from anynorm_torch._jobs import (
     room,
     steps,
 )
+from anynorm_torch._pages import LARGE, ask_for_large_pages
 
 
 class _HostJobs(Jobs):
@@ -61,17 +60,11 @@ class _HostJobs(Jobs):
         along = [step for step, length in zip(its.stride(), its.shape, strict=True) if length > 1]
         return its if min(along, default=1) == 1 else its.contiguous()
 
-    def empty_like(self, x: Any, elements: int = LARGE) -> Any:
-        if elements < SMALL:
-            return torch.empty_like(x)
-        size = x.numel() * x.element_size()
-        if size < LARGE:
-            return torch.empty_like(x)
-        import numpy as np
-
-        storage = torch.from_numpy(np.empty(size, dtype=np.uint8)).untyped_storage()
-        # Not a view of it: autograd forbids what is a view to be changed in place.
-        return x.new_empty(0).set_(storage, 0, x.shape, like(x, None).stride())
+    def empty_like(self, x: Any, elements: int = 0) -> Any:  # noqa: ARG002
+        y = torch.empty_like(x)
+        if y.nbytes >= LARGE:
+            ask_for_large_pages(y.data_ptr(), y.nbytes)
+        return y
 
     def planes_for(self, job: Any, x: Any, *, within: bool = False) -> Any:
         return engine().learned.planes(job) if within and job.threads == 1 else room((5, job.sets), x)

@@ -26,13 +26,6 @@ KINDS = {
     torch.float64: ("float64", torch.float64),
 }
 
-# From this many bytes on, the memory of an output on the host is NumPy's, which asks the system for large pages:
-# instance norm of 32 MiB takes a sixth of the time. Below, torch's allocator reuses what it had.
-LARGE = 2**25
-
-# Fewer elements than these need not be measured in bytes.
-SMALL = LARGE // 8
-
 # Jobs met before, each with its plan, by what tells layouts apart in torch's own terms. A plan is known by its address,
 # because its hash takes longer than all the rest; that the plan is kept makes this safe.
 _met: dict[tuple[Any, ...], tuple[Plan, Any]] = {}
@@ -67,7 +60,7 @@ class Jobs(ABC):
         """Return weight or bias, if there is one, as the engine reads it."""
 
     @abstractmethod
-    def empty_like(self, x: Any, elements: int = LARGE) -> Any:
+    def empty_like(self, x: Any, elements: int = 0) -> Any:
         """Return a new tensor that lies as x does, its axes in the same order; `elements` of x, if that is known."""
 
     @abstractmethod

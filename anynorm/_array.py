@@ -318,8 +318,10 @@ def check_writes(function: str, library: Library) -> None:
         raise TypeError(msg)
 
 
-def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: Library) -> None:
-    """Raise unless `out` can take the result: x itself, or an array like x that overlaps nothing."""
+def check_out(
+    function: str, out: Any, x: Any, others: dict[str, Any], library: Library, *, in_place: bool = True
+) -> None:
+    """Raise unless `out` can take the result: an array like x that overlaps nothing, or x itself if `in_place`."""
     if out.dtype != x.dtype:
         msg = f"{function}: out must have x's dtype {x.dtype}, got {out.dtype}. Allocate it with xp.empty_like(x)."
         raise TypeError(msg)
@@ -330,7 +332,9 @@ def check_out(function: str, out: Any, x: Any, others: dict[str, Any], library: 
     if not library.writable(out):
         msg = f"{function}: out is read-only. Pass a writable array, e.g. xp.empty_like(x)."
         raise ValueError(msg)
-    refusal = None if library.refuses_out is None else library.refuses_out(out, x, others)
+    if library.refuses_out is None:
+        return
+    refusal = library.refuses_out(out, x, others) if in_place else library.refuses_out(out, None, {"x": x, **others})
     if refusal is not None:
         msg = f"{function}: {refusal}"
         raise ValueError(msg)

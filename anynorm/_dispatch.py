@@ -167,8 +167,8 @@ def _run(call: Call, *, save: bool) -> tuple[Any, Any, bool]:
     return *by_formula, False
 
 
-def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any, Any]]]:
-    """Compute y, what was learned of the statistics, and the function from dy to the gradients."""
+def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[..., tuple[Any, Any, Any]]]:
+    """Compute y, what was learned of the statistics, and the function from dy, and `out` for dx, to the gradients."""
     plan, library, x, weight, _, eps, stats, _, _ = call
     y, saved, by_backend = _run(call, save=stats is None)
     if stats is not None:

@@ -118,11 +118,14 @@ def forward(
     return out, saved
 
 
-def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, library: Library) -> tuple[Any, Any, Any]:
-    """Return dx like x, and dweight and dbias in the compute dtype and in the plan's shapes for them, or None."""
+def backward(
+    plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, out: Any = None, library: Library
+) -> tuple[Any, Any, Any]:
+    """Return dx like x, or in `out`, and dweight and dbias in the compute dtype and the plan's shapes, or None."""
     dy, z = [_as_computed(its, plan.shape, x, library) for its in (dy, x)]
     if 0 in plan.shape:
-        return library.xp.empty_like(x), *[_sum_of_nothing(dy, its, library) for its in (plan.weight, plan.bias)]
+        nothing = library.xp.empty_like(x) if out is None else out
+        return nothing, *[_sum_of_nothing(dy, its, library) for its in (plan.weight, plan.bias)]
     e = z * saved.scale
     if plan.centres:
         e = e - saved.mean
@@ -134,7 +137,10 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, library:
     dbias: Any = None if plan.bias is None else library.sum(dy, _shared(plan.bias))
     if dbias is dy:  # the caller's own array
         dbias = library.xp.astype(dy, dy.dtype, copy=True)
-    return library.laid_out_like(dx, x), dweight, dbias
+    if out is None:
+        return library.laid_out_like(dx, x), dweight, dbias
+    out[...] = dx
+    return out, dweight, dbias
 
 
 def normalize(plan: Plan, z: Any, eps: float, *, library: Library) -> tuple[Any, Saved]:

@@ -17,21 +17,22 @@ class Memory(NamedTuple):
     itemsize: int
 
 
-def refuses_out(out: Memory, x: Memory, others: dict[str, Memory]) -> str | None:
-    """Return why `out` may not be written while the other arrays are read, or None."""
+def refuses_out(out: Memory, x: Memory | None, others: dict[str, Memory]) -> str | None:
+    """Return why `out` may not be written while the others are read, or None; it may be x itself, if there is an x."""
     if 0 in out.shape:
         return None
     if overlaps_itself(out):
         return "several elements of out share one place in memory. Pass a dense array, e.g. xp.empty_like(x)."
     first, last = _span(out)
-    for name, its in {"x": x, **others}.items():
+    instead = "an array that shares no memory with the arguments"
+    if x is not None:
+        if _essence(out) != _essence(x):  # of x itself an element is read before it is written
+            others = {"x": x, **others}
+        instead = f"x itself, or {instead}"
+    for name, its in others.items():
         begin, end = _span(its)
-        if end <= first or last <= begin or (name == "x" and _essence(out) == _essence(x)):
-            continue  # far from each other; or x itself, of which an element is read before it is written
-        if overlap(out, its):
-            return (
-                f"out overlaps {name} in memory. Pass x itself, or an array that shares no memory with the arguments."
-            )
+        if begin < last and first < end and overlap(out, its):
+            return f"out overlaps {name} in memory. Pass {instead}."
     return None
 
 

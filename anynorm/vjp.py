@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from anynorm._array import Array
+from anynorm._array import Array, check_out, check_writes
 from anynorm._calls import NORMS, call_of
 from anynorm._dispatch import run_for_gradient
 from anynorm._plan import show
-from anynorm._prepare import Call, check_companion
+from anynorm._prepare import Call, check_beside, check_companion
 from anynorm.moments import moments_of
 
 P = ParamSpec("P")
@@ -24,7 +24,14 @@ class Gradients(NamedTuple):
     bias: Any
 
 
-def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tuple[Y, Callable[[Array], Gradients]]:
+class Pullback(Protocol):
+    """The second result of `vjp`: see there."""
+
+    def __call__(self, dy: Array, *, out: Array | None = None) -> Gradients:
+        """Return the gradients of x, weight and bias, dx in `out` if it is given."""
+
+
+def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tuple[Y, Pullback]:
     """Return a norm's result, and its pullback: the function from dy to the gradients of x, weight and bias.
 
     With x̂ the normalized x, g = dy·weight, S the mean over the elements that share a statistic and r = 1/√(var + eps),
@@ -54,14 +61,17 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
         library and device, of any of the four dtypes. dx has x's dtype and its order of axes in memory; dweight and
         dbias have the dtype and shape of the parameter. It may be called any number of times, from several threads. It
         keeps x, weight and a few numbers per set: leave x and weight as they are until the last call.
+        pullback(dy, out=dx) puts dx into an array of x's shape, dtype and device that overlaps no argument, as large
+        arrays want it: new memory takes longer than the arithmetic.
 
     Raises
     ------
     TypeError
-        function is none of the five; out is given. From the pullback: dy is not an array of x's library or not of a
-        real floating dtype.
+        function is none of the five; out is given to it. From the pullback: dy is not an array of x's library or not
+        of a real floating dtype; out is not of x's library or dtype, or arrays of that library cannot be written to.
     ValueError
-        From the pullback: dy has another shape or device than x.
+        From the pullback: dy has another shape or device than x; out does not fit, is read-only or overlaps an
+        argument.
     Exception
         What the function itself would raise.
 
@@ -87,10 +97,14 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
     with quiet():
         y, saved, backward = run_for_gradient(call)
 
-    def pullback(dy: Array) -> Gradients:
+    def pullback(dy: Array, *, out: Array | None = None) -> Gradients:
         _check_dy(call, dy)
+        options = {}
+        if out is not None:
+            _check_out(call, dy, out)
+            options["out"] = out
         with quiet():
-            dx, dweight, dbias = backward(dy)
+            dx, dweight, dbias = backward(dy, **options)
             return Gradients(dx, _like(call.weight, dweight, call), _like(call.bias, dbias, call))
 
     result: Any = (y, moments_of(call, saved)) if options.get("return_moments") else y
@@ -108,6 +122,16 @@ def _check_dy(call: Call, dy: Any) -> None:
             "of its elements."
         )
         raise ValueError(msg)
+
+
+def _check_out(call: Call, dy: Any, out: Any) -> None:
+    """Raise unless dx can be put into `out`: x itself is read again if the pullback is called again."""
+    function, library = f"pullback of {call.plan.function}", call.library
+    check_writes(function, library)
+    check_beside(function, "out", out, call.x, library)
+    named = {"dy": dy, "weight": call.weight, "bias": call.bias}
+    others = {name: its for name, its in named.items() if its is not None}
+    check_out(function, out, call.x, others, library, in_place=False)
 
 
 def _like(parameter: Any, gradient: Any, call: Call) -> Any:

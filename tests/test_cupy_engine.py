@@ -212,6 +212,20 @@ def test_room_of_a_graph_is_kept(host: Host) -> None:
     assert kept == [0, 3]
 
 
+@pytest.mark.usefixtures("host")
+def test_dx_is_put_into_out() -> None:
+    """The kernel writes dx where the pullback is told to, also where that is aligned otherwise than x; nothing else."""
+    x, dy, memory = normal(5, 24), normal(5, 24), make(np.full(5 * 24 + 4, 7, np.float32))
+    _, pullback = an.vjp(an.layer_norm, x, normal(24))
+    expected = pullback(dy)
+    out = memory[1:121].reshape(5, 24)
+    found = pullback(dy, out=out)
+    assert found.x is out
+    np.testing.assert_allclose(to_numpy(out), to_numpy(expected.x), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(to_numpy(found.weight), to_numpy(expected.weight))
+    np.testing.assert_array_equal(to_numpy(memory)[[0, -3, -2, -1]], 7)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.usefixtures("host")
 def test_dtype_of_dy(dtype: str) -> None:

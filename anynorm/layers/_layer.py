@@ -92,7 +92,7 @@ class Layer(Stateful):
         self._learn(x, batch)
         return y
 
-    def vjp(self, x: A, /, *, update: bool = True) -> tuple[A, Callable[[Array], tuple[A, dict[str, Any]]]]:
+    def vjp(self, x: A, /, *, update: bool = True) -> tuple[A, Callable[..., tuple[A, dict[str, Any]]]]:
         """Return the normalized x, and its pullback: the function from dy to the gradients of x and the parameters.
 
         Parameters
@@ -105,9 +105,10 @@ class Layer(Stateful):
         y : array
             What a call of the layer returns.
         pullback : callable
-            pullback(dy) returns (dx, grads), grads a dict keyed like `params` (empty while frozen). It keeps what it
-            needs, whatever becomes of the layer, and may be called any number of times, in any order with those of
-            other forward passes. Parameters must be replaced and not written to until its last call.
+            pullback(dy) returns (dx, grads), grads a dict keyed like `params` (empty while frozen), and takes `out` as
+            that of `anynorm.vjp` does. It keeps what it needs, whatever becomes of the layer, and may be called any
+            number of times, in any order with those of other forward passes. Parameters must be replaced and not
+            written to until its last call.
 
         Raises
         ------
@@ -123,8 +124,8 @@ class Layer(Stateful):
         else:
             y, pull = vjp(step.function, x, *step.positional, **step.options)
 
-        def pullback(dy: Array) -> tuple[A, dict[str, Any]]:
-            gradients = pull(dy)
+        def pullback(dy: Array, *, out: A | None = None) -> tuple[A, dict[str, Any]]:
+            gradients = pull(dy, out=out)
             return gradients.x, {name: getattr(gradients, name) for name in names}
 
         return y, pullback

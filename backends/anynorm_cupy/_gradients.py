@@ -16,21 +16,21 @@ from anynorm_cupy._launch import launcher, on_current_stream
 from anynorm_cupy._memory import converted, copied, empty_like, ndarray, room, there, unreadable
 
 
-def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
-    """Return dx like x, and dweight and dbias in the compute dtype and in the plan's shapes for them."""
-    return there(x, _backward, plan, dy, x, weight, saved)  # type: ignore[no-any-return]
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, *, out: Any = None) -> tuple[Any, Any, Any]:
+    """Return dx like x, or in `out`, and dweight and dbias in the compute dtype and in the plan's shapes for them."""
+    return there(x, _backward, plan, dy, x, weight, saved, out)  # type: ignore[no-any-return]
 
 
-def _backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
+def _backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
     if isinstance(saved, Learned):
-        found = _by_engine(plan, dy, x, weight, saved)
+        found = _by_engine(plan, dy, x, weight, saved, out)
         if found is not None:
             return found
         saved = Saved(*[getattr(saved, field) for field in Saved._fields])
-    return _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
+    return _formula.backward(plan, dy, x, weight, saved, out=out, library=library_of("backward", "x", x))
 
 
-def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Learned) -> tuple[Any, Any, Any] | None:
+def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Learned, out: Any) -> tuple[Any, Any, Any] | None:
     """Return the gradients by the engine, or None where it cannot run."""
     if unreadable(dy, weight) is not None:
         return None
@@ -38,7 +38,7 @@ def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Learned) -> tupl
         if x.dtype != FLOAT32 or dy.itemsize > x.itemsize:
             return None  # dy has digits that x's dtype has not
         dy = converted(dy, FLOAT32)
-    dx, weight = empty_like(x), parameter(weight, in_order=True)
+    dx, weight = empty_like(x) if out is None else out, parameter(weight, in_order=True)
     job = gradient_job_of(plan, x, dy, dx, weight)
     if isinstance(job, str) and dy.strides != dx.strides:
         dy = copied(dy, dx)  # costs one pass over it, the formula about ten

@@ -104,7 +104,8 @@ def laid_out_like(y: Any, x: Any) -> Any:
 
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
     """Return why `out` may not be written, or None."""
-    return _memory.refuses_out(_where(out), _where(x), {name: _where(its) for name, its in others.items()})
+    itself = None if x is None else _where(x)
+    return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})
 
 
 def _where(a: Any) -> _memory.Memory:

@@ -35,23 +35,26 @@ def quiet() -> Any:
     return np.errstate(all="ignore")
 
 
-def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved) -> tuple[Any, Any, Any]:
-    """Return dx like x, and dweight and dbias in the compute dtype and in the plan's shapes for them."""
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, out: Any = None) -> tuple[Any, Any, Any]:
+    """Return dx like x, or in `out`, and dweight and dbias in the compute dtype and in the plan's shapes for them."""
     library = library_of("backward", "x", x)
     if 0 in plan.shape:
-        return _formula.backward(plan, dy, x, weight, saved, library=library)
-    found = _by_engine(plan, dy, x, weight, saved, library)
+        return _formula.backward(plan, dy, x, weight, saved, out=out, library=library)
+    dx = np.empty_like(x, subok=False) if out is None else out
+    found = _by_engine(plan, dy, x, dx, weight, saved, library)
     if found is not None:
         return found
     plain = Saved(*[getattr(saved, field) for field in Saved._fields])
-    return _in_slices(plan, dy, x, weight, plain, library)
+    return _in_slices(plan, dy, x, dx, weight, plain, library)
 
 
-def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, library: Library) -> tuple[Any, Any, Any] | None:
-    """Return the gradients by the engine, or None where it cannot run."""
+def _by_engine(
+    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, saved: Any, library: Library
+) -> tuple[Any, Any, Any] | None:
+    """Write dx by the engine and return the gradients, or None where it cannot run."""
     if dy.dtype != x.dtype or not (plan.given or _engine.learned(saved)):
         return None
-    dx, its_weight = np.empty_like(x, subok=False), _engine.parameter(weight, x)
+    its_weight = _engine.parameter(weight, x)
     # Bias is not read: it lies as its gradient is wanted.
     bias = None if plan.bias is None else np.empty(cast(Shape, plan.bias), dtype=library.compute_dtype(x.dtype))
     layouts = _engine.layout(its_weight), _engine.layout(bias)
@@ -65,11 +68,12 @@ def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, library: Li
     return dx, *_engine.backward(plan, job, x, dy, dx, its_weight, saved)
 
 
-def _in_slices(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, library: Library) -> tuple[Any, Any, Any]:
+def _in_slices(
+    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, saved: Saved, library: Library
+) -> tuple[Any, Any, Any]:
     # NumPy knows every length.
     shape, statistic = cast(Shape, plan.shape), cast(Shape, plan.statistic)
     parameters = cast("tuple[Shape | None, ...]", (plan.weight, plan.bias))
-    dx = np.empty_like(x, subok=False)
     # Splitting an axis, as group norm does, never copies.
     source, gradient, target = [its.reshape(shape) for its in (x, dy, dx)]
     laid = None if weight is None else weight.reshape(plan.weight)

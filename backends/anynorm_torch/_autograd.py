@@ -12,7 +12,7 @@ from anynorm._learned import Learned
 from anynorm._plan import Plan
 from anynorm_cuda._launcher import RefusedError
 from anynorm_torch._jobs import Jobs, Run, forget, room
-from anynorm_torch._memory import unreadable
+from anynorm_torch._memory import unreadable, written
 from anynorm_torch._places import jobs_for
 
 
@@ -24,22 +24,23 @@ def recorded(x: Any, weight: Any, bias: Any, y: Any, its: Run) -> Any:
     return apply(x, weight, bias, (y, its))
 
 
-def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any) -> tuple[Any, Any, Any]:
-    """Return dx, and dweight and dbias in the compute dtype and in the plan's shapes for them, or None."""
+def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, *, out: Any = None) -> tuple[Any, Any, Any]:
+    """Return dx, in `out` if given, and dweight and dbias in the compute dtype and in the plan's shapes, or None."""
     library = library_of("backward", "x", x)
     if torch.is_grad_enabled() and any(its is not None and its.requires_grad for its in (x, dy, weight)):
         # To be differentiated again: the statistics must be differentiable too.
         if not plan.given:
             saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
         return _formula.backward(plan, dy, x, weight, saved, library=library)
-    if unreadable(dy) is None and isinstance(saved, Learned):
-        targets = [None if lies is None else room(lies, x) for lies in (plan.weight, plan.bias)]
+    if isinstance(saved, Learned) and unreadable(dy) is None and (out is None or unreadable(out) is None):
+        dweight, dbias = [None if lies is None else room(lies, x) for lies in (plan.weight, plan.bias)]
         jobs = jobs_for(x)
         jobs.used_now(saved.planes)
-        dx = _gradient(jobs, plan, dy, x, weight, saved.planes, x.numel(), *targets)
+        dx = _gradient(jobs, plan, dy, x, weight, saved.planes, x.numel(), dweight, dbias, out)
         if dx is not None:
-            return dx, *targets
-    return _formula.backward(plan, dy, x, weight, saved, library=library)
+            written(out)
+            return dx, dweight, dbias
+    return _formula.backward(plan, dy, x, weight, saved, out=out, library=library)
 
 
 class _Normalized(torch.autograd.Function):
@@ -114,7 +115,16 @@ def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs:
 
 
 def _gradient(
-    jobs: Jobs, plan: Plan, dy: Any, x: Any, weight: Any, planes: Any, elements: int, dweight: Any, dbias: Any
+    jobs: Jobs,
+    plan: Plan,
+    dy: Any,
+    x: Any,
+    weight: Any,
+    planes: Any,
+    elements: int,
+    dweight: Any,
+    dbias: Any,
+    out: Any = None,
 ) -> Any:
     """Return dx by an engine, and write the gradients of weight and bias where tensors for them are given.
 
@@ -122,7 +132,7 @@ def _gradient(
     """
     if dy.dtype != x.dtype or (plan.given and not jobs.pulls_given):
         return None
-    dx, weight = jobs.empty_like(x, elements), jobs.parameter(weight, x)
+    dx, weight = jobs.empty_like(x, elements) if out is None else out, jobs.parameter(weight, x)
     job = jobs.gradient_job_of(plan, x, weight, dy, dx, dweight, dbias)
     if isinstance(job, str) and dy.stride() != dx.stride():
         dy = jobs.empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten

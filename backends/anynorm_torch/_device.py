@@ -126,7 +126,8 @@ class _DeviceJobs(Jobs):
         begins = x.data_ptr() | dy.data_ptr() | dx.data_ptr()
         beside = None if weight is None else (weight.dtype, weight.data_ptr() % WIDEST)
         wanted = [torch.float32 if its is None else its.dtype for its in (dweight, dbias)]
-        key = (id(plan), x.dtype, x.stride(), dy.stride(), x.get_device(), begins % WIDEST, beside, *wanted)
+        strides = x.stride(), dy.stride(), dx.stride()
+        key = (id(plan), x.dtype, *strides, x.get_device(), begins % WIDEST, beside, *wanted)
         found = met(key)
         if found is None:
             # Bias is not read: it lies as its gradient is wanted.
@@ -156,7 +157,7 @@ class _DeviceJobs(Jobs):
     def run_gradient(
         self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
     ) -> None:
-        begins = [1 if its is None else its.data_ptr() for its in (x, dy, weight)]
+        begins = [1 if its is None else its.data_ptr() for its in (x, dy, dx, weight)]
         check_memory(begins)
         work = _floats(x, job.work // 4)
         engine().run.backward(
@@ -164,8 +165,8 @@ class _DeviceJobs(Jobs):
             _on_current_stream(x.get_device()),
             x=begins[0],
             dy=begins[1],
-            dx=dx.data_ptr(),
-            weight=0 if weight is None else begins[2],
+            dx=begins[2],
+            weight=0 if weight is None else begins[3],
             saved=planes.data_ptr(),
             work=work.data_ptr(),
             dweight=0 if dweight is None else dweight.data_ptr(),

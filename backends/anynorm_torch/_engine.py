@@ -17,7 +17,7 @@ from anynorm._prepare import Known
 from anynorm_cuda._launcher import RefusedError
 from anynorm_torch._autograd import recorded
 from anynorm_torch._jobs import Jobs, forget
-from anynorm_torch._memory import kind_of, unreadable_itself, watched, watches
+from anynorm_torch._memory import kind_of, unreadable_itself, watched, watches, written
 from anynorm_torch._places import jobs_for
 
 
@@ -92,8 +92,7 @@ def forward(
     except RefusedError as refused:  # by the launch itself: y is not written, which the last one does
         forget()
         return str(refused)
-    if out is not None and not out.is_inference():
-        torch.autograd.graph.increment_version(out)  # or autograd would not see that what it saved has changed
+    written(out)
     return y, Learned(planes, plan, job, eps) if save and stats is None else None
 
 

@@ -95,7 +95,9 @@ class _HostJobs(Jobs):
 
     def gradient_job_of(self, plan: Plan, x: Any, weight: Any, dy: Any, dx: Any, dweight: Any, dbias: Any) -> Any:  # noqa: ARG002
         threads = engine().threads.threads_for(x.numel())
-        key = (id(plan), x.dtype, x.stride(), None if weight is None else weight.stride(), dy.stride(), True, threads)
+        beside = None if weight is None else weight.stride()
+        # Of another length than the key of a forward pass, which may hold the same strides.
+        key = (id(plan), x.dtype, x.stride(), beside, dy.stride(), dx.stride(), None, threads)
         found = met(key)
         if found is None:
             size = KINDS[x.dtype][1].itemsize
@@ -121,11 +123,11 @@ class _HostJobs(Jobs):
     def run_gradient(
         self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
     ) -> None:
-        begins = (x.data_ptr(), dy.data_ptr(), job.absent_weight if weight is None else weight.data_ptr())
+        at_weight = job.absent_weight if weight is None else weight.data_ptr()
+        begins = (x.data_ptr(), dy.data_ptr(), dx.data_ptr(), at_weight)
         check_memory(begins)
-        at_x, at_dy, at_weight = begins
         targets = [0 if its is None else its.data_ptr() for its in (dweight, dbias)]
-        engine().run.backward(job, at_x, at_dy, dx.data_ptr(), at_weight, _begin(planes), *targets)
+        engine().run.backward(job, *begins, _begin(planes), *targets)
 
     def used_now(self, planes: Any) -> None:
         pass

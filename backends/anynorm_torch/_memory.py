@@ -142,7 +142,7 @@ def laid_out_like(y: Any, x: Any) -> Any:
 
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
     """Return why `out` may not be written, or None."""
-    named = {"out": out, "x": x, **others}
+    named = {"out": out, **({} if x is None else {"x": x}), **others}
     if torch.is_grad_enabled():
         for name, its in named.items():
             if its.requires_grad:
@@ -151,7 +151,14 @@ def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
         return "out is an inference tensor, which is written to only within torch.inference_mode(). Pass another."
     if any(unreadable(its) is not None for its in named.values()):
         return None  # no addresses to compare
-    return _memory.refuses_out(_where(out), _where(x), {name: _where(its) for name, its in others.items()})
+    itself = None if x is None else _where(x)
+    return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})
+
+
+def written(out: Any) -> None:
+    """Let autograd see that an engine has changed a tensor, if there is one, which it may have saved."""
+    if out is not None and not out.is_inference():
+        torch.autograd.graph.increment_version(out)
 
 
 def _where(x: Any) -> _memory.Memory:

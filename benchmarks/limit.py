@@ -22,7 +22,7 @@ from benchmarks.ways import bind
 BACKWARD_BYTES = 1.5
 
 COPY = "copy"  # named as the peer
-OUT, BACKWARD, FRESH = "forward, out=", "backward", "backward, fresh copy"
+OUT, BACKWARD, FRESH = "forward, out=", "backward, out=", "backward, fresh copy"
 
 
 class Limit(NamedTuple):
@@ -38,8 +38,8 @@ class Limit(NamedTuple):
 def limits(problem: Problem, data: Data) -> Iterator[Limit]:
     """Yield the calls of a problem with their limits, of which the last is for information.
 
-    Forward writes into one array again and again, as does the copy. Backward has no `out`: it gets new memory from the
-    system at every call, which takes its time, and the copy does not. The last one shows a copy that does.
+    All write into one array again and again, but for the last one: where a pullback is given no `out`, it gets new memory
+    from the system at every call, which takes its time, and so does the copy beside it.
     """
     x, dy, weight, bias = data.numpy
     out = np.zeros_like(x)
@@ -47,9 +47,8 @@ def limits(problem: Problem, data: Data) -> Iterator[Limit]:
     call = bind(problem, x, weight, bias, channel_axis=problem.channel_axis)
     yield Limit(OUT, partial(call, out=out), partial(copy, x, out), way, 1)
     _, pullback = an.vjp(call.func, *call.args, **call.keywords)
-    back = partial(pullback, dy)
-    yield Limit(BACKWARD, back, partial(copy, x, out), way, BACKWARD_BYTES)
-    yield Limit(FRESH, back, lambda: copy(x, np.empty_like(x)), way, BACKWARD_BYTES)
+    yield Limit(BACKWARD, partial(pullback, dy, out=out), partial(copy, x, out), way, BACKWARD_BYTES)
+    yield Limit(FRESH, partial(pullback, dy), lambda: copy(x, np.empty_like(x)), way, BACKWARD_BYTES)
 
 
 def _fastest(x: Any, out: Any) -> tuple[str, Callable[[Any, Any], object]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anynorm as an
+from benchmarks.bounds import BOUND, calls, copying
 from benchmarks.limit import BACKWARD, COPY, FRESH, OUT, limits
 from benchmarks.machine import THREADS, Load, describe, disturbed
 from benchmarks.peers import FIVE_LINES, OTHERS, PEERS, TORCH, Peer, Unsupported
@@ -77,15 +78,16 @@ def plan(*, only: str = "", few: bool = False) -> list[Item]:
 
     items: list[Item] = []
 
-    def add(problems: Sequence[Problem], arrays: Sequence[str], peers: Sequence[Peer]) -> None:
+    def add(problems: Sequence[Problem], arrays: Sequence[str], peers: Sequence[Peer], *others: str) -> None:
+        names = [*[peer.name for peer in peers], *others]
         for problem in kept(problems):
             for its in arrays:
                 for direction in ("forward", "both"):
-                    items.extend([Item(problem, its, direction, peer.name) for peer in peers])
+                    items.extend([Item(problem, its, direction, name) for name in names])
 
-    add(NAMED + LONG + AWKWARD + SMALL, ("numpy", "torch"), [TORCH])
+    add(NAMED + LONG + AWKWARD + SMALL, ("numpy", "torch"), [TORCH], BOUND)
     add(NAMED, ("numpy",), [FIVE_LINES])
-    add(HALVES, ("torch",), [TORCH])
+    add(HALVES, ("torch",), [TORCH], BOUND)
     add(DOUBLES, ("numpy", "torch"), [TORCH])
     add(FOR_PEERS, ("numpy",), OTHERS)
     for problem in kept(ONE_PASS + TWO_PASSES):
@@ -134,6 +136,9 @@ def measure(items: Sequence[Item], seconds: float = SECONDS, step: Callable[[str
             if item.peer == COPY:
                 continue
             step(str(item))
+            if item.peer == BOUND:
+                pairs.append(item.row() | _against_bound(item, data, watch))
+                continue
             try:
                 pairs.append(item.row() | _against(item, data, watch))
             except Unsupported as error:
@@ -147,6 +152,7 @@ def measure(items: Sequence[Item], seconds: float = SECONDS, step: Callable[[str
         "machine": describe(packages),
         "seconds": round(time.monotonic() - started),
         "summary": summarize(pairs),
+        "calls": calls() if any(item.problem == NAMED[0] for item in items) else {},
         "pairs": pairs,
         "left_out": left_out,
     }
@@ -173,6 +179,14 @@ def _against(item: Item, data: Data, watch: Watch) -> dict[str, Any]:
         raise Unsupported(msg)
     del result
     return {"path": _path(item, data), **watch.time(mine.call, its.call)}
+
+
+def _against_bound(item: Item, data: Data, watch: Watch) -> dict[str, Any]:
+    mine = ours(item.problem, data, item.direction, item.arrays).call
+    copies = copying(data, item.direction, item.arrays)
+    mine()
+    copies()
+    return watch.time(mine, copies)
 
 
 def _path(item: Item, data: Data) -> str:

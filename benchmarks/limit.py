@@ -38,8 +38,8 @@ class Limit(NamedTuple):
 def limits(problem: Problem, data: Data) -> Iterator[Limit]:
     """Yield the calls of a problem with their limits, of which the last is for information.
 
-    All write into one array again and again, but for the last one: where a pullback is given no `out`, it gets new memory
-    from the system at every call, which takes its time, and so does the copy beside it.
+    All write into one array again and again, but for the last one: where a pullback is given no `out`, it gets new
+    memory from the system at every call, which takes its time, and so does the copy beside it.
     """
     x, dy, weight, bias = data.numpy
     out = np.zeros_like(x)

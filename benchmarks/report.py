@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anynorm._cli.show import duration, line, table
+from benchmarks.bounds import BOUND
 from benchmarks.limit import COPY
 from benchmarks.machine import DISTURBED, disturbed
 from benchmarks.peers import TORCH
@@ -20,10 +21,14 @@ def report(result: dict[str, Any]) -> None:
     """Print all tables: what was timed, what was left out and why, and the numbers to reach."""
     pairs: list[Row] = result["pairs"]
     _torch([row for row in pairs if row["peer"] == TORCH.name])
-    _others([row for row in pairs if row["peer"] not in (TORCH.name, COPY)])
+    _others([row for row in pairs if row["peer"] not in (TORCH.name, BOUND, COPY)])
     _copies([row for row in pairs if row["peer"] == COPY])
+    _bounds([row for row in pairs if row["peer"] == BOUND])
     left_out(result["left_out"])
     _summary(result["summary"])
+    lines = [[name, f"{microseconds:.2f}"] for name, microseconds in result["calls"].items()]
+    if lines:
+        table("Layer norm of (8, 64) float32 with weight and bias, and what it is made of", ["call", "µs"], lines)
     machine = result["machine"]
     line(f"\n{machine['processor']}, {machine['cores']} cores; {result['seconds']} s")
     count = sum([disturbed(row["others"]) for row in pairs])
@@ -61,6 +66,14 @@ def _copies(rows: Sequence[Row]) -> None:
         table("The limit: the machine's copy of the same bytes", header, lines)
 
 
+def _bounds(rows: Sequence[Row]) -> None:
+    """Print how much of the time a copy of the same bytes would take, into results made anew."""
+    header = ["norm", "dtype", "arrays", "direction", "anynorm", "copies / anynorm", "quartiles"]
+    lines = [[row["problem"], row["dtype"], row["arrays"], DIRECTIONS[row["direction"]], *_times(row)] for row in rows]
+    if lines:
+        table("What bounds a call: copies in place of the arithmetic", header, lines)
+
+
 def left_out(rows: Sequence[Row]) -> None:
     """Print what was not timed, and why; as many lines as there are reasons."""
     counted = Counter([(row["peer"], NORMS[row["norm"]], row["direction"], row["reason"]) for row in rows])
@@ -73,13 +86,13 @@ def left_out(rows: Sequence[Row]) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> None:
-    header = ["number", "at least", "measured", "", "pairs", "the worst"]
+    header = ["number", "at least", "measured", "", "by copies", "pairs", "the worst"]
     lines = []
     for row in rows:
-        figure = "-" if row["figure"] is None else f"{row['figure']:.2f}"
+        figure, bound = ["-" if row[name] is None else f"{row[name]:.2f}" for name in ("figure", "bound")]
         verdict = {True: "reached", False: "MISS !", None: "incomplete"}[row["reached"]]
         pairs = f"{row['pairs']} of {row['of']}" + (f", {row['disturbed']} disturbed *" if row["disturbed"] else "")
-        lines.append([row["what"], f"{row['target']:g}", figure, verdict, pairs, row["worst"] or ""])
+        lines.append([row["what"], f"{row['target']:g}", figure, verdict, bound, pairs, row["worst"] or ""])
     table("Numbers to reach (against torch's own operators unless said)", header, lines)
 
 

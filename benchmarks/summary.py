@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from benchmarks.bounds import BOUND
 from benchmarks.limit import BACKWARD, COPY, OUT
 from benchmarks.machine import disturbed
 from benchmarks.peers import FIVE_LINES, TORCH
@@ -34,7 +35,10 @@ class Pairs:
         directions: Iterable[str],
         peer: str = TORCH.name,
     ) -> Row:
-        """Return the ratios combined, and which is the worst; `reached` is None while too few are there to decide."""
+        """Return the ratios combined, and which is the worst; `reached` is None while too few are there to decide.
+
+        `bound` is what they would come to if ours took as long as the copies that bound it.
+        """
         wanted = [
             (str(problem), problem.dtype, its, direction, peer)
             for problem in dict.fromkeys(problems)
@@ -43,6 +47,8 @@ class Pairs:
         ]
         rows = [self._rows[key] for key in wanted if key in self._rows]
         figure = combine([row["ratio"] for row in rows]) if rows else None
+        copies = [self._rows.get((*key[:-1], BOUND)) for key in wanted if key in self._rows]
+        bounds = [row["ratio"] / its["ratio"] for row, its in zip(rows, copies, strict=True) if its is not None]
         worst = min(rows, key=lambda row: float(row["ratio"]), default=None)
         reached = None
         if figure is not None:
@@ -53,6 +59,7 @@ class Pairs:
             "what": what,
             "target": target,
             "figure": figure,
+            "bound": combine(bounds) if bounds and len(bounds) == len(rows) else None,
             "reached": reached,
             "pairs": len(rows),
             "of": len(wanted),

@@ -22,7 +22,7 @@ from PIL import Image
 
 from anynorm import _reference
 from anynorm._reference_gradients import gradients
-from benchmarks import limit, machine, picture, report, timing
+from benchmarks import bounds, limit, machine, picture, report, timing
 from benchmarks.cpu import Item, measure, plan
 from benchmarks.peers import PEERS, Peer, Unsupported
 from benchmarks.problems import NAMED, Data, Problem
@@ -178,6 +178,7 @@ def test_what_is_not_timed_is_reported(
 def test_results_hold_what_a_reader_needs() -> None:
     """The JSON names machine, versions, and of each pair what was timed, the times, ratio, quartiles, others' load."""
     items = [Item(SMALL, arrays, direction, "torch") for arrays in ("numpy", "torch") for direction in DIRECTIONS]
+    items += [Item(SMALL, "numpy", "both", bounds.BOUND)]
     items += [Item(SMALL, "numpy", direction, limit.COPY) for direction in (limit.OUT, limit.BACKWARD, limit.FRESH)]
     result = json.loads(json.dumps(measure(items, seconds=0.001, step=lambda _: None)))
     assert result["left_out"] == []
@@ -216,6 +217,46 @@ def test_limit_is_a_copy() -> None:
     assert fresh.copy is not backward.copy
 
 
+@pytest.mark.parametrize("arrays", ARRAYS)
+@pytest.mark.parametrize("problem", [SMALL, Problem("batch_norm", (40, 64, 7, 7), channels_last=True)], ids=str)
+def test_bound_moves_the_same_bytes(problem: Problem, arrays: str) -> None:
+    """What bounds a call makes results of the same shapes, y of x's bytes and dx of all of x's and dy's."""
+    data = Data(problem)
+    x, dy, *_ = data.numpy if arrays == "numpy" else data.torch
+    y = bounds.copying(data, "forward", arrays)()
+    both: Any = bounds.copying(data, "both", arrays)()
+    for its, expected in zip((y, *both[:2]), (x, x, x + dy), strict=True):
+        assert its is not x
+        np.testing.assert_array_equal(np.asarray(its.detach() if arrays == "torch" else its), np.asarray(expected))
+
+
+def test_number_at_the_bound() -> None:
+    """Beside a number stands what it would be if anynorm took as long as the copies; nothing where one is missing."""
+    rows = _rows(plan(), 3.0)
+    for row in rows:
+        if row["peer"] == bounds.BOUND:
+            row["ratio"] = 0.5
+    by_name = {row["what"]: row for row in summarize(rows)}
+    assert by_name["mean, NumPy arrays, forward"]["bound"] == pytest.approx(6.0)
+    assert by_name["mean, float16 torch tensors, forward + backward"]["bound"] == pytest.approx(6.0)
+    assert by_name["copy of the same bytes, forward with out=, worst"]["bound"] is None
+    first = (str(NAMED[0]), "numpy", "forward", bounds.BOUND)
+    fewer = [row for row in rows if (row["problem"], row["arrays"], row["direction"], row["peer"]) != first]
+    by_name = {row["what"]: row for row in summarize(fewer)}
+    assert by_name["mean, NumPy arrays, forward"]["bound"] is None
+    assert by_name["mean, torch tensors, forward"]["bound"] == pytest.approx(6.0)
+
+
+def test_parts_of_a_small_call() -> None:
+    """A small call is timed with its parts, of which each takes less than the whole, and the engine's is not empty."""
+    microseconds = bounds.calls()
+    whole = microseconds["anynorm, NumPy arrays"]
+    assert 0 < microseconds["- numpy.empty_like"] < whole
+    assert microseconds["  - with nothing to do"] < microseconds["- the compiled call"] < whole
+    both = microseconds["anynorm, torch tensors, forward + backward"]
+    assert microseconds["- an autograd.Function that copies"] < both
+
+
 def _rows(items: list[Item], ratio: float) -> list[dict[str, Any]]:
     return [item.row() | {"ratio": ratio, "others": 0.0} for item in items]
 
@@ -224,7 +265,7 @@ def test_full_run_has_every_number() -> None:
     """A full run times all that each number to reach is made of, every peer and dtype, and no pair twice."""
     items = plan()
     assert len(items) == len(set(items))
-    assert {item.peer for item in items} == {*PEERS, limit.COPY}
+    assert {item.peer for item in items} == {*PEERS, limit.COPY, bounds.BOUND}
     against_torch = {(item.problem.dtype, item.arrays) for item in items if item.peer == "torch"}
     assert against_torch == {*product(("float32", "float64"), ARRAYS), ("float16", "torch"), ("bfloat16", "torch")}
     for row in summarize(_rows(items, 100.0)):

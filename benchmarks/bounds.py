@@ -125,7 +125,7 @@ def _compiled(x: Any, weight: Any, bias: Any) -> dict[str, Call]:
     from anynorm_numpy import _engine as adapter
 
     plan, y = layer_norm_call(x, weight, bias).plan, np.empty_like(x)
-    job = adapter.job_of(plan, x, *[adapter.layout(its) for its in (weight, bias)], (y,))
+    job = adapter.job_of(plan, x, adapter.layout(weight), adapter.layout(bias), (y,))
     addresses = [engine().address(its) for its in (x, y, weight, bias)]
     engine().run.forward(job, *addresses, 0, 1e-5)  # so that it is compiled
     kept = job, y  # memory behind the addresses

@@ -53,7 +53,7 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
     from anynorm_cuda import _engine
     from anynorm_cuda._launcher import Launcher
     from anynorm_cuda._teams import Device
-    from anynorm_torch import _device, _jobs, _memory
+    from anynorm_torch import _device, _jobs, _kinds, _memory
 
     device = Device(90, 132, 232448) if device is None else device
     seen = Seen(launch)
@@ -71,6 +71,7 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
             mock.patch.object(_memory, "memory_of", lambda x: "cuda" if x.device.type == "cpu" else x.device.type),
             mock.patch.object(_memory, "_plain", {}),
             mock.patch.object(_jobs, "_met", {}),
+            mock.patch.multiple(_kinds, _kinds={}, _near={}),
             mock.patch.dict(library.known, clear=True),
             mock.patch.object(anynorm_cuda, "missing", return_value=None),
             mock.patch.object(_device, "facts", return_value=device),

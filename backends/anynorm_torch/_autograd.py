@@ -11,7 +11,7 @@ from anynorm._dispatch import library_of
 from anynorm._learned import Learned
 from anynorm._plan import Plan
 from anynorm_cuda._launcher import RefusedError
-from anynorm_torch._jobs import Jobs, Run, forget, room
+from anynorm_torch._jobs import FEW, Jobs, Run, empty, forget, room
 from anynorm_torch._memory import unreadable, written
 from anynorm_torch._places import jobs_for
 
@@ -49,12 +49,14 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, wrapped: tuple[Any, Run]) -> Any:
         y, its = wrapped
-        jobs, plan, job, _, _, eps, planes, given = its
+        jobs, plan, job, laid, _, eps, planes, given = its
         # Of bias not its values, which may change meanwhile.
         described = None if bias is None else (bias.shape, bias.dtype)
         # Room of NumPy's, which a small call on the host has, is kept as it is: autograd saves tensors alone.
         own = None if isinstance(planes, torch.Tensor) else planes
-        ctx.kept = jobs, plan, job, eps, given is not None, described, own
+        # Autograd sees that weight is not written to meanwhile, so what was cast is right later too.
+        laid = None if laid is weight or laid.numel() > FEW else laid
+        ctx.kept = jobs, plan, job, eps, given is not None, described, own, laid
         ctx.save_for_backward(x, weight, planes if own is None else None)
         jobs.run(x, y, its)
         return y
@@ -65,18 +67,23 @@ class _Normalized(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return *_differentiable(ctx.kept, dy, x, weight, planes, needs), None
-        jobs, plan, job, eps, _, bias, own = ctx.kept
+        jobs, plan, job, eps, _, bias, own, laid = ctx.kept
+        pull = jobs.pull_of(plan, x, dy, weight, laid, planes, bias)
+        if pull is not None:
+            job, lies, weight_lies, bias_lies = pull
+            dx = jobs.empty_like(x) if lies is None else empty(*lies)
+            dweight = empty(*weight_lies) if needs[1] else None
+            dbias = empty(*bias_lies) if needs[2] else None
+            laid, planes = weight if laid is None else laid, planes if own is None else own
+            jobs.run_gradient(job, x, dy, dx, laid, planes, dweight, dbias)
+            return dx, dweight, dbias, None  # cast, and left out where it is not needed, by autograd itself
         # Hooks may have brought back tensors of another kind than those that were saved.
         if jobs.may_read(x, dy, weight, planes):
             dweight = jobs.room_for_gradient(weight.shape, weight.dtype, x) if needs[1] else None
             dbias = jobs.room_for_gradient(*bias, x) if needs[2] else None
             dx = _gradient(jobs, plan, dy, x, weight, planes if own is None else own, x.numel(), dweight, dbias)
             if dx is not None:
-                if dweight is not None and dweight.dtype is not weight.dtype:
-                    dweight = dweight.to(weight.dtype)
-                if dbias is not None and dbias.dtype is not bias[1]:
-                    dbias = dbias.to(bias[1])
-                return dx if needs[0] else None, dweight, dbias, None
+                return dx, dweight, dbias, None
         saved: Any = Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
         found = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
         return *_like(found, weight, bias, needs), None
@@ -97,7 +104,7 @@ def _like(gradients: Any, weight: Any, bias: Any, needs: Any) -> list[Any]:
 
 def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs: Any) -> list[Any]:
     """Return the gradients as the formula has them, recorded for a gradient of their own."""
-    _, plan, job, eps, given, described, _ = kept
+    _, plan, job, eps, given, described, *_ = kept
     library = library_of("backward", "x", x)
     if given:
         saved: Any = Learned(planes, plan, job, eps)

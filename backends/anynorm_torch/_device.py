@@ -80,6 +80,12 @@ class _DeviceJobs(Jobs):
     def setting(self, elements: int) -> int:  # noqa: ARG002  what decides is in the kind of a call
         return 0
 
+    def lies_like(self, x: Any) -> None:  # noqa: ARG002
+        return None
+
+    def pull_of(self, plan: Plan, x: Any, dy: Any, weight: Any, laid: Any, planes: Any, bias: Any) -> None:  # noqa: ARG002
+        return None
+
     def may_read(self, *tensors: Any) -> bool:
         device = tensors[0].get_device()
         for its in tensors:
@@ -94,6 +100,9 @@ class _DeviceJobs(Jobs):
         if its.dtype not in OWN:
             its = its.detach().to(torch.float32)
         return its.contiguous()
+
+    def widens(self, x: Any, weight: Any, bias: Any) -> None:  # noqa: ARG002  kernels read each in its own dtype
+        return None
 
     def empty_like(self, x: Any, elements: int = 0) -> Any:  # noqa: ARG002
         return torch.empty_like(x)

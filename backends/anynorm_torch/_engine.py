@@ -5,7 +5,7 @@ What differs from memory to memory is in `_host` and `_device`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +16,9 @@ from anynorm._plan import Plan
 from anynorm._prepare import Known
 from anynorm_cuda._launcher import RefusedError
 from anynorm_torch._autograd import recorded
-from anynorm_torch._jobs import Jobs, forget
-from anynorm_torch._memory import kind_of, unreadable_itself, watched, watches, written
+from anynorm_torch._jobs import Jobs, Lies, empty, forget
+from anynorm_torch._kinds import kind_of_call
+from anynorm_torch._memory import unreadable_itself, watched, watches, written
 from anynorm_torch._places import jobs_for
 
 
@@ -100,16 +101,25 @@ def kind(x: Any, weight: Any, bias: Any) -> Any:
     """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
     if watches():
         return None
-    its_x, its_weight, its_bias = kind_of(x), weight, bias
-    if weight is not None and (its_weight := kind_of(weight)) is None:
-        return None
-    if bias is not None and (its_bias := kind_of(bias)) is None:
-        return None
-    return None if its_x is None else (its_x, its_weight, its_bias)
+    if weight is None:
+        return kind_of_call("x", x) if bias is None else kind_of_call("x, bias", x, bias)
+    return kind_of_call("x, weight", x, weight) if bias is None else kind_of_call("x, weight, bias", x, weight, bias)
 
 
 # Where `again` keeps who serves calls of a kind.
 JOBS_KEPT = "jobs"
+
+
+class Decided(NamedTuple):
+    """What is decided for calls of a kind in one setting."""
+
+    job: Any
+    weight_lies: bool  # as the engine reads it
+    bias_lies: bool
+    keeps: bool  # needs room for what is learned, wanted or not
+    records: bool  # some tensor requires a gradient
+    y: Lies | None  # None where whoever serves the call makes it
+    wide: tuple[Lies | None, Lies | None] | None  # how weight and bias are to lie, where both are to be cast at once
 
 
 def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) -> Any:
@@ -120,14 +130,17 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) 
     found = _known_job(jobs, known, x, weight, bias)
     if isinstance(found, str):
         return found
-    job, weight_lies, bias_lies, keeps = found
+    job, weight_lies, bias_lies, keeps, records, lies, wide = found
     plan = known.plan
-    laid_weight = weight if weight_lies else jobs.parameter(weight, x)
-    laid_bias = bias if bias_lies else jobs.parameter(bias, x)
-    wanted = _gradient_wanted(x, weight, bias)
+    if wide is not None:
+        laid_weight, laid_bias = jobs.widened(weight, bias, wide)
+    else:
+        laid_weight = weight if weight_lies else jobs.parameter(weight, x)
+        laid_bias = bias if bias_lies else jobs.parameter(bias, x)
+    wanted = records and torch.is_grad_enabled()
     planes = jobs.planes_for(job, x, within=not save) if wanted or save or keeps else None
     its = jobs, plan, job, laid_weight, laid_bias, eps, planes, None
-    y = jobs.empty_like(x, known.size)
+    y = jobs.empty_like(x) if lies is None else empty(*lies)
     try:
         if wanted:
             y = recorded(x, weight, bias, y, its)
@@ -140,26 +153,27 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) 
     return y, Learned(planes, plan, job, eps) if save else None
 
 
-def _known_job(jobs: Jobs, known: Known, x: Any, weight: Any, bias: Any) -> tuple[Any, bool, bool, bool] | str:
-    """Return the job for a call of a known kind, whether weight and bias are read as is, and whether it needs planes.
-
-    Or why there is no job.
-    """
+def _known_job(jobs: Jobs, known: Known, x: Any, weight: Any, bias: Any) -> Decided | str:
+    """Return what is decided for a call of a known kind, or why there is no job."""
     missing = jobs.missing()
     if missing is not None:
         return missing
     setting = jobs.setting(known.size)
-    found: tuple[Any, bool, bool, bool] | str | None = known.decided.get(setting)
+    found: Decided | str | None = known.decided.get(setting)
     if found is None:
         found = jobs.unfit(x) or _decided(jobs, known.plan, x, weight, bias)
         known.decided[setting] = found
     return found
 
 
-def _decided(jobs: Jobs, plan: Plan, x: Any, weight: Any, bias: Any) -> tuple[Any, bool, bool, bool] | str:
+def _decided(jobs: Jobs, plan: Plan, x: Any, weight: Any, bias: Any) -> Decided | str:
     laid = jobs.parameter(weight, x), jobs.parameter(bias, x)
     job = jobs.job_of(plan, x, *laid, None)
-    return job if isinstance(job, str) else (job, laid[0] is weight, laid[1] is bias, jobs.keeps(job))
+    if isinstance(job, str):
+        return job
+    records = any(its is not None and its.requires_grad for its in (x, weight, bias))
+    keeps, lies, wide = jobs.keeps(job), jobs.lies_like(x), jobs.widens(x, weight, bias)
+    return Decided(job, laid[0] is weight, laid[1] is bias, keeps, records, lies, wide)
 
 
 def moments(plan: Plan, x: Any) -> Any:

@@ -12,11 +12,17 @@ from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm_numba import engine
 from anynorm_torch._jobs import (
+    FEW,
     KINDS,
     Jobs,
+    Lies,
+    Pull,
     Run,
+    cast,
     check_memory,
     dense,
+    empty,
+    forward_ad,
     layout,
     like,
     may_be_read,
@@ -25,6 +31,7 @@ from anynorm_torch._jobs import (
     room,
     steps,
 )
+from anynorm_torch._kinds import kind_of_call
 from anynorm_torch._pages import LARGE, ask_for_large_pages
 
 
@@ -45,6 +52,39 @@ class _HostJobs(Jobs):
         threads: int = engine().threads.threads_for(elements)
         return threads
 
+    def lies_like(self, x: Any) -> Lies | None:
+        return None if x.nbytes >= LARGE else _lies(torch.empty_like(x))
+
+    def pull_of(self, plan: Plan, x: Any, dy: Any, weight: Any, laid: Any, planes: Any, bias: Any) -> Pull | None:
+        if forward_ad._current_level >= 0:
+            return None
+        # What was learned is a tensor only where several threads did, or statistics were given.
+        if planes is None:
+            kind = kind_of_call("x, dy", x, dy) if weight is None else kind_of_call("x, dy, weight", x, dy, weight)
+        elif weight is None:
+            kind = kind_of_call("x, dy, planes", x, dy, planes)
+        else:
+            kind = kind_of_call("x, dy, weight, planes", x, dy, weight, planes)
+        if kind is None:
+            return None
+        key = id(plan), kind, laid is None, engine().threads.threads_for(x.numel())
+        found = met(key)
+        if found is None:
+            found = remember(key, plan, self._pull(plan, x, dy, weight, laid, bias))
+        pull: Pull | None = found[1]
+        return pull
+
+    def _pull(self, plan: Plan, x: Any, dy: Any, weight: Any, laid: Any, bias: Any) -> Pull | None:
+        if dy.dtype != x.dtype or (laid is None and self.parameter(weight, x) is not weight):
+            return None
+        job = self.gradient_job_of(plan, x, weight if laid is None else laid, dy, torch.empty_like(x), None, None)
+        if isinstance(job, str):
+            return None
+        compute = KINDS[x.dtype][1]
+        shapes = None if weight is None else weight.shape, None if bias is None else bias[0]
+        dweight, dbias = [None if shape is None else (*dense(shape), compute) for shape in shapes]
+        return Pull(job, self.lies_like(x), dweight, dbias)
+
     def may_read(self, *tensors: Any) -> bool:
         return may_be_read("cpu", *tensors)
 
@@ -54,11 +94,27 @@ class _HostJobs(Jobs):
             return None
         compute = KINDS[x.dtype][1]
         if its.dtype != compute:
-            its = its.detach().to(compute)
+            its = cast(its.detach(), compute)
         if its.is_contiguous():
             return its
         along = [step for step, length in zip(its.stride(), its.shape, strict=True) if length > 1]
         return its if min(along, default=1) == 1 else its.contiguous()
+
+    def widens(self, x: Any, weight: Any, bias: Any) -> tuple[Lies | None, Lies | None] | None:
+        compute, given = KINDS[x.dtype][1], [its for its in (weight, bias) if its is not None]
+        if x.dtype is compute or not given:
+            return None
+        if any(its.dtype is not x.dtype or not its.is_contiguous() or its.numel() > FEW for its in given):
+            return None
+        lies = [None if its is None else (tuple(its.shape), its.stride(), compute) for its in (weight, bias)]
+        return lies[0], lies[1]
+
+    def widened(self, weight: Any, bias: Any, lies: tuple[Lies | None, Lies | None]) -> tuple[Any, Any]:
+        wide_weight, *of_weight = _widening(weight, lies[0])
+        wide_bias, *of_bias = _widening(bias, lies[1])
+        dtype = (bias if weight is None else weight).dtype
+        engine().half.widen(KINDS[dtype][0], *of_weight, *of_bias)
+        return wide_weight, wide_bias
 
     def empty_like(self, x: Any, elements: int = 0) -> Any:  # noqa: ARG002
         y = torch.empty_like(x)
@@ -141,6 +197,19 @@ def _begin(planes: Any) -> int:
     if planes is None:
         return 0
     return planes.data_ptr() if isinstance(planes, torch.Tensor) else engine().address(planes)
+
+
+def _widening(its: Any, lies: Lies | None) -> tuple[Any, int, int, int]:
+    """Return room for a parameter in another dtype, how many numbers it has, and the addresses of both."""
+    if lies is None:
+        return None, 0, 0, 0
+    wide, begins = empty(*lies), its.data_ptr()
+    check_memory((begins,))
+    return wide, its.numel(), begins, wide.data_ptr()
+
+
+def _lies(x: Any) -> Lies:
+    return tuple(x.shape), x.stride(), x.dtype
 
 
 def _made(plan: Plan, tensors: tuple[Any, ...], weight: Any, bias: Any, threads: int) -> Any:

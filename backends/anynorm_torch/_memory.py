@@ -33,6 +33,9 @@ def unreadable(x: Any) -> str | None:
     return watched() or unreadable_itself(x)
 
 
+# Types whose arithmetic is torch's own.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 # Dispatch keys of tensors that were found readable, and in which memory. The keys tell all but a tensor's type, its
 # tangent, and which GPU it is on.
 _plain: dict[int, str] = {}
@@ -44,7 +47,7 @@ def unreadable_itself(x: Any) -> str | None:
     That its type is Tensor says little: vmap's and grad's wrappers, forward-mode duals and lazily negated views are of
     that type too, and their memory holds another shape, no tangent, and the other sign.
     """
-    if type(x) not in (torch.Tensor, torch.nn.Parameter):
+    if type(x) not in PLAIN:
         return f"{type(x).__name__} is a subclass of Tensor, whose own arithmetic the formula respects"
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         return "the tensor carries a forward-mode tangent"

@@ -9,7 +9,18 @@ from __future__ import annotations
 from numba import njit
 
 from anynorm_numba import _geometry as at
-from anynorm_numba._columns import add_rows, block_of, fold_lanes, lay_parameter, recall_block, repeat, total_of
+from anynorm_numba._columns import (
+    add_rows,
+    block_of,
+    bytes_ahead,
+    fold_lanes,
+    in_order,
+    lay_parameter,
+    piece_of,
+    recall_block,
+    repeat,
+    total_of,
+)
 from anynorm_numba._loops import shares_across, shares_along, slope, slope_rows, weighted_shares_across
 from anynorm_numba._parameter_sums import put_gradients
 from anynorm_numba._rows import folded
@@ -40,7 +51,7 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
     """Sum a chunk of rows: afterwards the area begins with Σg and Σg·x̂ for each column."""
     step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
     narrow, by_row = field(kind, geometry, at.NARROW), field(kind, geometry, at.BY_ROW)
-    of_weight = field(kind, geometry, at.WEIGHT + at.R)
+    of_weight, ahead = field(kind, geometry, at.WEIGHT + at.R), bytes_ahead(kind, geometry)
     row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
     of_plane, size = 8 * LANES * width, computed_bytes(kind)
     for i in range(2 * planes(kind) * LANES * width):
@@ -62,7 +73,20 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
             rstd, scale = room + RSTD * plane + skipped, room + SCALE * plane + skipped
             if not by_row:
                 shares_across(
-                    kind, n, count, sums, of_plane, source, x_far, gradient, dy_far, scale, mean, correction, rstd
+                    kind,
+                    n,
+                    count,
+                    sums,
+                    of_plane,
+                    ahead,
+                    source,
+                    x_far,
+                    gradient,
+                    dy_far,
+                    scale,
+                    mean,
+                    correction,
+                    rstd,
                 )
                 continue
             begins, far = weight + (row + lane) * of_weight, LANES * of_weight
@@ -120,12 +144,17 @@ def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
 
 
 @njit(error_model="numpy")
-def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room, plane, width):
-    """Write dx of a chunk of rows; and where the weight varies from row to row, each row's shares of the gradients."""
+def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, room, plane):
+    """Write dx of some rows of a block; and where the weight varies from row to row, each row's shares of gradients."""
+    a, first, width = block_of(kind, geometry, block)
+    skipped = first * stored_bytes(kind)
+    x += a * field(kind, geometry, at.X + at.A) + skipped
+    dy += a * field(kind, geometry, at.DY + at.A) + skipped
+    dx += a * field(kind, geometry, at.Y + at.A) + skipped
+    weight += a * field(kind, geometry, at.WEIGHT + at.A)
     step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
     dx_step, of_weight = field(kind, geometry, at.Y + at.R), field(kind, geometry, at.WEIGHT + at.R)
     rows = field(kind, geometry, at.R)
-    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, rows)
     mean, correction = room + MEAN * plane, room + CORRECTION * plane
     rstd, scale = room + RSTD * plane, room + SCALE * plane
     weights, of_mean, of_unit = room + WEIGHT * plane, room + OF_MEAN * plane, room + OF_UNIT * plane
@@ -147,7 +176,7 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, chunk, room,
             row += 1
         return
     together = LANES if field(kind, geometry, at.NARROW) else 1
-    while together == 1 and row + GROUP <= last:
+    while together == 1 and not in_order(kind, geometry) and row + GROUP <= last:
         source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
         slope_rows(
             kind,
@@ -202,7 +231,11 @@ def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, par
     room_bytes, area_bytes = field(kind, geometry, at.ROOM), field(kind, geometry, at.AREA)
     plane = 8 * field(kind, geometry, at.WIDTH) * (LANES if field(kind, geometry, at.NARROW) else 1)
     size = stored_bytes(kind)
-    if phase == at.WHOLE:
+    row, last = 0, field(kind, geometry, at.R)
+    if phase == at.WRITE:
+        begins, row, last = piece_of(kind, geometry, index)
+        ends = begins + field(kind, geometry, at.BLOCKS)
+    elif phase == at.WHOLE:
         begins, ends = index * blocks // tasks, (index + 1) * blocks // tasks
     else:
         begins = index if phase == at.START or phase == at.SETTLE else index // chunks
@@ -211,7 +244,6 @@ def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, par
         a, first, width = block_of(kind, geometry, block)
         source = x + a * field(kind, geometry, at.X + at.A) + first * size
         gradient = dy + a * field(kind, geometry, at.DY + at.A) + first * size
-        target = dx + a * field(kind, geometry, at.Y + at.A) + first * size
         its_weight = weight + a * field(kind, geometry, at.WEIGHT + at.A)
         if phase == at.WHOLE:
             room = work + index * (room_bytes + area_bytes)
@@ -220,7 +252,7 @@ def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, par
         else:
             room = work + block * room_bytes
             area = work + blocks * room_bytes + block * chunks * area_bytes
-            first_chunk = index - block * chunks if phase == at.SUM or phase == at.WRITE else 0
+            first_chunk = index - block * chunks if phase == at.SUM else 0
             last_chunk = first_chunk + 1
         if phase == at.WHOLE or phase == at.START:
             prepare(kind, geometry, weight, saved, a, first, room, plane, width)
@@ -236,18 +268,4 @@ def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, par
         if phase == at.WHOLE or phase == at.SETTLE:
             settle_gradients(kind, geometry, partial, a, first, room, plane, width)
         if phase == at.WHOLE or phase == at.WRITE:
-            for chunk in range(first_chunk, last_chunk):
-                write_slopes(
-                    kind,
-                    geometry,
-                    source,
-                    gradient,
-                    target,
-                    its_weight,
-                    partial,
-                    block,
-                    chunk,
-                    room,
-                    plane,
-                    width,
-                )
+            write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, room, plane)

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from anynorm_numba import _compile, _threads
+from anynorm_numba import _compile, _half, _threads
 from anynorm_numba import _geometry as at
 from anynorm_numba._address import address
 from anynorm_numba._jobs import Job
 from anynorm_numba._parameters import add_up
+
+# Bytes of a line of the cache. A vector that lies across two takes twice as long to read.
+LINE = 64
 
 
 def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: float, *, given: bool = False) -> None:
@@ -25,8 +28,13 @@ def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: f
     kernel = job.kernel[0] if job.kernel else _kernel(job)
     work, begins = None, 0
     if job.work:
-        work = np.empty(job.work // 8)
-        begins = address(work)
+        if job.split:
+            work = _room(job.work // 8)
+            begins = address(work)
+        else:  # as in `_room`, without a view
+            work = np.empty((job.work + LINE) // 8)
+            begins = address(work)
+            begins += -begins % LINE
     if job.split:
         _forward_in_steps(job, kernel, work, (x, y, weight, bias, saved, begins, given, eps))
     elif job.threads == 1:
@@ -35,6 +43,13 @@ def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: f
         _threads.run(
             kernel, at.WHOLE, job.tasks, job.threads, job.address, x, y, weight, bias, saved, begins, given, eps
         )
+
+
+def _room(length: int) -> Any:
+    """Return room for so many float64 that begins where a line of the cache does."""
+    room = np.empty(length + LINE // 8)
+    skipped = -address(room) % LINE // 8
+    return room[skipped : skipped + length]
 
 
 def _forward_in_steps(job: Job, kernel: int, work: Any, rest: tuple[Any, ...]) -> None:
@@ -55,44 +70,42 @@ def _forward_in_steps(job: Job, kernel: int, work: Any, rest: tuple[Any, ...]) -
 def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweight: int, dbias: int) -> None:
     """Write dx, and the gradients of weight and bias, numbers of C without gaps, unless their address is 0."""
     kernel = job.kernel[0] if job.kernel else _kernel(job)
-    count = job.sums if dweight or dbias else 0
-    room = (np.zeros if job.split else np.empty)(2 * count + job.work // 8)
-    begins = address(room)
-    sums, work = begins if count else 0, begins + 16 * count
-    tasks, slices = job.tasks, job.slices if count else 0
+    wanted = bool(dweight or dbias)
+    count = job.sums if wanted and not job.direct else 0
+    left = -(-16 * count // LINE) * LINE
+    room = _room((at.ADDRESSES + left + job.work) // 8)
+    begins = address(room) + at.ADDRESSES
+    sums, work = begins if wanted else 0, begins + left
+    if job.direct:
+        of_parameters = room.view(np.int64)
+        of_parameters[0], of_parameters[1] = dbias, dweight
+    tasks, slices = job.tasks, job.slices if wanted else 0
     arrays = (job.address, x, dy, dx, weight, saved, sums, work)
     rest: Any = (*arrays, 0.0)
     if job.split:
-        _backward_in_steps(job, kernel, room, count, rest)
+        _backward_in_steps(job, kernel, rest)
         tasks = slices = 0
     elif job.threads > 1:
         _threads.run(kernel, at.WHOLE, tasks, job.threads, *rest)
         if slices > 1:
-            _threads.run(kernel, at.REDUCE, slices, _threads.threads_for(2 * count * tasks), *rest)
+            _threads.run(kernel, at.REDUCE, slices, _threads.threads_for(2 * job.sums * tasks), *rest)
             slices = 0
         tasks = 0
-    if tasks or count:
+    if tasks or slices or count:
         _threads.gradients(kernel, tasks, slices, *arrays, dweight, dbias)
     if job.otherwise:
-        for way, target, its in zip(job.ways, (dweight, dbias), (room[:count], room[count : 2 * count]), strict=True):
+        pair = room[at.ADDRESSES // 8 :][: 2 * count].reshape(2, count)
+        for way, target, its in zip(job.ways, (dweight, dbias), pair, strict=True):
             if target and way is not None and way.lengths is None:
                 add_up(way, its, _array_at(target, job.kind, math.prod(way.laid)))
 
 
-def _backward_in_steps(job: Job, kernel: int, room: Any, count: int, rest: Any) -> None:
-    run, pieces, vector = _threads.run, job.units * job.items, job.slices > 0
+def _backward_in_steps(job: Job, kernel: int, rest: Any) -> None:
+    run, pieces = _threads.run, job.units * job.items
     run(kernel, at.START, 0 if job.rows else job.units, 1, *rest)
     run(kernel, at.SUM, pieces, job.threads, *rest)
     run(kernel, at.SETTLE, job.units, 1, *rest)
-    run(kernel, at.WRITE, job.items if vector else pieces, job.threads, *rest)
-    if vector and count:
-        planes = 2 if job.kind == "float64" else 1
-        sums = room[-2 * planes * count :].reshape(2, planes, count)
-        with np.errstate(all="ignore"):
-            total = sums.sum(axis=1)
-        lost = np.isnan(total)  # as what infinity lost is
-        total[lost] = sums[:, 0][lost]
-        room[: 2 * count].reshape(2, count)[::-1] = total  # the kernel sums what is for bias first
+    run(kernel, at.WRITE, job.tasks if job.slices else pieces, job.threads, *rest)
 
 
 def _array_at(begins: int, kind: str, length: int) -> Any:
@@ -115,6 +128,8 @@ def compile_all(kinds: Iterable[str], *, gradients: bool) -> None:
         for rows in (True, False):
             for backward in (False, True) if gradients else (False,):
                 _compile.task(_source(rows, backward=backward), kind)
+        if kind in _half.HALVES:
+            _half.kernel(kind)
     _threads.start()
 
 

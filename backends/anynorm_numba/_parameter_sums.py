@@ -1,12 +1,70 @@
-"""The last step of a backward pass: gradients of weight and bias from the sums that the others left."""
+"""The gradients of weight and bias: from what is summed for each place of a run, or from the sums that others left."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from llvmlite import ir
 from numba import njit
 
 from anynorm_numba import _geometry as at
-from anynorm_numba._scalars import computed_bytes, field, put_number, real
+from anynorm_numba._scalars import computed_bytes, field, planes, put_number, put_real, real
 from anynorm_numba._statistics import two_sum, whole
+from anynorm_numba._sums import Columns, Numbers
+from anynorm_numba._vectors import BYTES, DOUBLE, I64, LANES, STEP, Emitter, loop, merge, select
+
+
+def _emit_collect(emitter: Emitter, values: Sequence[ir.Value]) -> None:
+    n, totals, plane, added, added_plane = values
+
+    def take(j: ir.Value, mask: ir.Value | None) -> None:
+        for which in range(2):
+            total, its = Columns(emitter, totals, which, plane, STEP), Numbers(emitter, added, which, added_plane, STEP)
+            (more,) = its.load(j, mask)
+            total.store(j, mask, merge(total.load(j, mask), (more.to(DOUBLE),)))
+            its.store(j, mask, (emitter.zeros(STEP, wide=False),))
+
+    emitter.over(I64(0), n, STEP, take)
+
+
+# collect(kind, n, totals, plane, added, added_plane) adds two times n numbers of C, `added_plane` bytes apart, to as
+# many sums, and makes them 0.
+collect = loop(["n", "totals", "plane", "added", "added_plane"], _emit_collect)
+
+
+def _emit_put_sums(emitter: Emitter, values: Sequence[ir.Value]) -> None:
+    n, target, sums, plane = values
+    its = Columns(emitter, sums, 0, plane)
+
+    def take(j: ir.Value, mask: ir.Value | None) -> None:
+        high, *lost = its.load(j, mask)
+        total = high + lost[0] if lost else high
+        if lost:  # what infinity lost is NaN, and counts for nothing
+            total = select(emitter.builder.fcmp_unordered("uno", total.value, total.value), high, total)
+        place = emitter.at(target, j, BYTES[emitter.computed])
+        emitter.write(total.to(emitter.computed).value, place, mask)
+
+    emitter.over(I64(0), n, LANES, take)
+
+
+# put_sums(kind, n, target, sums, plane) puts n sums at target, as numbers of C.
+put_sums = loop(["n", "target", "sums", "plane"], _emit_put_sums)
+
+
+@njit(error_model="numpy")
+def hand_over(kind, geometry, first, n, totals, plane, partial):
+    """Put what is summed for n places from `first` on, of bias and then of weight, where it goes or leave it to PUT."""
+    for term in range(2):
+        its = totals + term * planes(kind) * plane
+        if field(kind, geometry, at.DIRECT):
+            gradient = field(kind, partial - at.ADDRESSES, term)
+            if gradient:
+                put_sums(kind, n, gradient + first * computed_bytes(kind), its, plane)
+            continue
+        left = partial + 8 * ((1 - term) * field(kind, geometry, at.SUMS) + first)
+        for i in range(n):
+            lost = real(kind, its + plane + 8 * i) if planes(kind) == 2 else 0.0
+            put_real(kind, left + 8 * i, whole((real(kind, its + 8 * i), lost)))
 
 
 @njit(error_model="numpy")

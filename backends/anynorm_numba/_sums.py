@@ -14,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 
 from anynorm_numba._vectors import (
+    BYTES,
     DOUBLE,
     GROUP,
     I32,
@@ -147,28 +148,44 @@ def sums_of_line(roles: str, terms: int, expression: Expression, *, wide: bool) 
     return loop(["n", *names_of(roles)], emit, types.UniTuple(types.float64, 2 * terms))
 
 
-def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, rows: int = GROUP) -> Any:
+def sums_across(
+    roles: str,
+    terms: int,
+    expression: Expression,
+    *,
+    wide: bool,
+    rows: int = GROUP,
+    ahead: bool = False,
+    narrow: bool = False,
+) -> Any:
     """Make a loop f(kind, n, count, sums, plane, *operands) that adds the terms of an expression to n columns' sums.
 
     `count` rows, at most `rows`, are a group of the lane that the sums belong to. `sums` is the address of sums in
     memory: n float64 for each of (terms, planes), which lie `plane` bytes apart. The address of elements is followed by
-    the bytes from row to row.
+    the bytes from row to row. With `ahead`, `plane` is followed by how many bytes ahead elements are asked for, or 0.
+    If `narrow`, the sums are n numbers of C for each term instead.
     """
 
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
         builder = emitter.builder
         n, count, sums, plane, *rest = values
+        distance = rest.pop(0) if ahead else None
         operands = operands_of(emitter, roles, rest, wide=wide, rows=rows)
-        memory = [Columns(emitter, sums, which, plane, STEP) for which in range(terms)]
+        memory = [(Numbers if narrow else Columns)(emitter, sums, which, plane, STEP) for which in range(terms)]
 
         def take(j: ir.Value, mask: ir.Value | None, *, upto: int) -> None:
+            if mask is None and distance is not None and upto == rows:
+                with builder.if_then(builder.icmp_signed("!=", distance, I64(0))):
+                    for operand in operands:
+                        for row in range(rows if operand.role == "x" else 0):
+                            emitter.fetch(builder.add(operand.address(j, row), distance))
             running = [emitter.zeros(STEP, wide=wide)] * terms
             shared = {its: its.load(j, mask, STEP, 0) for its in operands if its.role not in "xr"}
             for row in range(upto):
                 found = expression(*[shared.get(its) or its.load(j, mask, STEP, row) for its in operands])
                 running = [plus(total, term) for total, term in zip(running, found, strict=True)]
             for its, total in zip(memory, running, strict=True):
-                its.store(j, mask, merge(its.load(j, mask), (total.to(DOUBLE),)))
+                its.store(j, mask, merge(its.load(j, mask), (total if narrow else total.to(DOUBLE),)))
 
         chosen = builder.switch(count, builder.append_basic_block("none"))
         after = builder.append_basic_block("after")
@@ -184,7 +201,7 @@ def sums_across(roles: str, terms: int, expression: Expression, *, wide: bool, r
             builder.branch(after)
         builder.position_at_end(after)
 
-    return loop(["n", "count", "sums", "plane", *names_of(roles, rows)], emit)
+    return loop(["n", "count", "sums", "plane", *(["ahead"] if ahead else []), *names_of(roles, rows)], emit)
 
 
 class _Lanes:
@@ -222,6 +239,24 @@ class Columns:
     def store(self, j: ir.Value, mask: ir.Value | None, total: Sum) -> None:
         for address, its in zip(self.planes, total, strict=True):
             self.emitter.write(its.value, self.emitter.at(address, j, 8), mask)
+
+
+class Numbers:
+    """Sums in memory as numbers of C, one beside the other."""
+
+    def __init__(self, emitter: Emitter, sums: ir.Value, which: int, plane: ir.Value, width: int) -> None:
+        self.emitter = emitter
+        self.width = width
+        self.begins = emitter.at(sums, plane, which)
+
+    def _address(self, j: ir.Value) -> ir.Value:
+        return self.emitter.at(self.begins, j, BYTES[self.emitter.computed])
+
+    def load(self, j: ir.Value, mask: ir.Value | None) -> Sum:
+        return (self.emitter.read(self._address(j), self.emitter.computed, self.width, mask),)
+
+    def store(self, j: ir.Value, mask: ir.Value | None, total: Sum) -> None:
+        self.emitter.write(total[0].value, self._address(j), mask)
 
 
 def _emit_merge(emitter: Emitter, values: Sequence[ir.Value]) -> None:

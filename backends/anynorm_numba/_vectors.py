@@ -198,6 +198,14 @@ class Emitter:
         bits = self.builder.shl(wide, self.integer(16, width))
         return Vector(self.builder, self.builder.bitcast(bits, ir.VectorType(FLOAT, width)))
 
+    def fetch(self, address: ir.Value) -> None:
+        """Ask for a line of memory, which need not be there, to be brought into the second cache."""
+        builder, pointer = self.builder, ir.IntType(8).as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        reading, second_cache, data = I32(0), I32(2), I32(1)
+        builder.call(function, [builder.inttoptr(address, pointer), reading, second_cache, data])
+
     def write_past_caches(self, value: ir.Value, address: ir.Value) -> None:
         """Put whole elements into memory, at a multiple of their size, without reading into a cache what was there."""
         builder, size = self.builder, BYTES[value.type.element] * value.type.count
@@ -262,13 +270,16 @@ class Operand:
         if self.role == "r":
             return self._of_rows[row]
         if self.role == "x":
-            address = self._of_row(emitter.at(self.value, j, BYTES[emitter.stored]), row)
-            return emitter.read_stored(address, width, mask).to(self.element)
+            return emitter.read_stored(self.address(j, row), width, mask).to(self.element)
         if self.value.type == DOUBLE:
             narrow = self.value if self.element == DOUBLE else builder.fptrunc(self.value, self.element)
             return Vector(builder, emitter.splat(narrow, width))
         memory = DOUBLE if self.role == "d" else emitter.computed
         return emitter.read(emitter.at(self.value, j, BYTES[memory]), memory, width, mask).to(self.element)
+
+    def address(self, j: ir.Value, row: int) -> ir.Value:
+        """Return where the element j of a row is."""
+        return self._of_row(self.emitter.at(self.value, j, BYTES[self.emitter.stored]), row)
 
     def _of_row(self, address: ir.Value, row: int) -> ir.Value:
         return self.emitter.at(address, self.step, row) if row else address

@@ -157,3 +157,21 @@ def test_gradient_of_infinite_size_in_float64(shape: tuple[int, int]) -> None:
         warnings.simplefilter("error")
         (found,) = torch.autograd.grad(an.layer_norm(*leaves), leaves[2:], dy)
     assert found.tolist() == [torch.inf] * shape[1]
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "known"])
+def test_batched_backward(warm: bool) -> None:
+    """Where torch batches the backward pass itself, dy has no memory of its own: the formula serves it."""
+    x, w, b = _leaves((6, 5))
+    dy = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(4))
+    if warm:
+        torch.autograd.grad(an.layer_norm(x, w, b), (x, w, b), dy[0])
+    found = torch.autograd.grad(an.layer_norm(x, w, b), (x, w, b), dy, is_grads_batched=True)
+    native = torch.nn.functional.layer_norm(x, (5,), w, b)
+    expected = torch.autograd.grad(native, (x, w, b), dy, is_grads_batched=True)
+    for its, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(its, other, rtol=1e-5, atol=1e-5)
+    # A tensor of that kind must not be what later ones are told to be.
+    torch.testing.assert_close(
+        torch.autograd.grad(an.layer_norm(x, w, b), x, dy[1])[0], expected[0][1], rtol=1e-5, atol=1e-5
+    )

@@ -93,6 +93,8 @@ def _special(x: Any) -> str | None:
         return "the tensor is sparse, nested or quantized"
     if memory_of(x) not in ("cpu", "cuda"):
         return f"no engine reads the memory of device {x.device}"
+    if not torch._C._has_storage(x):
+        return "the tensor has no memory of its own, as where torch batches a backward pass"
     if x._is_zerotensor():
         return "the tensor is a symbolic zero, which has no memory"
     if x.is_neg() or x.is_conj():

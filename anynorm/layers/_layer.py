@@ -254,7 +254,7 @@ class Layer(Stateful):
 def _where(lengths: tuple[int, ...], shape: tuple[int | None, ...]) -> str:
     """Return what to try where x does not have the layer's lengths."""
     if len(lengths) == 1 and lengths[0] in shape:
-        return f"If {lengths[0]} is another axis of x, name that one when the layer is made, e.g. -1 for channels last."
+        return f"Axis {shape.index(lengths[0])} has {lengths[0]}: if that is meant, name it when the layer is made."
     return "Check the layer's arguments, or the order of x's axes."
 
 

@@ -166,8 +166,8 @@ def test_x_that_is_none() -> None:
 
 
 def test_channels_elsewhere() -> None:
-    """Where another axis has the layer's length, the error speaks of channel_axis."""
-    with pytest.raises(ValueError, match=r"Axis 2 has 6: if that is meant, name it when the layer is made"):
+    """Where another axis has the layer's length, the error names it."""
+    with pytest.raises(ValueError, match=r"Axis 3 has 6: if that is meant, name it when the layer is made"):
         an.BatchNorm(6)(np.ones((4, 5, 5, 6)))
 
 

@@ -35,7 +35,7 @@ from benchmarks.timing import Call, Pair, within
 from benchmarks.ways import bind, disagreement, ours
 
 # Seconds of measuring for each pair.
-SECONDS, QUICK_SECONDS = 1.2, 0.2
+SECONDS, QUICK_SECONDS = 0.8, 0.2
 
 # What is timed again because it was disturbed may take as long as so many pairs, in all.
 _PATIENCE = 100
@@ -126,7 +126,7 @@ class Watch:
 
 def measure(items: Sequence[Item], seconds: float = SECONDS, step: Callable[[str], None] = print) -> dict[str, Any]:
     """Time what is planned, and return all results as plain values; `step` is told what begins."""
-    started, watch = time.monotonic(), Watch(seconds)
+    started, watch, for_bounds = time.monotonic(), Watch(seconds), Watch(seconds / 2)
     pairs: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     for problem in dict.fromkeys([item.problem for item in items]):
@@ -137,7 +137,7 @@ def measure(items: Sequence[Item], seconds: float = SECONDS, step: Callable[[str
                 continue
             step(str(item))
             if item.peer == BOUND:
-                pairs.append(item.row() | _against_bound(item, data, watch))
+                pairs.append(item.row() | _against_bound(item, data, for_bounds))
                 continue
             try:
                 pairs.append(item.row() | _against(item, data, watch))

@@ -35,7 +35,7 @@ from benchmarks.timing import Call, Pair, within
 from benchmarks.ways import bind, disagreement, ours
 
 # Seconds of measuring for each pair.
-SECONDS, QUICK_SECONDS = 0.8, 0.2
+SECONDS, QUICK_SECONDS = 0.5, 0.2
 
 # What is timed again because it was disturbed may take as long as so many pairs, in all.
 _PATIENCE = 100

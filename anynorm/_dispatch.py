@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anynorm import _formula
-from anynorm._array import Library, namespace, reject_array
+from anynorm._array import Library, described, namespace, reject_array
 
 if TYPE_CHECKING:
     from anynorm._prepare import Call
@@ -200,6 +200,11 @@ def fast_paths(enabled: bool) -> Iterator[None]:
     enabled : bool
         Whether fast paths may be taken.
 
+    Raises
+    ------
+    TypeError
+        If `enabled` is neither True nor False.
+
     Examples
     --------
     >>> import numpy as np
@@ -209,6 +214,9 @@ def fast_paths(enabled: bool) -> Iterator[None]:
     formula (fast paths are turned off)
 
     """
+    if not isinstance(enabled, bool):
+        msg = f"fast_paths: enabled must be True or False, got {described(enabled)}."
+        raise TypeError(msg)
     token = _fast_paths.set(enabled)
     try:
         yield

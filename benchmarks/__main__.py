@@ -112,7 +112,7 @@ def _cpu(options: argparse.Namespace) -> int:
     from benchmarks.report import report
 
     torch.set_num_threads(machine.THREADS)
-    with progress() as steps:
+    with progress(lines=True) as steps:
         result = cpu.measure(items, cpu.QUICK_SECONDS if options.quick else cpu.SECONDS, steps.step)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -141,7 +141,7 @@ def _gpu(options: argparse.Namespace) -> int:
     from benchmarks.gpu_report import report
 
     seconds, total = (gpu.QUICK_SECONDS, gpu.QUICK_TOTAL_SECONDS) if options.quick else (gpu.SECONDS, gpu.TOTAL_SECONDS)
-    with progress() as steps:
+    with progress(lines=True) as steps:
         result = gpu.measure(items, libraries, seconds=seconds, total=options.seconds or total, step=steps.step)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from anynorm._cli import show
 from benchmarks import __main__ as command
 
 
@@ -79,3 +80,17 @@ def test_reader_that_has_gone(
         monkeypatch.setattr(sys, "stdout", stdout)
         assert _run(monkeypatch, what, "--list", *arguments) == 1
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_progress_without_a_terminal(
+    lines: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What takes minutes says now and then, on stderr, what begins; other commands say nothing there."""
+    monkeypatch.setattr(show, "QUIET", 0.0)
+    with show.progress(lines=lines) as steps:
+        steps.step("the first")
+        monkeypatch.setattr(show, "QUIET", 60.0)
+        steps.step("the second")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "... the first\n" if lines else "")

@@ -113,6 +113,14 @@ def test_fast_paths_nest() -> None:
     assert fast()
 
 
+def test_fast_paths_take_true_or_false() -> None:
+    """Anything else is refused, and changes nothing: a name, say, as if one path could be chosen."""
+    message = r"^fast_paths: enabled must be True or False, got 'numba' of type str\.$"
+    with pytest.raises(TypeError, match=message), an.fast_paths("numba"):  # type: ignore[arg-type]
+        pass
+    assert fast()
+
+
 def test_fast_paths_after_an_exception() -> None:
     """A block that ends in an exception restores what was before it."""
     with pytest.raises(KeyError), an.fast_paths(False):

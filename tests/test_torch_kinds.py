@@ -121,6 +121,16 @@ def test_memory_of_kinds_is_bounded() -> None:
         assert max(map(len, kinds._near.values())) == kinds.NEAR
 
 
+def test_biases_of_two_shapes(known: Any) -> None:
+    """Of bias a backward pass sees no tensor: its gradient has its shape, whichever was met first."""
+    leaves, dy, (dx, dweight, dbias) = known
+    column = leaves[2].detach().reshape(1, 8).requires_grad_()
+    for _ in range(3):
+        found = _gradients([*leaves[:2], column], dy)
+        assert all(map(torch.equal, found, (dx, dweight, dbias.reshape(1, 8))))
+        assert all(map(torch.equal, _gradients(leaves, dy), (dx, dweight, dbias)))
+
+
 def test_one_tensor_twice(known: Any) -> None:
     """A tensor that is weight and bias, or x and dy, is served as two are."""
     (x, w, _), _, _ = known

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,17 +22,26 @@ from rich.text import Text
 OFF = " !"
 
 
-class Steps:
-    """A progress bar that moves by one with each named step."""
+# Seconds between two lines of progress, for what takes minutes.
+QUIET = 15.0
 
-    def __init__(self, bar: Progress) -> None:
+
+class Steps:
+    """A progress bar that moves by one with each named step; or, where none is seen, a line now and then if wanted."""
+
+    def __init__(self, bar: Progress, *, lines: bool) -> None:
         self._bar = bar
         self._task = bar.add_task("", total=None)
+        self._lines = lines and bar.disable
+        self._said = time.monotonic()
 
     def step(self, name: str) -> None:
         """Say what begins now; what was said before is over."""
         first = not self._bar.tasks[0].description
         self._bar.update(self._task, description=name, advance=0 if first else 1)
+        if self._lines and time.monotonic() - self._said >= QUIET:
+            self._said = time.monotonic()
+            print(f"... {name}", file=sys.stderr, flush=True)
 
     def total(self, further: int) -> None:
         """Say how many steps will follow the one that runs."""
@@ -39,12 +49,12 @@ class Steps:
 
 
 @contextmanager
-def progress() -> Iterator[Steps]:
-    """Show progress on stderr while the block runs, if a terminal is there to see it."""
+def progress(*, lines: bool = False) -> Iterator[Steps]:
+    """Show progress on stderr while the block runs: a bar on a terminal; elsewhere nothing, or `lines`."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        yield Steps(bar)
+        yield Steps(bar, lines=lines)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

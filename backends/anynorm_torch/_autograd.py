@@ -36,7 +36,7 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, *, out: Any =
         dweight, dbias = [None if lies is None else room(lies, x) for lies in (plan.weight, plan.bias)]
         jobs = jobs_for(x)
         jobs.used_now(saved.planes)
-        dx = _gradient(jobs, plan, dy, x, weight, saved.planes, x.numel(), dweight, dbias, out)
+        dx = _gradient(jobs, plan, dy, x, weight, saved.planes, dweight, dbias, out)
         if dx is not None:
             written(out)
             return dx, dweight, dbias
@@ -81,7 +81,7 @@ class _Normalized(torch.autograd.Function):
         if jobs.may_read(x, dy, weight, planes):
             dweight = jobs.room_for_gradient(weight.shape, weight.dtype, x) if needs[1] else None
             dbias = jobs.room_for_gradient(*bias, x) if needs[2] else None
-            dx = _gradient(jobs, plan, dy, x, weight, planes if own is None else own, x.numel(), dweight, dbias)
+            dx = _gradient(jobs, plan, dy, x, weight, planes if own is None else own, dweight, dbias)
             if dx is not None:
                 return dx, dweight, dbias, None
         saved: Any = Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
@@ -128,7 +128,6 @@ def _gradient(
     x: Any,
     weight: Any,
     planes: Any,
-    elements: int,
     dweight: Any,
     dbias: Any,
     out: Any = None,
@@ -139,7 +138,7 @@ def _gradient(
     """
     if dy.dtype != x.dtype or (plan.given and not jobs.pulls_given):
         return None
-    dx, weight = jobs.empty_like(x, elements) if out is None else out, jobs.parameter(weight, x)
+    dx, weight = jobs.empty_like(x) if out is None else out, jobs.parameter(weight, x)
     job = jobs.gradient_job_of(plan, x, weight, dy, dx, dweight, dbias)
     if isinstance(job, str) and dy.stride() != dx.stride():
         dy = jobs.empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten

@@ -104,7 +104,7 @@ class _DeviceJobs(Jobs):
     def widens(self, x: Any, weight: Any, bias: Any) -> None:  # noqa: ARG002  kernels read each in its own dtype
         return None
 
-    def empty_like(self, x: Any, elements: int = 0) -> Any:  # noqa: ARG002
+    def empty_like(self, x: Any) -> Any:
         return torch.empty_like(x)
 
     def planes_for(self, job: Any, x: Any, *, within: bool = False) -> Any:  # noqa: ARG002

@@ -116,7 +116,7 @@ class _HostJobs(Jobs):
         engine().half.widen(KINDS[dtype][0], *of_weight, *of_bias)
         return wide_weight, wide_bias
 
-    def empty_like(self, x: Any, elements: int = 0) -> Any:  # noqa: ARG002
+    def empty_like(self, x: Any) -> Any:
         y = torch.empty_like(x)
         if y.nbytes >= LARGE:
             ask_for_large_pages(y.data_ptr(), y.nbytes)

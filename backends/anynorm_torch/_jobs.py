@@ -86,8 +86,8 @@ class Jobs(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def empty_like(self, x: Any, elements: int = 0) -> Any:
-        """Return a new tensor that lies as x does, its axes in the same order; `elements` of x, if that is known."""
+    def empty_like(self, x: Any) -> Any:
+        """Return a new tensor that lies as x does, its axes in the same order."""
 
     @abstractmethod
     def planes_for(self, job: Any, x: Any, *, within: bool = False) -> Any:

@@ -158,7 +158,7 @@ def _run(call: Call, *, save: bool) -> tuple[Any, Any, bool]:
     plan, library, x, weight, bias, eps, stats, out, known = call
     result: Any = None
     if known is not None and _fast_paths.get():
-        result = library.again(known, x, weight, bias, eps, save)  # type: ignore[misc]
+        result = library.again(known, x, weight, bias, eps, stats, out, save)  # type: ignore[misc]
     elif (_why_no_backend(call) if library.decides_within else why_formula(call)) is None:
         result = library.forward(plan, x, weight, bias, eps, stats=stats, out=out, save=save)  # type: ignore[misc]
     if result is not None and not isinstance(result, str):

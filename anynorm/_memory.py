@@ -36,15 +36,21 @@ def refuses_out(out: Memory, x: Memory | None, others: dict[str, Memory]) -> str
     return None
 
 
-def _span(its: Memory) -> tuple[int, int]:
-    """Return between which addresses an array lies."""
-    first = last = its.address
-    for length, stride in zip(its.shape, its.strides, strict=True):
+def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
+    """Return how far the elements of an array go below and beyond the first, in the unit of the strides."""
+    first = last = 0
+    for length, stride in zip(shape, strides, strict=True):
         if stride < 0:
             first += (length - 1) * stride
         else:
             last += (length - 1) * stride
-    return first, last + its.itemsize
+    return first, last
+
+
+def _span(its: Memory) -> tuple[int, int]:
+    """Return between which addresses an array lies."""
+    first, last = reach(its.shape, its.strides)
+    return its.address + first, its.address + last + its.itemsize
 
 
 def _essence(its: Memory) -> Memory:

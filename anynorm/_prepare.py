@@ -15,7 +15,7 @@ class Known:
     """What was decided when a call of its kind first came, so that the next one is neither checked nor planned anew.
 
     The kind is the function, its numbers, and what the package's `kind` says of the arrays: all that checks and plan
-    look at. A package that offers `kind` offers `again` too: its `forward` without `stats` and `out`, for such a call.
+    look at. A package that offers `kind` offers `again` too: its `forward` for such a call.
     It keeps in `decided` what it likes, but no array: calls of one kind come with many.
     """
 
@@ -59,15 +59,16 @@ def prepare(
 ) -> Call:
     """Check the arrays of a call and plan it; `build` gets x's shape, `key`, and the shapes of weight and bias."""
     library = known_library(x)
+    mean, var = (None, None) if stats is None else stats
     kind = None
     # Only a float is its own key to a dict: True and 1 are 1.0 as well. `key` holds ints that were checked.
-    if library is not None and library.kind is not None and type(eps) is float and stats is None and out is None:
-        kind = library.kind(x, weight, bias)
+    if library is not None and library.kind is not None and type(eps) is float:
+        kind = library.kind(x, weight, bias, mean, var, out)
         if kind is not None:
             kind = function, key, eps, kind
             known = library.known.get(kind)
             if known is not None:
-                return Call(known.plan, library, x, weight, bias, eps, None, None, known)
+                return Call(known.plan, library, x, weight, bias, eps, stats, out, known)
     if library is None:
         library = library_of(function, "x", x)
     call = _prepared(function, library, x, build, key, weight, bias, eps, stats, out)

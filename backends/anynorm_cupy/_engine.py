@@ -83,9 +83,9 @@ def _by_formula(plan: Plan, x: Any, weight: Any, bias: Any, eps: float, stats: A
     return _formula.forward(plan, x, weight, bias, eps, stats=stats, out=out, library=library)
 
 
-def kind(x: Any, weight: Any, bias: Any) -> Any:
+def kind(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
     """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
-    if type(x) is not ndarray:
+    if type(x) is not ndarray or mean is not None or var is not None or out is not None:
         return None
     its_weight = its_bias = None
     if weight is not None:
@@ -113,7 +113,16 @@ class _Decided(NamedTuple):
     launcher: Launcher
 
 
-def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) -> tuple[Any, Any]:
+def again(
+    known: Known,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    stats: None,  # noqa: ARG001  of a call with statistics there is no kind,
+    out: None,  # noqa: ARG001  nor of one with `out`
+    save: bool,
+) -> tuple[Any, Any]:
     """Return what `forward` does, for a call of a known kind."""
     return there(x, _again, known, x, weight, bias, eps, save)  # type: ignore[no-any-return]
 

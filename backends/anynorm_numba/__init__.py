@@ -31,11 +31,12 @@ class Engine:
     """The package's modules that adapters call."""
 
     def __init__(self) -> None:
-        from anynorm_numba import _address, _engine, _half, _jobs, _learned, _threads
+        from anynorm_numba import _address, _engine, _given, _half, _jobs, _learned, _threads
 
         self.run: ModuleType = _engine
         self.jobs: ModuleType = _jobs
         self.half: ModuleType = _half
+        self.given: ModuleType = _given
         self.learned: ModuleType = _learned
         self.threads: ModuleType = _threads
         self.address = _address.address

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anynorm_numba import _compile, _half, _threads
+from anynorm_numba import _compile, _given, _half, _threads
 from anynorm_numba import _geometry as at
 from anynorm_numba._address import address
 from anynorm_numba._jobs import Job
@@ -128,6 +128,7 @@ def compile_all(kinds: Iterable[str], *, gradients: bool) -> None:
         for rows in (True, False):
             for backward in (False, True) if gradients else (False,):
                 _compile.task(_source(rows, backward=backward), kind)
+        _given.kernel(kind)
         if kind in _half.HALVES:
             _half.kernel(kind)
     _threads.start()

@@ -10,7 +10,7 @@ from numba import njit, types
 from numba.core import cgutils
 
 from anynorm_numba import _vectors
-from anynorm_numba._scalars import element, planes, square_root
+from anynorm_numba._scalars import computed_bytes, element, number, planes, put_number, square_root
 from anynorm_numba._sums import Columns
 from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Emitter, Vector, select
 
@@ -27,6 +27,9 @@ SMALL_PIVOT = 2.0**-192
 
 # Statistics of narrower elements beyond these do not fit float32, or nearly not: then z is x·scale.
 EXTREME = 2.0**50
+
+# Beyond this a given mean may overflow x − mean, and a given variance var + eps. See LARGE in anynorm/_formula.py.
+GIVEN_NARROW, GIVEN_WIDE = 2.0**100, 2.0**960
 
 ATTEMPTS = 4
 
@@ -93,6 +96,46 @@ def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
         more = 2.0 ** min(max(math.floor(math.log2(rstd)), -100.0), 126.0)
         return (False, pivot, scale), (mean * more, correction * more, rstd / more, more, v * more * more * n)
     return (False, pivot, scale), (mean, correction, rstd, scale, v * n)
+
+
+@njit(error_model="numpy")
+def given(kind, mean, var, eps):
+    """Return (mean, rstd, scale) of z = x·scale, where x has a mean and a variance that were not measured."""
+    large = GIVEN_WIDE if planes(kind) == 2 else GIVEN_NARROW
+    scale = 0.25 if abs(mean) > large else 1.0
+    shrink, back = (0.25, 0.5) if abs(var) > large else (1.0, 1.0)
+    v = var * shrink + eps * shrink
+    if v == 0.0:
+        v = eps
+    rstd = 0.0 if v == 0.0 else 1.0 / square_root(kind, v)
+    return mean * scale, rstd * back / scale, scale
+
+
+# What a task is called with: how many sets there are stands where others have the address of a geometry.
+def take_given(
+    kind,
+    phase,  # noqa: ARG001
+    index,  # noqa: ARG001
+    n,
+    mean,
+    var,
+    target,
+    a3,  # noqa: ARG001
+    a4,  # noqa: ARG001
+    a5,  # noqa: ARG001
+    a6,  # noqa: ARG001
+    eps,
+):
+    """Put given statistics of n sets where measured ones would be."""
+    size = computed_bytes(kind)
+    plane = n * size
+    for at in range(0, plane, size):
+        shifted, rstd, scale = given(kind, number(kind, mean + at), number(kind, var + at), eps)
+        put_number(kind, target + at, shifted)
+        put_number(kind, target + plane + at, 0.0)
+        put_number(kind, target + 2 * plane + at, rstd)
+        put_number(kind, target + 3 * plane + at, scale)
+        put_number(kind, target + 4 * plane + at, 0.0)
 
 
 def _emit_settle_ordinary(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:

@@ -7,8 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm import _formula
-from anynorm._dispatch import library_of
+from anynorm._memory import reach
 from anynorm._plan import Plan
 from anynorm._prepare import Known
 from anynorm._view import Ints, Layout
@@ -75,6 +74,26 @@ def _dense(shape: Ints, strides: Ints, size: int) -> bool:
     return min((step for step, length in zip(strides, shape, strict=True) if length > 1), default=size) == size
 
 
+def apart(out: Any, x: Any, others: tuple[Any, ...]) -> bool:
+    """Say whether `out` is x or lies outside of it, and outside of the others; False is no answer."""
+    begin, end = _span(out)
+    for its in others if out is x else (x, *others):
+        if its is not None:
+            first, last = _span(its)
+            if first < end and begin < last:
+                return False
+    return True
+
+
+def _span(its: Any) -> tuple[int, int]:
+    """Return between which addresses an array lies."""
+    begin, flags = address(its), its.flags
+    if flags.c_contiguous or flags.f_contiguous:
+        return begin, begin + its.nbytes
+    first, last = reach(its.shape, its.strides)
+    return begin + first, begin + last + its.itemsize
+
+
 def layout(its: Any) -> Layout | None:
     """Return how a parameter lies in memory."""
     return None if its is None else (its.shape, its.strides)
@@ -85,7 +104,9 @@ def forward(plan: Plan, job: Any, x: Any, y: Any, weight: Any, bias: Any, eps: f
     its = engine()
     saved = None
     if stats is not None:
-        saved = _planes(plan, _given(plan, stats, eps, x))
+        saved = its.learned.planes(job)
+        mean, var = [parameter(each, x) for each in stats]
+        its.given.take(job.kind, job.sets, address(mean), address(var), address(saved), eps)
     elif save or job.split:
         saved = its.learned.planes(job)
     its.run.forward(
@@ -117,11 +138,6 @@ def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, saved:
 def learned(saved: Any) -> bool:
     """Say whether the engine made these statistics: only then do they lie as it reads them."""
     return anynorm_numba.missing() is None and isinstance(saved, engine().learned.Learned)
-
-
-def _given(plan: Plan, stats: Any, eps: float, x: Any) -> Any:
-    with np.errstate(all="ignore"):
-        return _formula.given(plan, stats, eps, x, library=library_of("forward", "x", x))
 
 
 def _planes(plan: Plan, given: Any) -> Any:

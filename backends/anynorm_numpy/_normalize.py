@@ -108,11 +108,11 @@ def forward(
         return y, _saved(learned, plan, x) if save and given is None else None
 
 
-def kind(x: Any, weight: Any, bias: Any) -> Any:
+def kind(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
     """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
     if type(x) is not np.ndarray:
         return None
-    its_weight = its_bias = None
+    its_weight = its_bias = beside = None
     if weight is not None:
         if type(weight) is not np.ndarray:
             return None
@@ -121,20 +121,36 @@ def kind(x: Any, weight: Any, bias: Any) -> Any:
         if type(bias) is not np.ndarray:
             return None
         its_bias = bias.dtype, bias.shape, bias.strides, bias.flags.aligned
-    return x.dtype, x.shape, x.strides, x.flags.aligned, its_weight, its_bias
+    if mean is not None or out is not None:
+        beside = _kind_beside(x, weight, bias, mean, var, out)
+        if beside is None:
+            return None
+    return x.dtype, x.shape, x.strides, x.flags.aligned, its_weight, its_bias, beside
 
 
-def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) -> tuple[Any, Saved | None]:
+def _kind_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
+    """Return the part of `kind` that given statistics and `out` have in it, or None."""
+    given = [its for its in (mean, var, out) if its is not None]
+    if any(type(its) is not np.ndarray for its in given):
+        return None
+    if out is not None and not (out.flags.writeable and _engine.apart(out, x, (weight, bias, mean, var))):
+        return None
+    return tuple([(its.dtype, its.shape, its.strides, its.flags.aligned) for its in given])
+
+
+def again(
+    known: Known, x: Any, weight: Any, bias: Any, eps: float, stats: Any, out: Any, save: bool
+) -> tuple[Any, Saved | None]:
     """Return what `forward` does, for a call of a known kind."""
-    y = np.empty_like(x)
+    y = np.empty_like(x) if out is None else out
     job, weight_lies, bias_lies = _engine.known_job(known, x, y, weight, bias)
     if job is None:
-        return forward(known.plan, x, weight, bias, eps, stats=None, out=y, save=save)
+        return forward(known.plan, x, weight, bias, eps, stats=stats, out=y, save=save)
     if not weight_lies:
         weight = _engine.parameter(weight, x)
     if not bias_lies:
         bias = _engine.parameter(bias, x)
-    return y, _engine.forward(known.plan, job, x, y, weight, bias, eps, None, save)
+    return y, _engine.forward(known.plan, job, x, y, weight, bias, eps, stats, save)
 
 
 def moments(plan: Plan, x: Any) -> Saved:

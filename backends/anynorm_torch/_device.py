@@ -114,7 +114,7 @@ class _DeviceJobs(Jobs):
         keeps: bool = job.keeps
         return keeps
 
-    def given(self, plan: Plan, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:  # noqa: ARG002
+    def given(self, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:  # noqa: ARG002
         # Only batch norm has them, one for each channel: an order of sets other than theirs there is not.
         flat = [its.detach().reshape(-1).to(torch.float32).contiguous() for its in stats]
         return self.planes_for(job, x), flat

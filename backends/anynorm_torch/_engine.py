@@ -18,7 +18,7 @@ from anynorm_cuda._launcher import RefusedError
 from anynorm_torch._autograd import recorded
 from anynorm_torch._jobs import Jobs, Lies, empty, forget
 from anynorm_torch._kinds import kind_of_call
-from anynorm_torch._memory import unreadable_itself, watched, watches, written
+from anynorm_torch._memory import apart, unreadable_itself, watched, watches, written
 from anynorm_torch._places import jobs_for
 
 
@@ -81,7 +81,7 @@ def forward(
     y = jobs.empty_like(x) if out is None else out
     planes = given = None
     if stats is not None:
-        planes, given = jobs.given(plan, job, stats, eps, x)
+        planes, given = jobs.given(job, stats, eps, x)
     elif save or wanted or jobs.keeps(job):
         planes = jobs.planes_for(job, x)
     its = jobs, plan, job, *laid, eps, planes, given
@@ -97,13 +97,38 @@ def forward(
     return y, Learned(planes, plan, job, eps) if save and stats is None else None
 
 
-def kind(x: Any, weight: Any, bias: Any) -> Any:
+def kind(x: Any, weight: Any, bias: Any, mean: Any = None, var: Any = None, out: Any = None) -> Any:
     """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
     if watches():
         return None
+    if mean is not None or out is not None:
+        return _kind_beside(x, weight, bias, mean, var, out)
     if weight is None:
         return kind_of_call("x", x) if bias is None else kind_of_call("x, bias", x, bias)
     return kind_of_call("x, weight", x, weight) if bias is None else kind_of_call("x, weight, bias", x, weight, bias)
+
+
+def _kind_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
+    """Return the kind of a call with given statistics or `out`, or None."""
+    named = {"x": x, "weight": weight, "bias": bias, "mean": mean, "var": var}
+    given = {name: its for name, its in named.items() if its is not None}
+    if out is None:
+        found = kind_of_call(", ".join(given), *given.values())
+        constants = [mean, var]
+    elif out is x:
+        found = kind_of_call(", ".join([*given, "out is x"]), *given.values())
+        constants = [*given.values()]
+    else:
+        found = kind_of_call(", ".join([*given, "out"]), *given.values(), out)
+        constants = [*given.values(), out]
+    if found is None or (torch.is_grad_enabled() and any(its.requires_grad for its in constants)):
+        return None
+    if out is None:
+        return found
+    if out.is_inference() and not torch.is_inference_mode_enabled():
+        return None
+    others = [its for its in given.values() if its is not out]
+    return found if all(apart(out, its) for its in others) else None
 
 
 # Where `again` keeps who serves calls of a kind.
@@ -122,12 +147,12 @@ class Decided(NamedTuple):
     wide: tuple[Lies | None, Lies | None] | None  # how weight and bias are to lie, where both are to be cast at once
 
 
-def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) -> Any:
+def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, stats: Any, out: Any, save: bool) -> Any:
     """Return what `forward` does, for a call of a known kind, for which `kind` asked what `_found` asks."""
     jobs = known.decided.get(JOBS_KEPT)
     if jobs is None:
         jobs = known.decided[JOBS_KEPT] = jobs_for(x)
-    found = _known_job(jobs, known, x, weight, bias)
+    found = _known_job(jobs, known, x, weight, bias, out)
     if isinstance(found, str):
         return found
     job, weight_lies, bias_lies, keeps, records, lies, wide = found
@@ -138,9 +163,15 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) 
         laid_weight = weight if weight_lies else jobs.parameter(weight, x)
         laid_bias = bias if bias_lies else jobs.parameter(bias, x)
     wanted = records and torch.is_grad_enabled()
-    planes = jobs.planes_for(job, x, within=not save) if wanted or save or keeps else None
-    its = jobs, plan, job, laid_weight, laid_bias, eps, planes, None
-    y = jobs.empty_like(x) if lies is None else empty(*lies)
+    planes = given = None
+    if stats is not None:
+        planes, given = jobs.given(job, stats, eps, x)
+    elif wanted or save or keeps:
+        planes = jobs.planes_for(job, x, within=not save)
+    its = jobs, plan, job, laid_weight, laid_bias, eps, planes, given
+    y = out
+    if y is None:
+        y = jobs.empty_like(x) if lies is None else empty(*lies)
     try:
         if wanted:
             y = recorded(x, weight, bias, y, its)
@@ -150,10 +181,11 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, save: bool) 
         forget()
         known.decided.clear()
         return str(refused)
+    written(out)
     return y, Learned(planes, plan, job, eps) if save else None
 
 
-def _known_job(jobs: Jobs, known: Known, x: Any, weight: Any, bias: Any) -> Decided | str:
+def _known_job(jobs: Jobs, known: Known, x: Any, weight: Any, bias: Any, out: Any) -> Decided | str:
     """Return what is decided for a call of a known kind, or why there is no job."""
     missing = jobs.missing()
     if missing is not None:
@@ -161,14 +193,14 @@ def _known_job(jobs: Jobs, known: Known, x: Any, weight: Any, bias: Any) -> Deci
     setting = jobs.setting(known.size)
     found: Decided | str | None = known.decided.get(setting)
     if found is None:
-        found = jobs.unfit(x) or _decided(jobs, known.plan, x, weight, bias)
+        found = jobs.unfit(x) or _decided(jobs, known.plan, x, weight, bias, out)
         known.decided[setting] = found
     return found
 
 
-def _decided(jobs: Jobs, plan: Plan, x: Any, weight: Any, bias: Any) -> Decided | str:
+def _decided(jobs: Jobs, plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Decided | str:
     laid = jobs.parameter(weight, x), jobs.parameter(bias, x)
-    job = jobs.job_of(plan, x, *laid, None)
+    job = jobs.job_of(plan, x, *laid, out)
     if isinstance(job, str):
         return job
     records = any(its is not None and its.requires_grad for its in (x, weight, bias))

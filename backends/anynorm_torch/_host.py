@@ -7,8 +7,6 @@ from typing import Any
 import torch
 
 import anynorm_numba
-from anynorm import _formula
-from anynorm._dispatch import library_of
 from anynorm._plan import Plan
 from anynorm_numba import engine
 from anynorm_torch._jobs import (
@@ -129,10 +127,13 @@ class _HostJobs(Jobs):
         split: bool = job.split
         return split
 
-    def given(self, plan: Plan, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:  # noqa: ARG002
-        saved = _formula.given(plan, stats, eps, x, library=library_of("forward", "x", x))
-        planes = [plane.expand(plan.statistic).reshape(-1) for plane in saved[:4]]
-        return torch.stack([*planes, torch.zeros_like(planes[0])]), stats
+    def given(self, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:
+        planes = room((5, job.sets), x)
+        mean, var = [self.parameter(its, x) for its in stats]
+        begins = mean.data_ptr(), var.data_ptr()
+        check_memory(begins)
+        engine().given.take(job.kind, job.sets, *begins, planes.data_ptr(), eps)
+        return planes, stats
 
     def job_of(self, plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
         threads = engine().threads.threads_for(x.numel())

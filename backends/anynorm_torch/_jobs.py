@@ -98,7 +98,7 @@ class Jobs(ABC):
         """Say whether a job needs room for what is learned, wanted or not."""
 
     @abstractmethod
-    def given(self, plan: Plan, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:
+    def given(self, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:
         """Return where given statistics are kept for the gradient, and themselves, as `run` wants them."""
 
     @abstractmethod

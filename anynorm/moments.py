@@ -235,7 +235,8 @@ def moments_of(call: Call, saved: Saved) -> Moments:
 
 def _unscaled(saved: Saved) -> tuple[Any, Any]:
     """Return mean and m2 in x's own units."""
-    return (saved.mean + saved.correction) / saved.scale, saved.m2 / saved.scale / saved.scale
+    scale = saved.scale
+    return (saved.mean + saved.correction) / scale, saved.m2 / scale / scale
 
 
 def _squeezed(call: Call, mean: Any, m2: Any) -> Moments:

@@ -145,6 +145,24 @@ def write_set(kind, geometry, source, y, weight, bias, a, b, found):
 
 
 @njit(error_model="numpy")
+def write_given(kind, geometry, first, last, x, y, weight, bias, saved):
+    """Write y of some runs of sets whose statistics are known, run by run in the order of memory."""
+    runs, run, inner = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.B)
+    sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
+    # The runs of a set lie among those of the others, as images of a channel do, or before those of the next set.
+    among = sets == inner and field(kind, geometry, at.X + at.R) > field(kind, geometry, at.X + at.B)
+    for i in range(first, last):
+        r, u = (i // sets, i % sets) if among else (i % runs, i // runs)
+        a, b = u // inner, u % inner
+        found = kept(kind, saved + u * size, sets * size)
+        source, target = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.Y, y, a, b)
+        its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
+        its_bias = start(kind, geometry, at.BIAS, bias, a, b)
+        for line in range(field(kind, geometry, at.LINES)):
+            write_piece(kind, geometry, line, r * run, (r + 1) * run, source, target, its_weight, its_bias, found)
+
+
+@njit(error_model="numpy")
 def measured(kind, geometry, x, eps, sums):
     """Return the statistics of the set at x."""
     wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
@@ -229,15 +247,16 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
                 short_rows(kind, geometry, u, min(LANES, last - u), x, y, weight, bias, saved, eps, room)
                 u += LANES
             return
+        if given:
+            runs = sets * field(kind, geometry, at.R)
+            write_given(kind, geometry, index * runs // tasks, (index + 1) * runs // tasks, x, y, weight, bias, saved)
+            return
         while u < last:
             a, b = u // inner, u % inner
             source = start(kind, geometry, at.X, x, a, b)
-            if given:
-                found = kept(kind, saved + u * size, sets * size)
-            else:
-                found = measured(kind, geometry, source, eps, room)
-                if saved:
-                    keep(kind, saved + u * size, sets * size, found)
+            found = measured(kind, geometry, source, eps, room)
+            if saved:
+                keep(kind, saved + u * size, sets * size, found)
             if y:
                 write_set(kind, geometry, source, y, weight, bias, a, b, found)
             u += 1

@@ -61,6 +61,9 @@ def path(
 
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
     """Return why `out` may not be written, or None."""
+    flags = out.flags
+    if (flags.c_contiguous or flags.f_contiguous) and _engine.apart(out, x, tuple(others.values())):
+        return None
     itself = None if x is None else _where(x)
     return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})
 

@@ -21,6 +21,7 @@ from benchmarks.problems import (
     DOUBLES,
     FOR_PEERS,
     HALVES,
+    INFERRING,
     LONG,
     NAMED,
     ONE_PASS,
@@ -86,6 +87,10 @@ def plan(*, only: str = "", few: bool = False) -> list[Item]:
                     items.extend([Item(problem, its, direction, name) for name in names])
 
     add(NAMED + LONG + AWKWARD + SMALL, ("numpy", "torch"), [TORCH], BOUND)
+    for problem in kept(INFERRING):
+        items.extend(
+            [Item(problem, its, "forward", name) for its in ("numpy", "torch") for name in (TORCH.name, BOUND)]
+        )
     add(NAMED, ("numpy",), [FIVE_LINES])
     add(HALVES, ("torch",), [TORCH], BOUND)
     add(DOUBLES, ("numpy", "torch"), [TORCH])

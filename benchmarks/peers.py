@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.machine import THREADS, installed
 from benchmarks.numpy_alone import five_lines, five_lines_and_back
 from benchmarks.problems import Arrays, Data, Problem
-from benchmarks.ways import Run, on_torch, plain
+from benchmarks.ways import Run, on_torch, plain, statistics
 
 EPS = {"rms_norm": 1e-6}  # anynorm's defaults; the others' is 1e-5
 
@@ -52,7 +52,8 @@ def bind_native(problem: Problem, x: Any, weight: Any, bias: Any) -> partial[Any
         case "rms_norm":
             return partial(functional.rms_norm, x, lengths, weight, eps)
         case "batch_norm":
-            return partial(functional.batch_norm, x, None, None, weight, bias, training=True, eps=eps)
+            mean, var = statistics(weight, bias) if problem.given else (None, None)
+            return partial(functional.batch_norm, x, mean, var, weight, bias, training=not problem.given, eps=eps)
         case "group_norm":
             return partial(functional.group_norm, x, problem.groups, weight, bias, eps)
         case _:

@@ -40,11 +40,13 @@ class Problem:
     groups: int = 1
     channels_last: bool = False
     dtype: str = "float32"
+    given: bool = False  # whether the statistics are given, as where batch norm infers
 
     def __str__(self) -> str:
         groups = f"/{self.groups}" if self.norm == "group_norm" else ""
         layout = " channels last" if self.channels_last else ""
-        return f"{NORMS[self.norm]} ({', '.join(map(str, self.shape))}){groups}{layout}"
+        given = " inferring" if self.given else ""
+        return f"{NORMS[self.norm]}{given} ({', '.join(map(str, self.shape))}){groups}{layout}"
 
     @property
     def elements(self) -> int:
@@ -157,6 +159,15 @@ SMALL = (
     Problem("batch_norm", (2, 32, 8, 8)),
     Problem("group_norm", (2, 32, 8, 8), 8),
     Problem("instance_norm", (2, 32, 8, 8)),
+)
+
+# Batch norm with the statistics that training has left behind.
+INFERRING = tuple(
+    [
+        replace(problem, given=True)
+        for shape in ((2, 32, 8, 8), (8, 64, 28, 28), (32, 64, 56, 56), (32, 512, 7, 7))
+        for problem in _layouts("batch_norm", *shape)
+    ]
 )
 
 # What the libraries beside torch are timed on.

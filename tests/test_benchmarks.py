@@ -99,6 +99,19 @@ def test_anynorm_is_called_for_the_norm(arrays: str, problem: Problem, direction
     assert disagreement(problem, exact(problem, data, direction), run.read(run.call())) is None
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_inference_is_with_given_statistics(channels_last: bool) -> None:
+    """What is timed where batch norm infers takes the same statistics everywhere, which are not the data's own."""
+    problem = Problem("batch_norm", (3, 8, 5, 4), channels_last=channels_last, given=True)
+    data = Data(problem)
+    x, _, weight, bias = data.numpy
+    options = {"weight": weight, "bias": bias, "channel_axis": problem.channel_axis}
+    expected = _reference.batch_norm(x, **options, mean=0.5 * bias, var=weight**2 + np.float32(0.5)).exact
+    runs = [ours(problem, data, "forward", arrays) for arrays in ARRAYS]
+    for run in (*runs, PEERS["torch"].prepare(problem, data, "forward")):
+        assert disagreement(problem, (expected,), run.read(run.call())) is None
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_torch_agrees_in_other_dtypes(problem: Problem, dtype: str) -> None:

@@ -6,8 +6,7 @@ the weight varies from row to row, g = dy·weight is what columns sum, and each 
 
 from __future__ import annotations
 
-from numba import njit
-
+from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._columns import (
     add_rows,
@@ -35,7 +34,7 @@ CHUNK = at.CHUNK
 MEAN, CORRECTION, RSTD, SCALE, WEIGHT, OF_MEAN, OF_UNIT, TOTALS = range(8)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
     """Lay out beside the columns of a block what its rows are read with."""
     size = computed_bytes(kind)
@@ -46,7 +45,7 @@ def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
         repeat(kind, geometry, room + which * plane, size, width)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area):
     """Sum a chunk of rows: afterwards the area begins with Σg and Σg·x̂ for each column."""
     step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
@@ -111,7 +110,7 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
     fold_lanes(kind, area, width)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
     """Settle S(g) and S(g·x̂) of a block's sets, and store its columns' shares of dweight and dbias."""
     members = field(kind, geometry, at.S) * field(kind, geometry, at.P)
@@ -143,7 +142,7 @@ def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
         repeat(kind, geometry, room + which * plane, size, width)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, room, plane):
     """Write dx of some rows of a block; and where the weight varies from row to row, each row's shares of gradients."""
     a, first, width = block_of(kind, geometry, block)

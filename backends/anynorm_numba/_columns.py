@@ -12,8 +12,7 @@ rows, and there is a room for each block and an area for each of its chunks; it 
 
 from __future__ import annotations
 
-from numba import njit
-
+from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, normalize_rows, raw_across, spread_across
 from anynorm_numba._rows import in_numbers_of_c, keep, kept
@@ -46,7 +45,7 @@ PIVOT, SCALE, OUTCOME, WEIGHT, BIAS, TOTALS = 0, 1, 2, 7, 8, 9
 PENDING, ATTEMPT = -1, -2
 
 
-@njit(error_model="numpy")
+@_compile.part
 def block_of(kind, geometry, block):
     """Return a block's a, its first column and how many it has."""
     blocks, width = field(kind, geometry, at.BLOCKS), field(kind, geometry, at.WIDTH)
@@ -56,7 +55,7 @@ def block_of(kind, geometry, block):
     return a, first, min(width, columns - first)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def repeat(kind, geometry, begins, size, width):
     """Repeat a plane of a room, of numbers of this size, for each of the rows that are taken for one."""
     if field(kind, geometry, at.NARROW):
@@ -67,7 +66,7 @@ def repeat(kind, geometry, begins, size, width):
                 put_number(kind, begins + j * size, number(kind, begins + (j - width) * size))
 
 
-@njit(error_model="numpy")
+@_compile.part
 def begin(kind, geometry, source, room, plane, width):
     """Choose a pivot for each set."""
     of_set, size = field(kind, geometry, at.S) * field(kind, geometry, at.P), stored_bytes(kind)
@@ -80,7 +79,7 @@ def begin(kind, geometry, source, room, plane, width):
         repeat(kind, geometry, room + which * plane, 8, width)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
     """Lay a parameter that varies along columns out beside them."""
     s_length, p_length = field(kind, geometry, at.S), field(kind, geometry, at.P)
@@ -97,7 +96,7 @@ def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
             s, b = 0, b + 1
 
 
-@njit(error_model="numpy")
+@_compile.part
 def bytes_ahead(kind, geometry):
     """Return how far ahead of what is summed elements are asked for: 0 where some cache has them."""
     if not field(kind, geometry, at.PAST):
@@ -105,7 +104,7 @@ def bytes_ahead(kind, geometry):
     return max(LANES * GROUP * field(kind, geometry, at.X + at.R), BYTES_AHEAD)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def add_group(kind, raw, n, count, sums, of_plane, ahead, x, step, scale, pivot):
     """Add the rows of a group to the sums of n columns; if `raw`, from pivots of 0 in the scale of 1."""
     if raw:
@@ -114,7 +113,7 @@ def add_group(kind, raw, n, count, sums, of_plane, ahead, x, step, scale, pivot)
         spread_across(kind, n, count, sums, of_plane, ahead, x, step, scale, pivot)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def sum_rows(kind, geometry, source, chunk, room, plane, width, area, attempt):
     """Sum a chunk of rows: afterwards the area begins with Σ(z − pivot) and its squares for each column."""
     raw = attempt == 0.0 and (planes(kind) == 1 or not field(kind, geometry, at.CENTRES))
@@ -149,7 +148,7 @@ def sum_rows(kind, geometry, source, chunk, room, plane, width, area, attempt):
     fold_lanes(kind, area, width)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def fold_lanes(kind, area, width):
     """Add up the lanes of two sums for each column."""
     of_plane = 8 * LANES * width
@@ -161,7 +160,7 @@ def fold_lanes(kind, area, width):
             lanes //= 2
 
 
-@njit(error_model="numpy")
+@_compile.part
 def add_rows(kind, totals, width, area, chunk):
     """Add the sums of a chunk of rows to those of the block."""
     of_plane = 8 * LANES * width
@@ -173,14 +172,14 @@ def add_rows(kind, totals, width, area, chunk):
         merge_sums(kind, width, begins, 8 * width, area + term * planes(kind) * of_plane, of_plane)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def total_of(kind, totals, width, term, j):
     """Return a column's sum, and what it lost."""
     address = totals + 8 * (term * planes(kind) * width + j)
     return real(kind, address), real(kind, address + 8 * width) if planes(kind) == 2 else 0.0
 
 
-@njit(error_model="numpy")
+@_compile.part
 def settle_block(kind, geometry, source, room, plane, width, eps, attempt):
     """Settle the statistics of a block's sets; return whether some are to be measured again."""
     of_set = field(kind, geometry, at.S) * field(kind, geometry, at.P)
@@ -217,7 +216,7 @@ def settle_block(kind, geometry, source, room, plane, width, eps, attempt):
     return again
 
 
-@njit(error_model="numpy")
+@_compile.part
 def save_block(kind, geometry, saved, a, first, room, plane, width):
     """Store the statistics of a block's sets."""
     of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
@@ -229,7 +228,7 @@ def save_block(kind, geometry, saved, a, first, room, plane, width):
             put_number(kind, target + i * sets * size + k * size, value)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def recall_block(kind, geometry, saved, a, first, target, plane, width):
     """Lay the statistics of a block's sets out beside its columns, in planes of a room."""
     of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
@@ -241,7 +240,7 @@ def recall_block(kind, geometry, saved, a, first, target, plane, width):
             keep(kind, target + j * size, plane, found)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def in_order(kind, geometry):
     """Say whether rows are written one by one: memory that no cache holds is best read and written in order.
 
@@ -250,7 +249,7 @@ def in_order(kind, geometry):
     return field(kind, geometry, at.PAST) != 0 and field(kind, geometry, at.BLOCKS) == 1
 
 
-@njit(error_model="numpy")
+@_compile.part
 def write_rows(kind, geometry, x, y, weight, bias, block, row, last, room, plane):
     """Write y of some rows of a block."""
     a, first, width = block_of(kind, geometry, block)
@@ -282,7 +281,7 @@ def write_rows(kind, geometry, x, y, weight, bias, block, row, last, room, plane
         row += rows
 
 
-@njit(error_model="numpy")
+@_compile.part
 def prepare_write(kind, geometry, weight, bias, a, first, room, plane, width):
     """Lay out beside the columns of a block what its rows are written with."""
     if not field(kind, geometry, at.BY_ROW):
@@ -292,7 +291,7 @@ def prepare_write(kind, geometry, weight, bias, a, first, room, plane, width):
         repeat(kind, geometry, room + which * plane, computed_bytes(kind), width)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def piece_of(kind, geometry, index):
     """Return the first block, and the first row and the end, of a piece that is written: rows of all blocks of an a."""
     blocks, chunks = field(kind, geometry, at.BLOCKS), field(kind, geometry, at.CHUNKS)

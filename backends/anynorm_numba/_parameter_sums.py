@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llvmlite import ir
-from numba import njit
 
+from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._scalars import computed_bytes, field, planes, put_number, put_real, real
 from anynorm_numba._statistics import two_sum, whole
@@ -51,7 +51,7 @@ def _emit_put_sums(emitter: Emitter, values: Sequence[ir.Value]) -> None:
 put_sums = loop(["n", "target", "sums", "plane"], _emit_put_sums)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def hand_over(kind, geometry, first, n, totals, plane, partial):
     """Put what is summed for n places from `first` on, of bias and then of weight, where it goes or leave it to PUT."""
     for term in range(2):
@@ -67,7 +67,7 @@ def hand_over(kind, geometry, first, n, totals, plane, partial):
             put_real(kind, left + 8 * i, whole((real(kind, its + 8 * i), lost)))
 
 
-@njit(error_model="numpy")
+@_compile.part
 def put_gradient(kind, geometry, lengths, sums, target):
     """Sum float64 over the first and the last of three lengths and put what is left, as numbers of C, at target."""
     outer, kept = field(kind, geometry, lengths), field(kind, geometry, lengths + 1)
@@ -82,7 +82,7 @@ def put_gradient(kind, geometry, lengths, sums, target):
         put_number(kind, target + j * computed_bytes(kind), whole((total, lost)))
 
 
-@njit(error_model="numpy")
+@_compile.part
 def put_gradients(kind, geometry, sums, dweight, dbias):
     """Put the gradients of weight and bias at their addresses, unless these are 0 or their lengths are."""
     if dweight:

@@ -6,8 +6,7 @@ shares of dbias and dweight. Where the weight varies along the run (VECTOR), see
 
 from __future__ import annotations
 
-from numba import njit
-
+from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import shares_along, slope
 from anynorm_numba._parameter_sums import put_gradients
@@ -30,7 +29,7 @@ from anynorm_numba._sums import clear, scratch
 CHUNK = at.CHUNK
 
 
-@njit(error_model="numpy")
+@_compile.part
 def shares_of_chunk(kind, geometry, x, dy, line, chunk, found, sums):
     """Return Σdy and Σdy·x̂ over a chunk of a line of a set."""
     mean, correction, rstd, scale, _ = found
@@ -51,7 +50,7 @@ def shares_of_chunk(kind, geometry, x, dy, line, chunk, found, sums):
     return folded(kind, sums)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def write_chunk(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, of_unit):
     """Write dx of a chunk of a line of a set; weight is where the set's begins."""
     mean, correction, rstd, scale, _ = found
@@ -74,7 +73,7 @@ def write_chunk(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, 
         p = 0
 
 
-@njit(error_model="numpy")
+@_compile.part
 def add_line(kind, geometry, weight, partial, u, line, s, q, of_g, of_unit):
     """Return the sums of a set with those of a line more, and store the line's shares of dweight and dbias."""
     w = 1.0
@@ -89,7 +88,7 @@ def add_line(kind, geometry, weight, partial, u, line, s, q, of_g, of_unit):
     return plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
 
 
-@njit(error_model="numpy")
+@_compile.part
 def of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums):
     """Write dx of the set (a, b), whose lines have one weight each."""
     inner, size = field(kind, geometry, at.B), computed_bytes(kind)

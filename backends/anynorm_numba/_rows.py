@@ -11,8 +11,7 @@ each set with four numbers for each of its chunks.
 
 from __future__ import annotations
 
-from numba import njit
-
+from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, raw_along, raw_of_line, spread_along, spread_of_line
 from anynorm_numba._scalars import (
@@ -42,25 +41,25 @@ HEADER = 8
 PIECE = 1024
 
 
-@njit(error_model="numpy")
+@_compile.part
 def start(kind, geometry, tensor, address, a, b):
     """Return where the set (a, b) begins."""
     return address + a * field(kind, geometry, tensor + at.A) + b * field(kind, geometry, tensor + at.B)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def folded(kind, sums):
     """Return two sums from their lanes."""
     return fold(kind, sums), fold(kind, sums + 8 * LANES * (1 + planes(kind)))
 
 
-@njit(error_model="numpy")
+@_compile.part
 def end_of(kind, geometry, chunk):
     """Return which element of a line comes after a chunk's last."""
     return min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
 
 
-@njit(error_model="numpy")
+@_compile.part
 def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
     """Return Σ(z − pivot) and its squares over a piece of the set at x."""
     runs, run, of_run = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.X + at.R)
@@ -81,7 +80,7 @@ def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
     return folded(kind, sums)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
     """Write y of a line of a set, from element i up to last; weight and bias are where the set's begin."""
     mean, correction, rstd, scale, _ = found
@@ -109,7 +108,7 @@ def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
         p = 0
 
 
-@njit(error_model="numpy")
+@_compile.part
 def in_numbers_of_c(kind, found):
     """Return (mean, correction, rstd, scale, m2) as C holds them."""
     mean = rounded(kind, found[0])
@@ -117,14 +116,14 @@ def in_numbers_of_c(kind, found):
     return mean, correction, rounded(kind, found[2]), found[3], rounded(kind, found[4])
 
 
-@njit(error_model="numpy")
+@_compile.part
 def keep(kind, address, plane, found):
     """Store the statistics of a set: numbers of C, `plane` bytes apart."""
     for i in range(5):
         put_number(kind, address + i * plane, found[i])
 
 
-@njit(error_model="numpy")
+@_compile.part
 def kept(kind, address, plane):
     """Return (mean, correction, rstd, scale, m2) of a set."""
     mean, correction = number(kind, address), number(kind, address + plane)
@@ -132,7 +131,7 @@ def kept(kind, address, plane):
     return mean, correction, rstd, scale, number(kind, address + 4 * plane)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def write_set(kind, geometry, source, y, weight, bias, a, b, found):
     """Write y of the set (a, b), which is read at `source`."""
     target = start(kind, geometry, at.Y, y, a, b)
@@ -144,7 +143,7 @@ def write_set(kind, geometry, source, y, weight, bias, a, b, found):
             write_piece(kind, geometry, line, chunk * CHUNK, last, source, target, its_weight, its_bias, found)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def write_given(kind, geometry, first, last, x, y, weight, bias, saved):
     """Write y of some runs of sets whose statistics are known, run by run in the order of memory."""
     runs, run, inner = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.B)
@@ -162,7 +161,7 @@ def write_given(kind, geometry, first, last, x, y, weight, bias, saved):
             write_piece(kind, geometry, line, r * run, (r + 1) * run, source, target, its_weight, its_bias, found)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def measured(kind, geometry, x, eps, sums):
     """Return the statistics of the set at x."""
     wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
@@ -185,7 +184,7 @@ def measured(kind, geometry, x, eps, sums):
     return in_numbers_of_c(kind, found)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, room):
     """Normalize a few sets of one run, no longer than a chunk: measure them all, settle them together, write them."""
     run, centres = field(kind, geometry, at.RUN), field(kind, geometry, at.CENTRES)
@@ -289,7 +288,7 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
         write_piece(kind, geometry, item // chunks, chunk * CHUNK, last, source, target, its_weight, its_bias, found)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def put_pairs(kind, address, s, q):
     """Store two sums, each with what it lost."""
     put_real(kind, address, s[0])
@@ -298,14 +297,14 @@ def put_pairs(kind, address, s, q):
     put_real(kind, address + 24, q[1])
 
 
-@njit(error_model="numpy")
+@_compile.part
 def pairs(kind, address):
     """Return two sums, each with what it lost."""
     s = real(kind, address), real(kind, address + 8)
     return s, (real(kind, address + 16), real(kind, address + 24))
 
 
-@njit(error_model="numpy")
+@_compile.part
 def settle_rows(kind, geometry, source, room, saved, sets, u, eps):
     """Add up what the chunks of a set came to, and settle its statistics or have it measured again."""
     wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0

@@ -7,8 +7,7 @@ the run, of all sets in turn.
 
 from __future__ import annotations
 
-from numba import njit
-
+from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import SETS, shares_of_sets, slope, weighted_shares_of_line
 from anynorm_numba._parameter_sums import collect, hand_over
@@ -32,7 +31,7 @@ TOGETHER, NEAR = 16, 2**18
 SHORT = 256
 
 
-@njit(error_model="numpy")
+@_compile.part
 def means(kind, geometry, of_g, of_unit):
     """Return S(g) and S(g·x̂) as C holds them; 0 where normalization takes nothing out of g."""
     n = float(field(kind, geometry, at.LINES) * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
@@ -42,14 +41,14 @@ def means(kind, geometry, of_g, of_unit):
     return rounded(kind, of_mean), rounded(kind, (of_unit[0] + of_unit[1]) / n)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def room_of(kind, geometry, work, u):
     """Return where the room of a set is: behind those of the tasks that sum the gradients of weight and bias."""
     items = field(kind, geometry, at.LINES) * field(kind, geometry, at.CHUNKS)
     return work + field(kind, geometry, at.TASKS) * field(kind, geometry, at.ROOM) + u * 8 * (HEADER + 4 * items)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def shares_of_run(kind, geometry, x, dy, weight, chunk, found):
     """Return Σg and Σg·x̂ over a chunk of a set along whose run the weight varies."""
     mean, correction, rstd, scale, _ = found
@@ -61,7 +60,7 @@ def shares_of_run(kind, geometry, x, dy, weight, chunk, found):
     return (s, s_lost), (q, q_lost)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def means_of_run(kind, geometry, x, dy, weight, saved, a, b):
     """Return S(g) and S(g·x̂) of the set (a, b), along whose run the weight varies."""
     inner, size = field(kind, geometry, at.B), computed_bytes(kind)
@@ -75,7 +74,7 @@ def means_of_run(kind, geometry, x, dy, weight, saved, a, b):
     return means(kind, geometry, s, q)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def write_run(kind, geometry, x, dy, dx, weight, saved, a, b, i, n, of_mean, of_unit):
     """Write dx of n elements from i on of the set (a, b), along whose run the weight varies."""
     inner, size, number_size = field(kind, geometry, at.B), stored_bytes(kind), computed_bytes(kind)
@@ -89,7 +88,7 @@ def write_run(kind, geometry, x, dy, dx, weight, saved, a, b, i, n, of_mean, of_
     slope(kind, n, past, target, source, gradient, along, scale, mean, correction, rstd, of_mean, of_unit)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def of_short_sets(kind, geometry, x, dy, dx, weight, saved, first, count, b, rooms):
     """Write dx of the sets (first, b) to (first + count - 1, b), with short runs: sum them all, then write them."""
     inner, run, size = field(kind, geometry, at.B), field(kind, geometry, at.S), computed_bytes(kind)
@@ -114,7 +113,7 @@ def of_short_sets(kind, geometry, x, dy, dx, weight, saved, first, count, b, roo
         slope(kind, run, past, target, source, gradient, its_weight, scale, mean, correction, rstd, of_mean, of_unit)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def parameters_of(kind, geometry, x, dy, saved, first, count, b, i, n, totals, plane, added):
     """Add the shares that the sets (first, b) to (first + count - 1, b) have in the gradients of n places from i on.
 
@@ -150,14 +149,14 @@ def parameters_of(kind, geometry, x, dy, saved, first, count, b, i, n, totals, p
     collect(kind, n, totals, plane, added, at.PIECE)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def make_zero(kind, address, size):
     """Make so many bytes zero."""
     for i in range(0, size, 8):
         put_real(kind, address + i, 0.0)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def of_part(kind, geometry, part, x, dy, dx, weight, saved, partial, work, rooms):
     """Write dx of a part of the sets, and sum what they add to the gradients of weight and bias.
 
@@ -187,7 +186,7 @@ def of_part(kind, geometry, part, x, dy, dx, weight, saved, partial, work, rooms
         first += count
 
 
-@njit(error_model="numpy")
+@_compile.part
 def of_pieces(kind, geometry, index, x, dy, dx, weight, saved, partial, work):
     """Write dx of some pieces of the run of all sets, and put the gradients of weight and bias there."""
     outer, inner, run = field(kind, geometry, at.A), field(kind, geometry, at.B), field(kind, geometry, at.S)
@@ -214,7 +213,7 @@ def of_pieces(kind, geometry, index, x, dy, dx, weight, saved, partial, work):
                 hand_over(kind, geometry, begins, n, totals, plane, partial)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def reduce(kind, geometry, index, work, partial):
     """Add up a slice of what the parts came to."""
     places, room_bytes = field(kind, geometry, at.SUMS), field(kind, geometry, at.ROOM)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 
-from anynorm_numba import _vectors
+from anynorm_numba import _compile, _vectors
 from anynorm_numba._scalars import computed_bytes, element, number, planes, put_number, square_root
 from anynorm_numba._sums import Columns
 from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Emitter, Vector, select
@@ -37,7 +37,7 @@ ATTEMPTS = 4
 SPECIAL = -1.0
 
 
-@njit(error_model="numpy")
+@_compile.part
 def two_sum(a: float, b: float) -> tuple[float, float]:
     """Return a + b, and what its rounding lost (Knuth)."""
     total = a + b
@@ -45,27 +45,27 @@ def two_sum(a: float, b: float) -> tuple[float, float]:
     return total, (a - (total - part)) + (b - part)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
     """Return the sum of two sums, each with what it lost."""
     total, lost = two_sum(a[0], b[0])
     return total, (a[1] + b[1]) + lost
 
 
-@njit(error_model="numpy")
+@_compile.part
 def whole(a: tuple[float, float]) -> float:
     """Return a sum with what it lost; what infinity lost is NaN, and counts for nothing."""
     total = a[0] + a[1]
     return total if total == total else a[0]
 
 
-@njit(error_model="numpy")
+@_compile.part
 def first_pivot(kind, centres, x):
     """Return from where a set that begins at x is measured first."""
     return element(kind, x) if centres and planes(kind) == 2 else 0.0
 
 
-@njit(error_model="numpy")
+@_compile.part
 def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
     """Return (again, pivot, scale) and (mean, correction, rstd, scale, m2) of z = x·scale.
 
@@ -98,7 +98,7 @@ def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
     return (False, pivot, scale), (mean, correction, rstd, scale, v * n)
 
 
-@njit(error_model="numpy")
+@_compile.part
 def given(kind, mean, var, eps):
     """Return (mean, rstd, scale) of z = x·scale, where x has a mean and a variance that were not measured."""
     large = GIVEN_WIDE if planes(kind) == 2 else GIVEN_NARROW

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-# Where an array object keeps the address of its data: behind what every object has. `ctypes.data` and
-# `__array_interface__` know it too, but take 1.5 µs each, a quarter of a small call.
-_DATA = object.__basicsize__
+# An array object keeps the address of its data behind what every object has. `ctypes.data` and `__array_interface__`
+# know it too, but take 1.5 µs each, a quarter of a small call. So that word is read, of all words of memory, in 0.1 µs.
+_WORD = ctypes.sizeof(ctypes.c_size_t)
+_DATA = object.__basicsize__ // _WORD
+_memory: Any = (ctypes.c_size_t * (2 ** (8 * _WORD - 2) // _WORD)).from_address(0)
 
 
 def _read(array: Any) -> int:
-    return ctypes.c_void_p.from_address(id(array) + _DATA).value or 0
+    address: int = _memory[id(array) // _WORD + _DATA]
+    return address
 
 
 def _ask(array: Any) -> int:

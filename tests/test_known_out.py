@@ -79,6 +79,11 @@ def test_out_that_overlaps(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatc
         first, others = (changed, options) if name == "x" else (x, options | {name: changed})
         with pytest.raises(ValueError, match=f"out overlaps {name} in memory"):
             an.batch_norm(first, **others, out=out)
+    _known(monkeypatch, an.layer_norm, x, take(600, (6, 8, 5)), out=out)
+    for known in (x, out):
+        _known(monkeypatch, an.layer_norm, x, take(600, (6, 8, 5)), out=known)
+        with pytest.raises(ValueError, match="out overlaps weight in memory"):
+            an.layer_norm(x, known, out=known)
     _known(monkeypatch, an.batch_norm, x, **options, out=x)
     with pytest.raises(ValueError, match="out overlaps weight in memory"):
         an.batch_norm(x, **options | {"weight": take(8, (8,))}, out=x)
@@ -230,7 +235,7 @@ def test_torch_sees_that_out_has_changed() -> None:
             an.layer_norm(x, out=inferred)
 
 
-def test_numpy_and_torch_agree_on_what_is_apart() -> None:
+def test_memory_of_numpy_that_is_apart() -> None:
     """Memory that touches is apart; what is not certain is not said to be."""
     from anynorm_numpy import _engine as numpy_engine
 
@@ -243,11 +248,3 @@ def test_numpy_and_torch_agree_on_what_is_apart() -> None:
     assert not numpy_engine.apart(room[::4], x, ())
     assert not numpy_engine.apart(out[::-1], room[1:17], ())
     assert numpy_engine.apart(out[::-2], x[::-2], (room[32:40:3],))
-    memory: Any = pytest.importorskip("anynorm_torch._memory", exc_type=ImportError)
-    torch: Any = pytest.importorskip("torch")
-    tensor = torch.from_numpy(room)
-    assert memory.apart(tensor[:16], tensor[16:])
-    assert memory.apart(tensor[16:], tensor[:16])
-    assert not memory.apart(tensor[:17], tensor[16:])
-    assert not memory.apart(tensor[::2], tensor[1::2])
-    assert memory.apart(tensor[:31:2], tensor[31:])

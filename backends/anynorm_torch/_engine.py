@@ -18,7 +18,7 @@ from anynorm_cuda._launcher import RefusedError
 from anynorm_torch._autograd import recorded
 from anynorm_torch._jobs import Jobs, Lies, empty, forget
 from anynorm_torch._kinds import kind_of_call
-from anynorm_torch._memory import apart, unreadable_itself, watched, watches, written
+from anynorm_torch._memory import length_of, unreadable_itself, watched, watches, written
 from anynorm_torch._places import jobs_for
 
 
@@ -127,8 +127,17 @@ def _kind_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) 
         return found
     if out.is_inference() and not torch.is_inference_mode_enabled():
         return None
-    others = [its for its in given.values() if its is not out]
-    return found if all(apart(out, its) for its in others) else None
+    if found.lengths is None:
+        found.lengths = tuple([length_of(its) for its in constants])
+    others = list(zip(constants, found.lengths, strict=True))
+    # x itself, which comes first; or the last one.
+    target, length = others.pop(0 if out is x else -1)
+    begin = target.data_ptr()
+    for its, beside in others:
+        first = its.data_ptr()
+        if first < begin + length and begin < first + beside:
+            return None  # it may overlap
+    return found
 
 
 # Where `again` keeps who serves calls of a kind.

@@ -14,7 +14,10 @@ from anynorm_torch._memory import PLAIN, kind_of, readable_in
 class Kind:
     """Stands for all calls whose tensors are alike, so that dicts need not hash what they are alike in."""
 
-    __slots__ = ()
+    __slots__ = ("lengths",)
+
+    def __init__(self) -> None:
+        self.lengths: tuple[int, ...] | None = None  # of the tensors in memory, once somebody asks, in bytes
 
 
 # Asks whether tensors are of the kind that others were.

@@ -160,13 +160,7 @@ def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
     return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})
 
 
-def apart(a: Any, b: Any) -> bool:
-    """Say whether one tensor begins behind the other's last element; False is no answer."""
-    first, begin = a.data_ptr(), b.data_ptr()
-    return bool(first + _length(a) <= begin or begin + _length(b) <= first)
-
-
-def _length(x: Any) -> int:
+def length_of(x: Any) -> int:
     """Return how many bytes lie between the beginning of a tensor and its end; no stride of a tensor is negative."""
     size: int = x.element_size()
     return (_memory.reach(x.shape, x.stride())[1] + 1) * size

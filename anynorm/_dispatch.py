@@ -149,7 +149,7 @@ def _why_no_backend(call: Call) -> str | None:
 
 
 def run(call: Call, *, save: bool = False) -> tuple[Any, Any]:
-    """Compute y, and what was learned of the statistics if `save` asks for it, as it may where they are measured."""
+    """Compute y, and what was learned of the statistics if `save` asks for it."""
     return _run(call, save=save)[:2]
 
 
@@ -170,8 +170,8 @@ def _run(call: Call, *, save: bool) -> tuple[Any, Any, bool]:
 def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[..., tuple[Any, Any, Any]]]:
     """Compute y, what was learned of the statistics, and the function from dy, and `out` for dx, to the gradients."""
     plan, library, x, weight, _, eps, stats, _, _ = call
-    y, saved, by_backend = _run(call, save=stats is None)
-    if stats is not None:
+    y, saved, by_backend = _run(call, save=True)
+    if saved is None:
         saved = library.there(x, _formula.given, plan, stats, eps, x, library=library)
     # Decided with the forward pass: `fast_paths` of a later moment, in another thread perhaps, must not mix the two.
     if by_backend and library.backward is not None:

@@ -106,6 +106,23 @@ def test_out_beside_arrays_with_gaps(library: ArrayLibrary) -> None:
 
 
 @each_library(["numpy", "torch"])
+def test_out_behind_the_number_of_elements(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays with gaps reach further than they have elements: there too `out` overlaps them."""
+    room = library.make(np.zeros(2000, np.float32))
+
+    def rows(first: int) -> Any:
+        return room[first : first + 96].reshape(12, 8)[::2]
+
+    x, weight, out = rows(0), rows(200), room[400:448].reshape(6, 8)
+    _known(monkeypatch, an.layer_norm, x, weight, out=out)
+    for inside in (48, 80, 248, 280):
+        with pytest.raises(ValueError, match=r"out overlaps (x|weight) in memory"):
+            an.layer_norm(x, weight, out=room[inside : inside + 48].reshape(6, 8))
+    for beside in (96, 296):
+        _known(monkeypatch, an.layer_norm, x, weight, out=room[beside : beside + 48].reshape(6, 8))
+
+
+@each_library(["numpy", "torch"])
 def test_out_that_does_not_fit(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another shape, dtype or library, and what is no array, are refused after calls that were right."""
     x = library.make(X)
@@ -131,7 +148,18 @@ def test_out_of_numpy_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) ->
         an.layer_norm(X, out=np.lib.stride_tricks.as_strided(np.empty(5, np.float32), X.shape, (0, 0, 4)))
     unaligned = np.empty(X.nbytes + 1, np.uint8)[1:].view(X.dtype).reshape(X.shape)
     for _ in range(3):
-        np.testing.assert_allclose(an.layer_norm(X, out=unaligned), y, rtol=1e-5, atol=1e-6)
+        with watched() as jobs:
+            np.testing.assert_allclose(an.layer_norm(X, out=unaligned), y, rtol=1e-5, atol=1e-6)
+        assert not jobs
+
+
+def test_conversions_are_quiet() -> None:
+    """A parameter or statistic that is out of the compute dtype's range becomes infinite or 0, and nothing warns."""
+    ones, wide = np.ones(8, np.float32), np.asarray([1e300, 1e-300, *[0.0] * 6])
+    with np.errstate(all="raise"):
+        for _ in range(3):
+            an.batch_norm(X, mean=wide, var=ones)
+            an.batch_norm(X, weight=wide, bias=wide)
 
 
 @each_library(["numpy", "torch"])
@@ -180,6 +208,9 @@ def test_given_statistics_at_the_limits(dtype: str) -> None:
     mean = np.asarray([high, -high, 0, 0, 0, 1, 2, np.nan, 0, 0, np.inf], wide)
     var = np.asarray([high, high, high, low, 0, 0, 4, 1, np.nan, -1, 1], wide)
     x = np.asarray([[-1] * 11, [1] * 11, [0.5] * 11, [6e4] * 11], dtype)
+    # What multiplies equal values is 1/√eps: also where a variance undoes eps.
+    undone = np.full(3, -0.25, wide)
+    np.testing.assert_array_equal(an.batch_norm(x[:3, :3], mean=undone * 0, var=undone, eps=0.25), x[:3, :3] * 2)
     if dtype != "float16":
         x[3] = np.finfo(dtype).max
     exact_x, exact_mean, exact_var = [its.astype(np.longdouble) for its in (x, mean, var)]
@@ -214,6 +245,11 @@ def test_torch_grad_mode_counts() -> None:
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
     with torch.no_grad():
         assert not an.batch_norm(x, weight=channels, mean=mean, var=var).requires_grad
+        for _ in range(3):
+            an.batch_norm(x, mean=mean.requires_grad_(), var=var)
+    with watched() as jobs:  # whatever they are to it, only the formula knows what is to be recorded
+        an.batch_norm(x, mean=mean, var=var)
+    assert not jobs
 
 
 def test_torch_sees_that_out_has_changed() -> None:
@@ -233,6 +269,37 @@ def test_torch_sees_that_out_has_changed() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="inference tensor"):
             an.layer_norm(x, out=inferred)
+
+
+@each_library(["numpy", "torch"])
+def test_gradients_with_given_statistics(library: ArrayLibrary) -> None:
+    """A pullback goes by the statistics that the forward pass took, in the same numbers, by the engine."""
+    x, dy = library.make(X), library.make(np.cos(X))
+    mean, var, weight = library.make(MEAN), library.make(VAR), library.make(COLUMNS[2])
+    bias = library.make(COLUMNS[3])
+    r = 1 / np.sqrt(VAR.astype(np.float64) + 1e-5).reshape(-1, 1)
+    g = np.cos(X).astype(np.float64)
+    for _ in range(3):
+        with watched() as jobs:
+            y, pullback = an.vjp(an.batch_norm, x, weight=weight, bias=bias, mean=mean, var=var)
+            dx, dweight, dbias = [library.to_numpy(its) for its in pullback(dy)]
+        assert len(jobs) == 2
+        np.testing.assert_array_equal(
+            library.to_numpy(y),
+            library.to_numpy(an.batch_norm(x, weight=weight, bias=bias, mean=mean, var=var)),
+        )
+        np.testing.assert_allclose(dx, g * COLUMNS[2].reshape(-1, 1) * r, rtol=1e-6)
+        np.testing.assert_allclose(dweight, (g * (X - MEAN.reshape(-1, 1)) * r).sum((0, 2)), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(dbias, g.sum((0, 2)), rtol=1e-5, atol=1e-5)
+
+
+def test_limits_of_given_statistics_are_the_formulas() -> None:
+    """The kernels, whose cache does not see other packages, have the formula's limits as numbers of their own."""
+    from anynorm import _array, _formula
+    from anynorm_numba import _statistics
+
+    found = {_array.FLOAT32: _statistics.GIVEN_NARROW, _array.FLOAT64: _statistics.GIVEN_WIDE}
+    assert found == _formula.LARGE
 
 
 def test_memory_of_numpy_that_is_apart() -> None:

@@ -72,9 +72,9 @@ def test_tensors_alike_are_of_one_kind() -> None:
 
     x, w, b = _leaves(*FLOATS)
     with _anew() as kinds:
-        first = kind(x, w, b)
+        first = kind(x, w, b, None, None, None)
         with mock.patch.object(kinds, "_told", side_effect=AssertionError):
-            assert kind(x.detach().clone().requires_grad_(), w, b) is first
+            assert kind(x.detach().clone().requires_grad_(), w, b, None, None, None) is first
         unlike = [
             (x.detach(), w, b),
             (x, w, None),
@@ -85,7 +85,7 @@ def test_tensors_alike_are_of_one_kind() -> None:
             (x, torch.nn.Parameter(w[:1]), b),
             (x.view(48, 1), w, b),
         ]
-        others = [kind(*its) for its in unlike]
+        others = [kind(*its, None, None, None) for its in unlike]
     assert None not in others
     assert len({first, *others}) == 1 + len(unlike)
 
@@ -253,7 +253,7 @@ def test_tensors_without_strides(place: str, kind: str) -> None:
             torch.autograd.grad(y, (x, w), other)
         return
     arguments = (other, w) if place == "x" else (x, other)
-    assert kind_of(*arguments, None) is None
+    assert kind_of(*arguments, None, None, None, None) is None
     with pytest.raises((TypeError, ValueError), match=place):
         an.layer_norm(*arguments)
 
@@ -268,8 +268,9 @@ def test_subclass_is_asked_nothing(known: Any) -> None:
             raise AssertionError
 
     (x, w, b), _, _ = known
-    assert kind(torch.Tensor._make_subclass(Silent, x.detach()), w, b) is None
-    assert kind(x, torch.Tensor._make_subclass(Silent, w.detach()), b) is None
+    assert kind(torch.Tensor._make_subclass(Silent, x.detach()), w, b, None, None, None) is None
+    assert kind(x, torch.Tensor._make_subclass(Silent, w.detach()), b, None, None, None) is None
+    assert kind(x, w, b, None, None, torch.Tensor._make_subclass(Silent, x.detach())) is None
 
 
 def test_forward_mode_is_noticed_amid_a_known_backward_pass(known: Any) -> None:

@@ -70,9 +70,10 @@ def repeat(kind, geometry, begins, size, width):
 def begin(kind, geometry, source, room, plane, width):
     """Choose a pivot for each set."""
     of_set, size = field(kind, geometry, at.S) * field(kind, geometry, at.P), stored_bytes(kind)
-    centres = field(kind, geometry, at.CENTRES)
+    centres, rows = field(kind, geometry, at.CENTRES), field(kind, geometry, at.R)
+    step = field(kind, geometry, at.X + at.R)
     for j in range(width):
-        pivot = first_pivot(kind, centres, source + j // of_set * of_set * size)
+        pivot = first_pivot(kind, centres, source + j // of_set * of_set * size, step, rows)
         put_real(kind, room + PIVOT * plane + 8 * j, pivot)
         put_real(kind, room + SCALE * plane + 8 * j, 1.0)
     for which in range(OUTCOME):

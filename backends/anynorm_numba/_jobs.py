@@ -125,10 +125,30 @@ def _made(
     found = view(plan, shape, strides, weight, bias)
     if isinstance(found, str):
         return found
+    found = _side_by_side(found, SIZES[kind][0])
     reason = _unfit(found, kind)
     if reason is not None:
         return reason
     return _rows_job(plan, found, kind, threads) if _as_rows(found) else _columns_job(plan, found, kind, threads)
+
+
+def _side_by_side(its: View, size: int) -> View:
+    """Return a view in which sets of a single element are columns of one row, if they lie so, instead of rows each."""
+    a, *others = its.lengths
+    if a == 1 or others != [1] * 4 or any(steps[at.A] != size for steps in its.steps):
+        return its
+
+    def turned(numbers: Any) -> Any:
+        return None if numbers is None else (numbers[at.B], numbers[at.R], numbers[at.A], *numbers[at.S :])
+
+    steps = tuple([turned(each) for each in its.steps])
+    return its._replace(
+        lengths=turned(its.lengths),
+        steps=steps,
+        weight=turned(its.weight),
+        bias=turned(its.bias),
+        axes=turned(its.axes),
+    )
 
 
 def _as_rows(its: View) -> bool:
@@ -147,10 +167,11 @@ def _unfit(its: View, kind: str) -> str | None:
     along = [("P", p, size), ("S", s, p * size), ("B", b, s * p * size)]
     if rows:
         along = along[:1] if p > 1 else along[1:2]
-    for steps in its.steps:
+    for which, steps in enumerate(its.steps):
         for place, length, needed in along:
             if length > 1 and steps["ARBSP".index(place)] != needed:
-                return "neighbours in x's innermost axis do not lie side by side in memory"
+                where = f"in {NAMES[len(its.steps)][which]}'s memory" if which else "in memory"
+                return f"neighbours in x's innermost axis do not lie side by side {where}"
     parameters = [steps for steps in (its.weight, its.bias) if steps is not None]
     by_row = [steps[at.R] != 0 for steps in parameters]
     by_column = [steps[at.B] != 0 or steps[at.S] != 0 for steps in parameters]
@@ -178,6 +199,7 @@ def _geometry(plan: Plan, its: View, tensors: tuple[int, ...], size: int) -> Any
 
 
 TENSORS = {2: (at.X, at.Y), 3: (at.X, at.DY, at.Y)}
+NAMES = {2: ("x", "out"), 3: ("x", "dy", "dx")}
 
 
 def _rows_job(plan: Plan, its: View, kind: str, threads: int) -> Job:

@@ -81,6 +81,12 @@ def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
 
 
 @_compile.part
+def pivot_of(kind, geometry, x):
+    """Return from where the set at x is measured first."""
+    return first_pivot(kind, field(kind, geometry, at.CENTRES), x, stored_bytes(kind), field(kind, geometry, at.RUN))
+
+
+@_compile.part
 def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
     """Write y of a line of a set, from element i up to last; weight and bias are where the set's begin."""
     mean, correction, rstd, scale, _ = found
@@ -168,7 +174,7 @@ def measured(kind, geometry, x, eps, sums):
     lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
     n = float(lines * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
     first = element(kind, x)
-    again, pivot, scale = True, first_pivot(kind, centres, x), 1.0
+    again, pivot, scale = True, pivot_of(kind, geometry, x), 1.0
     found = (0.0, 0.0, 0.0, 1.0, 0.0)
     attempt = 0
     while again:
@@ -195,7 +201,7 @@ def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, roo
     for k in range(count):
         a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
         source = start(kind, geometry, at.X, x, a, b)
-        pivot = first_pivot(kind, centres, source)
+        pivot = pivot_of(kind, geometry, source)
         sums = raw_of_line(kind, run, source) if pivot == 0.0 else spread_of_line(kind, run, source, 1.0, pivot)
         put_real(kind, pivots + 8 * k, pivot)
         put_real(kind, room + 8 * k, sums[0])
@@ -241,14 +247,14 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
         room = scratch(kind)
         tasks = field(kind, geometry, at.TASKS)
         u, last = index * sets // tasks, (index + 1) * sets // tasks
-        if items == 1 and field(kind, geometry, at.R) == 1 and not given:
-            while u < last:
-                short_rows(kind, geometry, u, min(LANES, last - u), x, y, weight, bias, saved, eps, room)
-                u += LANES
-            return
         if given:
             runs = sets * field(kind, geometry, at.R)
             write_given(kind, geometry, index * runs // tasks, (index + 1) * runs // tasks, x, y, weight, bias, saved)
+            return
+        if items == 1 and field(kind, geometry, at.R) == 1:
+            while u < last:
+                short_rows(kind, geometry, u, min(LANES, last - u), x, y, weight, bias, saved, eps, room)
+                u += LANES
             return
         while u < last:
             a, b = u // inner, u % inner
@@ -267,7 +273,7 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
     source = start(kind, geometry, at.X, x, a, b)
     if phase == at.START:
         put_real(kind, room + 8 * SETTLED, 0.0)
-        put_real(kind, room + 8 * PIVOT, first_pivot(kind, field(kind, geometry, at.CENTRES), source))
+        put_real(kind, room + 8 * PIVOT, pivot_of(kind, geometry, source))
         put_real(kind, room + 8 * SCALE, 1.0)
         put_real(kind, room + 8 * ATTEMPT, 0.0)
     elif phase == at.SUM:

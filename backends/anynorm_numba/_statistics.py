@@ -60,9 +60,29 @@ def whole(a: tuple[float, float]) -> float:
 
 
 @_compile.part
-def first_pivot(kind, centres, x):
-    """Return from where a set that begins at x is measured first."""
-    return element(kind, x) if centres and planes(kind) == 2 else 0.0
+def sum_of_eight(kind, x, step):
+    """Return the sum of eight elements, which is exact where they are equal: no sum of three or five is rounded."""
+    four = (element(kind, x) + element(kind, x + step)) + (element(kind, x + 2 * step) + element(kind, x + 3 * step))
+    x += 4 * step
+    last = (element(kind, x) + element(kind, x + step)) + (element(kind, x + 2 * step) + element(kind, x + 3 * step))
+    return four + last
+
+
+@_compile.part
+def first_pivot(kind, centres, x, step, count):
+    """Return from where a set is measured first, of which so many elements lie `step` bytes apart from x on.
+
+    Beside the deviation the mean of 32 elements is so good that one set in 200 is measured again, a single element so
+    bad that two of three are: layer norm of (2000, 1000) float64 took 1.7 times as long.
+    """
+    if planes(kind) == 1 or not centres:
+        return 0.0
+    if count < 8:
+        return element(kind, x)
+    if count < 32:
+        return sum_of_eight(kind, x, step) * 0.125
+    first = sum_of_eight(kind, x, step) + sum_of_eight(kind, x + 8 * step, step)
+    return (first + (sum_of_eight(kind, x + 16 * step, step) + sum_of_eight(kind, x + 24 * step, step))) * 0.03125
 
 
 @_compile.part
@@ -145,6 +165,8 @@ def _emit_settle_ordinary(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Va
     spread, squares = [Columns(emitter, sums, which, plane) for which in range(2)]
     wide = emitter.planes == 2
     special = cgutils.alloca_once_value(builder, BOOL(0))
+    # Sets of a single element, which is their mean: nothing was rounded.
+    alone = emitter.splat(builder.fcmp_ordered("==", n, DOUBLE(1.0)), LANES)
     centred = builder.icmp_signed("!=", centres, I64(0))
 
     def splat(value: float | ir.Value) -> Vector:
@@ -159,7 +181,8 @@ def _emit_settle_ordinary(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Va
         v = total(squares.load(j, mask)) / splat(n) - c * c
         rstd = splat(1.0) / _vectors.square_root_of(v + splat(eps))
         mean, correction = _vectors.two_sum(pivot, c)
-        tests = [v > splat(0.0), c * c <= splat(ROUGH_WIDE if wide else ROUGH_NARROW) * v, scale <= splat(1.0)]
+        spread_out = builder.and_(v > splat(0.0), c * c <= splat(ROUGH_WIDE if wide else ROUGH_NARROW) * v)
+        tests = [builder.or_(spread_out, builder.and_(alone, splat(0.0) <= v)), scale <= splat(1.0)]
         tests += [splat(1.0) <= scale]
         if wide:
             tests += [v <= splat(LARGE), v + splat(eps) > splat(SMALL)]

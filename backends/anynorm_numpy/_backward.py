@@ -52,7 +52,7 @@ def _by_engine(
     plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, saved: Any, library: Library
 ) -> tuple[Any, Any, Any] | None:
     """Write dx by the engine and return the gradients, or None where it cannot run."""
-    if dy.dtype != x.dtype or not (plan.given or _engine.learned(saved)):
+    if dy.dtype != x.dtype or not _engine.learned(saved):
         return None
     its_weight = _engine.parameter(weight, x)
     # Bias is not read: it lies as its gradient is wanted.
@@ -65,7 +65,7 @@ def _by_engine(
         dy, job = laid, _engine.job_of(plan, x, *layouts, (laid, dx))
     if isinstance(job, str):
         return None
-    return dx, *_engine.backward(plan, job, x, dy, dx, its_weight, saved)
+    return dx, *_engine.backward(plan, job, x, dy, dx, its_weight, saved.planes)
 
 
 def _in_slices(

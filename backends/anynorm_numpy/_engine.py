@@ -66,7 +66,8 @@ def parameter(its: Any, x: Any) -> Any:
     _, compute = kind_of(x)
     flags = its.flags
     if its.dtype is not compute or not flags.aligned:
-        its = its.astype(compute)
+        with np.errstate(all="ignore"):
+            its = its.astype(compute)
     return its if flags.c_contiguous or _dense(its.shape, its.strides, its.itemsize) else its.copy()
 
 
@@ -119,13 +120,12 @@ def forward(plan: Plan, job: Any, x: Any, y: Any, weight: Any, bias: Any, eps: f
         eps,
         given=stats is not None,
     )
-    return its.learned.Learned(saved, plan, job, eps) if save and stats is None else None
+    return its.learned.Learned(saved, plan, job, eps) if save else None
 
 
-def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, saved: Any) -> tuple[Any, Any]:
+def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any) -> tuple[Any, Any]:
     """Write dx; return the gradients of weight and bias, None where there is no such parameter."""
     its = engine()
-    planes = saved.planes if isinstance(saved, its.learned.Learned) else _planes(plan, saved)
     begins = job.absent_weight if weight is None else address(weight)
     compute = its.learned.COMPUTE[job.kind]
     dweight = None if plan.weight is None else np.empty(cast(Ints, plan.weight), compute)
@@ -136,12 +136,5 @@ def backward(plan: Plan, job: Any, x: Any, dy: Any, dx: Any, weight: Any, saved:
 
 
 def learned(saved: Any) -> bool:
-    """Say whether the engine made these statistics: only then do they lie as it reads them."""
+    """Say whether these statistics were left by the engine: only then do they lie as it reads them."""
     return anynorm_numba.missing() is None and isinstance(saved, engine().learned.Learned)
-
-
-def _planes(plan: Plan, given: Any) -> Any:
-    """Return given statistics, one for each channel of batch norm, as the engine reads what it learned."""
-    assert len(plan.kept) <= 1  # so that no order of axes is to be kept
-    planes = [np.broadcast_to(plane, cast(Ints, plan.statistic)).reshape(-1) for plane in given[:4]]
-    return np.stack([*planes, np.zeros_like(planes[0])])

@@ -133,12 +133,12 @@ def kind(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
 
 def _kind_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
     """Return the part of `kind` that given statistics and `out` have in it, or None."""
-    given = [its for its in (mean, var, out) if its is not None]
-    if any(type(its) is not np.ndarray for its in given):
+    beside = mean, var, out
+    if any(its is not None and type(its) is not np.ndarray for its in beside):
         return None
     if out is not None and not (out.flags.writeable and _engine.apart(out, x, (weight, bias, mean, var))):
         return None
-    return tuple([(its.dtype, its.shape, its.strides, its.flags.aligned) for its in given])
+    return tuple([None if its is None else (its.dtype, its.shape, its.strides, its.flags.aligned) for its in beside])
 
 
 def again(

@@ -94,10 +94,10 @@ def forward(
         forget()
         return str(refused)
     written(out)
-    return y, Learned(planes, plan, job, eps) if save and stats is None else None
+    return y, Learned(planes, plan, job, eps) if save else None
 
 
-def kind(x: Any, weight: Any, bias: Any, mean: Any = None, var: Any = None, out: Any = None) -> Any:
+def kind(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
     """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
     if watches():
         return None

@@ -67,7 +67,9 @@ def _told(facts: tuple[str, int], tensors: tuple[Any, ...]) -> Kind | None:
         kind = _kinds[key] = Kind()
     near = _near.setdefault(facts, [])
     # Of a device kinds tell addresses apart, for which there is no question.
-    if len(near) < NEAR and all(readable_in(its) == "cpu" for its in tensors):
+    # The question is never answered with yes where a tensor is passed twice.
+    once = len({id(its) for its in tensors}) == len(tensors)
+    if once and len(near) < NEAR and all(readable_in(its) == "cpu" for its in tensors):
         guards = _guards()
         if guards is not None:
             near.append((guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check, kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,16 +71,16 @@ def test_single_sample_infers(dtype: str) -> None:
     x: Any = np.random.default_rng(9).standard_normal((2, 700)).astype(numpy_dtype(dtype))
     mean, var = [its.astype(np.float64 if dtype == "float64" else np.float32) for its in (x[1] * 0.5, x[0] ** 2 + 1)]
     weight = np.linspace(-2, 2, 700).astype(mean.dtype)
-    options: Any = {"weight": weight, "bias": weight, "mean": mean, "var": var}
-    both, pullback = an.vjp(an.batch_norm, x, **options)
+    norm: Any = partial(an.vjp, an.batch_norm, weight=weight, bias=weight, mean=mean, var=var)
+    both, pullback = norm(x)
     gradients = pullback(x)
     with watched() as jobs:
-        one, pull = an.vjp(an.batch_norm, x[:1], **options)
+        one, pull = norm(x[:1])
         its = pull(x[:1])
     assert [job.rows for job in jobs] == [False, False]
     np.testing.assert_array_equal(one, both[:1])
     np.testing.assert_array_equal(its.x, gradients.x[:1])
-    _, other = an.vjp(an.batch_norm, x[1:], **options)
+    _, other = norm(x[1:])
     for name in ("weight", "bias"):
         parts = getattr(its, name).astype(np.float64) + getattr(other(x[1:]), name).astype(np.float64)
         np.testing.assert_allclose(getattr(gradients, name).astype(np.float64), parts, rtol=1e-6, atol=1e-6)
@@ -115,3 +116,13 @@ def test_first_elements_mislead(n: int, columns: bool) -> None:
     assert an.explain(an.layer_norm, laid, axis=1).path == "anynorm_numba"
     assert _reference.layer_norm(x, axis=1).units(y) <= 1
     np.testing.assert_array_equal(y[-3:], np.zeros((3, n)))
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_few_elements_far_from_zero(n: int, columns: bool) -> None:
+    """Only a set of one element is its own mean: others that lie far from zero are measured again."""
+    x = (np.random.default_rng(n).standard_normal((50, n)) + 1e6).astype(np.float32)
+    laid = np.asfortranarray(x) if columns else x
+    y = an.layer_norm(laid, axis=1, eps=0)
+    assert _reference.layer_norm(x, axis=1, eps=0).units(y) <= 1

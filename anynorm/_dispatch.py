@@ -171,7 +171,7 @@ def run_for_gradient(call: Call) -> tuple[Any, Any, Callable[..., tuple[Any, Any
     """Compute y, what was learned of the statistics, and the function from dy, and `out` for dx, to the gradients."""
     plan, library, x, weight, _, eps, stats, _, _ = call
     y, saved, by_backend = _run(call, save=True)
-    if saved is None:
+    if saved is None and stats is not None:
         saved = library.there(x, _formula.given, plan, stats, eps, x, library=library)
     # Decided with the forward pass: `fast_paths` of a later moment, in another thread perhaps, must not mix the two.
     if by_backend and library.backward is not None:

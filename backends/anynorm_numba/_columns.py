@@ -81,6 +81,13 @@ def begin(kind, geometry, source, room, plane, width):
 
 
 @_compile.part
+def copy_numbers(kind, count, source, target):
+    """Copy numbers of C, several at a time: one by one they take as long as a row of elements four times as wide."""
+    for j in range(count):
+        put_number(kind, target + j * computed_bytes(kind), number(kind, source + j * computed_bytes(kind)))
+
+
+@_compile.part
 def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
     """Lay a parameter that varies along columns out beside them."""
     s_length, p_length = field(kind, geometry, at.S), field(kind, geometry, at.P)
@@ -88,6 +95,9 @@ def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
     begins, size = address + a * field(kind, geometry, tensor + at.A), computed_bytes(kind)
     s, b = first // p_length % s_length, first // (p_length * s_length)
     p = 0
+    if s_length * p_length == 1 and of_b == size:
+        copy_numbers(kind, width, begins + b * size, target)
+        return
     for j in range(width):
         put_number(kind, target + j * size, number(kind, begins + b * of_b + s * of_s))
         p += 1
@@ -224,6 +234,9 @@ def save_block(kind, geometry, saved, a, first, room, plane, width):
     sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
     target = saved + (a * inner + first // of_set) * size
     for i in range(5):
+        if of_set == 1:
+            copy_numbers(kind, width, room + (OUTCOME + i) * plane, target + i * sets * size)
+            continue
         for k in range(width // of_set):
             value = number(kind, room + (OUTCOME + i) * plane + k * of_set * size)
             put_number(kind, target + i * sets * size + k * size, value)
@@ -235,6 +248,10 @@ def recall_block(kind, geometry, saved, a, first, target, plane, width):
     of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
     sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
     begins = saved + (a * inner + first // of_set) * size
+    if of_set == 1:
+        for i in range(5):
+            copy_numbers(kind, width, begins + i * sets * size, target + i * plane)
+        return
     for k in range(width // of_set):
         found = kept(kind, begins + k * size, sets * size)
         for j in range(k * of_set, (k + 1) * of_set):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from anynorm_numba import _compile, _vectors
-from anynorm_numba._scalars import computed_bytes, element, number, planes, put_number, square_root
+from anynorm_numba._scalars import element, planes, square_root
 from anynorm_numba._sums import Columns
 from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Emitter, Vector, select
 
@@ -118,44 +119,57 @@ def settle(kind, wide, centres, n, eps, attempt, first, pivot, scale, s, q):
     return (False, pivot, scale), (mean, correction, rstd, scale, v * n)
 
 
-@_compile.part
-def given(kind, mean, var, eps):
-    """Return (mean, rstd, scale) of z = x·scale, where x has a mean and a variance that were not measured."""
-    large = GIVEN_WIDE if planes(kind) == 2 else GIVEN_NARROW
-    scale = 0.25 if abs(mean) > large else 1.0
-    shrink, back = (0.25, 0.5) if abs(var) > large else (1.0, 1.0)
-    v = var * shrink + eps * shrink
-    if v == 0.0:
-        v = eps
-    rstd = 0.0 if v == 0.0 else 1.0 / square_root(kind, v)
-    return mean * scale, rstd * back / scale, scale
+def _emit_put_given(emitter: Emitter, values: Sequence[ir.Value]) -> None:
+    builder, size = emitter.builder, _vectors.BYTES[emitter.computed]
+    n, mean, var, target, eps = values
+    plane = builder.mul(n, I64(size))
+
+    def splat(value: float | ir.Value) -> Vector:
+        return Vector(builder, emitter.splat(value if isinstance(value, ir.Value) else DOUBLE(value), LANES))
+
+    def is_zero(its: Vector) -> ir.Value:
+        return builder.and_(its <= splat(0.0), splat(0.0) <= its)
+
+    large = splat(GIVEN_WIDE if emitter.planes == 2 else GIVEN_NARROW)
+
+    def step(j: ir.Value, mask: ir.Value | None) -> None:
+        m, v = [emitter.read(emitter.at(its, j, size), emitter.computed, LANES, mask).to(DOUBLE) for its in (mean, var)]
+        far, wide = builder.or_(m > large, splat(0.0) - large > m), v > large
+        scale = select(far, splat(0.25), splat(1.0))
+        shrink, back = select(wide, splat(0.25), splat(1.0)), select(wide, splat(0.5), splat(1.0))
+        total = v * shrink + splat(eps) * shrink
+        total = select(is_zero(total), splat(eps), total)
+        rstd = select(is_zero(total), splat(0.0), splat(1.0) / _vectors.square_root_of(total))
+        results = m * scale, splat(0.0), rstd * back / scale, scale, splat(0.0)
+        for which, its in enumerate(results):
+            address = emitter.at(emitter.at(target, plane, which), j, size)
+            emitter.write(its.to(emitter.computed).value, address, mask)
+
+    emitter.over(I64(0), n, LANES, step)
+
+
+# put_given(kind, n, mean, var, target, eps): given statistics of n sets, numbers of C, where measured ones would be, in
+# five planes: those of z = x·scale.
+put_given = _vectors.loop(["n", "mean", "var", "target", "eps"], _emit_put_given)
 
 
 # What a task is called with: how many sets there are stands where others have the address of a geometry.
 def take_given(
-    kind,
-    phase,  # noqa: ARG001
-    index,  # noqa: ARG001
-    n,
-    mean,
-    var,
-    target,
-    a3,  # noqa: ARG001
-    a4,  # noqa: ARG001
-    a5,  # noqa: ARG001
-    a6,  # noqa: ARG001
-    eps,
-):
+    kind: Any,
+    phase: int,  # noqa: ARG001
+    index: int,  # noqa: ARG001
+    n: int,
+    mean: int,
+    var: int,
+    target: int,
+    a3: int,  # noqa: ARG001
+    a4: int,  # noqa: ARG001
+    a5: int,  # noqa: ARG001
+    a6: int,  # noqa: ARG001
+    eps: float,
+) -> None:
     """Put given statistics of n sets where measured ones would be."""
-    size = computed_bytes(kind)
-    plane = n * size
-    for at in range(0, plane, size):
-        shifted, rstd, scale = given(kind, number(kind, mean + at), number(kind, var + at), eps)
-        put_number(kind, target + at, shifted)
-        put_number(kind, target + plane + at, 0.0)
-        put_number(kind, target + 2 * plane + at, rstd)
-        put_number(kind, target + 3 * plane + at, scale)
-        put_number(kind, target + 4 * plane + at, 0.0)
+    put_given(kind, n, mean, var, target, eps)
 
 
 def _emit_settle_ordinary(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # Steps after which the search gives up and assumes an overlap. Arrays whose axes nest, as slices' do, take two an axis.
@@ -23,15 +24,14 @@ def refuses_out(out: Memory, x: Memory | None, others: dict[str, Memory]) -> str
         return None
     if overlaps_itself(out):
         return "several elements of out share one place in memory. Pass a dense array, e.g. xp.empty_like(x)."
-    first, last = _span(out)
+    span = _span(out)
     instead = "an array that shares no memory with the arguments"
     if x is not None:
         if _essence(out) != _essence(x):  # of x itself an element is read before it is written
             others = {"x": x, **others}
         instead = f"x itself, or {instead}"
     for name, its in others.items():
-        begin, end = _span(its)
-        if begin < last and first < end and overlap(out, its):
+        if not apart(span, [_span(its)]) and overlap(out, its):
             return f"out overlaps {name} in memory. Pass {instead}."
     return None
 
@@ -45,6 +45,15 @@ def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
         else:
             last += (length - 1) * stride
     return first, last
+
+
+def apart(one: tuple[int, int], others: Iterable[tuple[int, int]]) -> bool:
+    """Say whether what lies between two addresses lies outside of all the others."""
+    begin, end = one
+    for first, last in others:  # noqa: SIM110  a generator takes 1 µs
+        if first < end and begin < last:
+            return False
+    return True
 
 
 def _span(its: Memory) -> tuple[int, int]:

@@ -138,15 +138,13 @@ def kept(kind, address, plane):
 
 
 @_compile.part
-def write_set(kind, geometry, source, y, weight, bias, a, b, found):
-    """Write y of the set (a, b), which is read at `source`."""
+def write_lines(kind, geometry, source, y, weight, bias, a, b, i, last, found):
+    """Write y of all lines of the set (a, b), which is read at `source`, from element i up to last."""
     target = start(kind, geometry, at.Y, y, a, b)
     its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
     its_bias = start(kind, geometry, at.BIAS, bias, a, b)
     for line in range(field(kind, geometry, at.LINES)):
-        for chunk in range(field(kind, geometry, at.CHUNKS)):
-            last = end_of(kind, geometry, chunk)
-            write_piece(kind, geometry, line, chunk * CHUNK, last, source, target, its_weight, its_bias, found)
+        write_piece(kind, geometry, line, i, last, source, target, its_weight, its_bias, found)
 
 
 @_compile.part
@@ -160,11 +158,8 @@ def write_given(kind, geometry, first, last, x, y, weight, bias, saved):
         r, u = (i // sets, i % sets) if among else (i % runs, i // runs)
         a, b = u // inner, u % inner
         found = kept(kind, saved + u * size, sets * size)
-        source, target = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.Y, y, a, b)
-        its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
-        its_bias = start(kind, geometry, at.BIAS, bias, a, b)
-        for line in range(field(kind, geometry, at.LINES)):
-            write_piece(kind, geometry, line, r * run, (r + 1) * run, source, target, its_weight, its_bias, found)
+        source = start(kind, geometry, at.X, x, a, b)
+        write_lines(kind, geometry, source, y, weight, bias, a, b, r * run, (r + 1) * run, found)
 
 
 @_compile.part
@@ -263,7 +258,8 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
             if saved:
                 keep(kind, saved + u * size, sets * size, found)
             if y:
-                write_set(kind, geometry, source, y, weight, bias, a, b, found)
+                whole = field(kind, geometry, at.R) * field(kind, geometry, at.RUN)
+                write_lines(kind, geometry, source, y, weight, bias, a, b, 0, whole, found)
             u += 1
         return
     u = index if phase == at.START or phase == at.SETTLE else index // items

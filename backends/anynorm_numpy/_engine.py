@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm._memory import reach
+from anynorm import _memory
 from anynorm._plan import Plan
 from anynorm._prepare import Known
 from anynorm._view import Ints, Layout
@@ -77,13 +77,8 @@ def _dense(shape: Ints, strides: Ints, size: int) -> bool:
 
 def apart(out: Any, x: Any, others: tuple[Any, ...]) -> bool:
     """Say whether `out` is x or lies outside of it, and outside of the others; False is no answer."""
-    begin, end = _span(out)
-    for its in others if out is x else (x, *others):
-        if its is not None:
-            first, last = _span(its)
-            if first < end and begin < last:
-                return False
-    return True
+    beside = others if out is x else (x, *others)
+    return _memory.apart(_span(out), [_span(its) for its in beside if its is not None])
 
 
 def _span(its: Any) -> tuple[int, int]:
@@ -91,7 +86,7 @@ def _span(its: Any) -> tuple[int, int]:
     begin, flags = address(its), its.flags
     if flags.c_contiguous or flags.f_contiguous:
         return begin, begin + its.nbytes
-    first, last = reach(its.shape, its.strides)
+    first, last = _memory.reach(its.shape, its.strides)
     return begin + first, begin + last + its.itemsize
 
 

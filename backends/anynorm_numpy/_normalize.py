@@ -19,6 +19,7 @@ from anynorm._array import FLOAT32, FLOAT64, Format
 from anynorm._formula import LARGE, RESCUES, Saved, rsqrt_eps
 from anynorm._plan import Plan
 from anynorm._prepare import Known
+from anynorm_numba._address import address
 from anynorm_numpy import _engine
 from anynorm_numpy._affine import Affine
 from anynorm_numpy._block import Block, buffers, partition
@@ -61,15 +62,12 @@ def path(
 
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
     """Return why `out` may not be written, or None."""
-    flags = out.flags
-    if (flags.c_contiguous or flags.f_contiguous) and _engine.apart(out, x, tuple(others.values())):
-        return None
     itself = None if x is None else _where(x)
     return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})
 
 
 def _where(a: Any) -> _memory.Memory:
-    return _memory.Memory(a.__array_interface__["data"][0], a.shape, a.strides, a.itemsize)
+    return _memory.Memory(address(a), a.shape, a.strides, a.itemsize)
 
 
 def laid_out_like(y: Any, x: Any) -> Any:

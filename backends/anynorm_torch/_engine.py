@@ -12,6 +12,7 @@ import torch
 from anynorm import _formula
 from anynorm._dispatch import library_of
 from anynorm._learned import Learned
+from anynorm._memory import apart
 from anynorm._plan import Plan
 from anynorm._prepare import Known
 from anynorm_cuda._launcher import RefusedError
@@ -110,17 +111,11 @@ def kind(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
 
 def _kind_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
     """Return the kind of a call with given statistics or `out`, or None."""
-    named = {"x": x, "weight": weight, "bias": bias, "mean": mean, "var": var}
+    named = {"x": x, "weight": weight, "bias": bias, "mean": mean, "var": var, "out": None if out is x else out}
     given = {name: its for name, its in named.items() if its is not None}
-    if out is None:
-        found = kind_of_call(", ".join(given), *given.values())
-        constants = [mean, var]
-    elif out is x:
-        found = kind_of_call(", ".join([*given, "out is x"]), *given.values())
-        constants = [*given.values()]
-    else:
-        found = kind_of_call(", ".join([*given, "out"]), *given.values(), out)
-        constants = [*given.values(), out]
+    tensors = [*given.values()]
+    found = kind_of_call(", ".join([*given, "out is x"] if out is x else given), *tensors)
+    constants = [mean, var] if out is None else tensors
     if found is None or (torch.is_grad_enabled() and any(its.requires_grad for its in constants)):
         return None
     if out is None:
@@ -128,16 +123,10 @@ def _kind_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) 
     if out.is_inference() and not torch.is_inference_mode_enabled():
         return None
     if found.lengths is None:
-        found.lengths = tuple([length_of(its) for its in constants])
-    others = list(zip(constants, found.lengths, strict=True))
-    # x itself, which comes first; or the last one.
-    target, length = others.pop(0 if out is x else -1)
-    begin = target.data_ptr()
-    for its, beside in others:
-        first = its.data_ptr()
-        if first < begin + length and begin < first + beside:
-            return None  # it may overlap
-    return found
+        found.lengths = tuple([length_of(its) for its in tensors])
+    spans = [(begin := its.data_ptr(), begin + length) for its, length in zip(tensors, found.lengths, strict=True)]
+    target = spans.pop(0 if out is x else -1)  # x comes first, another `out` last
+    return found if apart(target, spans) else None
 
 
 # Where `again` keeps who serves calls of a kind.

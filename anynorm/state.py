@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anynorm._array import described
 from anynorm._convert import dtype_name, numpy_dtype, to_numpy
 from anynorm._dispatch import library_of
+from anynorm._files import write_whole
 
 if TYPE_CHECKING:
     from anynorm._convert import NumPyArray
@@ -45,7 +46,7 @@ def save_state(state: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
         Arrays by name, such as a `state_dict`. A mapping inside becomes names with a dot: {"norm": {"weight": w}} is
         {"norm.weight": w}.
     file : str or path
-        What there is under this name is replaced.
+        What there is under this name is replaced once all is written: readers find the one or the other, whole.
 
     Raises
     ------
@@ -53,6 +54,8 @@ def save_state(state: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
         state is not a mapping, a name not a str or a value not an array; nothing is written.
     ValueError
         Two entries come to the same name, one is named "__metadata__", or a dtype is none of the format's.
+    OSError
+        The file cannot be written; what was there before is as it was.
     ImportError
         safetensors is not installed; or ml_dtypes is not, and an array of torch is in bfloat16.
 
@@ -80,14 +83,7 @@ def save_state(state: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
             raise ValueError(msg)
         arrays[name] = _contiguous(name, value)
     numpy_format = _safetensors("save_state").numpy
-    data = numpy_format.save(arrays)
-    # Under another name first: what was there before is whole until all of the new is.
-    unfinished = Path(f"{os.fspath(file)}.unfinished")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(file, numpy_format.save(arrays))
 
 
 def load_state(file: str | os.PathLike[str]) -> dict[str, NumPyArray]:

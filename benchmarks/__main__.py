@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anynorm._cli import UsageError, piped
+from anynorm._files import write_whole
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -115,7 +116,7 @@ def _cpu(options: argparse.Namespace) -> int:
     with progress(lines=True) as steps:
         result = cpu.measure(items, cpu.QUICK_SECONDS if options.quick else cpu.SECONDS, steps.step)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        _write_json(options.json, result)
     if options.picture:
         picture.draw(options.picture, result)
     report(result)
@@ -144,7 +145,7 @@ def _gpu(options: argparse.Namespace) -> int:
     with progress(lines=True) as steps:
         result = gpu.measure(items, libraries, seconds=seconds, total=options.seconds or total, step=steps.step)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        _write_json(options.json, result)
     if options.picture:
         gpu_picture.draw(options.picture, result)
     report(result)
@@ -190,8 +191,12 @@ def _numpy(options: argparse.Namespace) -> int:
     if options.json:
         machine = {"python": platform.python_version(), "numpy": np.__version__, "processor": platform.machine()}
         result = {"machine": machine, "cases": rows, "overhead_us": overhead}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        _write_json(options.json, result)
     return 0
+
+
+def _write_json(file: Path, result: dict[str, Any]) -> None:
+    write_whole(file, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from anynorm._files import write_png
 from benchmarks.gpu_peers import NATIVE, PLAIN
 from benchmarks.gpu_problems import AWKWARD, BACKWARD, DTYPES, FORWARD, LENGTHS, NETWORKS, ROWS
 from benchmarks.limit import COPY
@@ -57,7 +58,7 @@ def draw(target: Path, result: dict[str, Any]) -> None:
         lower.suptitle(DTYPES[0], fontsize=10.5, x=0.01, ha="left")
         _draw_bars(lower.subplots(), pairs, bars, _PEERS[arrays])
     figure.supxlabel(_machine(result["machine"], arrays), fontsize=9, color="#3d4550", x=0.01, ha="left")
-    figure.savefig(target, format="png")
+    write_png(target, figure)
 
 
 def _lines(axes: Axes, pairs: Sequence[Row], norm: str, direction: str, peer: str) -> None:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from anynorm._files import write_png
 from benchmarks.peers import TORCH
 from benchmarks.problems import NAMED
 from benchmarks.summary import ARRAYS, DIRECTIONS
@@ -45,7 +46,7 @@ def draw(target: Path, result: dict[str, Any]) -> None:
     if handles:
         figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False, fontsize=10)
     figure.supxlabel(_machine(result["machine"]), fontsize=9, color="#3d4550", x=0.01, ha="left")
-    figure.savefig(target, format="png")
+    write_png(target, figure)
 
 
 def _panel(axes: Axes, rows: list[dict[str, Any]], shown: list[str]) -> None:

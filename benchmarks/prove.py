@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anynorm._files import write_whole
 from benchmarks import gpu_card
 from benchmarks.machine import installed
 
@@ -274,4 +275,4 @@ def _numbers(file: Path) -> Result:
 
 def _write(folder: Path, lacking: dict[str, str], done: Sequence[Result], seconds: float) -> None:
     summary = {"machine": gpu_card.describe(), "missing": lacking, "seconds": round(seconds), "steps": list(done)}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(folder / "summary.json", f"{json.dumps(summary, indent=1)}\n".encode())

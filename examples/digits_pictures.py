@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from anynorm._files import write_png
+
 # Told apart by marker and dash also where there is no colour; Okabe and Ito's palette for those who see fewer.
 STYLES: dict[str, dict[str, Any]] = {
     "batch": {"color": "#000000", "marker": "o", "linestyle": "-"},
@@ -32,7 +34,7 @@ def draw_losses(target: Path, losses: dict[str, list[float]]) -> None:
     axes.set_ylabel("mean cross entropy in training (nats)")
     axes.set_title("Loss by norm")
     axes.legend(title="norm")
-    _write(figure, target)
+    write_png(target, figure)
 
 
 def draw_batch_sizes(target: Path, accuracies: dict[tuple[int, str, int], list[float]]) -> None:
@@ -49,7 +51,7 @@ def draw_batch_sizes(target: Path, accuracies: dict[tuple[int, str, int], list[f
         axes.set_title(f"{blocks} blocks, last images {edge} × {edge}:\n{values} of a channel in each sample")
     each_axes[0].set_ylabel("held-out digits read right (%)")
     each_axes[-1].legend(title="norm", loc="lower right")
-    _write(figure, target)
+    write_png(target, figure)
 
 
 def _draw_panel(axes: Axes, accuracies: dict[tuple[str, int], list[float]]) -> None:
@@ -73,7 +75,3 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     for axes in each_axes:
         axes.grid(alpha=0.3)
     return figure, each_axes
-
-
-def _write(figure: Figure, target: Path) -> None:
-    figure.savefig(target, format="png")

@@ -17,6 +17,8 @@ import hypothesis
 import pytest
 from libraries import LIBRARIES, TITLES, ArrayLibrary
 
+from anynorm._files import write_whole
+
 # Deterministic and without a database: a run depends on the code alone.
 hypothesis.settings.register_profile("anynorm", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("anynorm")
@@ -138,7 +140,7 @@ class Account:
             self.complaints.append(f"{path}: not written, because a test failed or a library of the table is missing.")
             return
         text = path.read_text(encoding="utf-8")
-        path.write_text(features.insert(text, features.render(self.passed)), encoding="utf-8")
+        write_whole(path, features.insert(text, features.render(self.passed)).encode())
 
     def _compare(self, path: Path, failed: bool) -> None:  # noqa: ARG002  a failure makes the run fail anyway
         if features.extract(path.read_text(encoding="utf-8")) != features.render(self.passed):

@@ -143,14 +143,18 @@ def test_no_directory(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatc
     assert names == ["small"] * 2
 
 
-@pytest.mark.parametrize("call", ["mkdir", "write_bytes", "replace", "read_bytes"])
-def test_unusable_directory(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "call"), [(Path, "mkdir"), (os, "fsync"), (os, "replace"), (Path, "read_bytes")], ids=lambda it: str(it)
+)
+def test_unusable_directory(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, where: object, call: str
+) -> None:
     """Where a directory may not be read or written, or the disk is full, the code is right and no part of it stays."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(Path, call, refuse)
+    monkeypatch.setattr(where, call, refuse)
     code = _compile.cubin(kernel_of(tmp_path, SMALL, "small"), 80)
     monkeypatch.undo()
 

@@ -74,7 +74,7 @@ def test_function_left_alone(tmp_path: Path) -> None:
     _compile.task(numba_tasks.widths, "float32")
 
     assert numba_tasks.widths.__qualname__ == "widths"
-    assert list(tmp_path.glob(f"*/numba_tasks.widths_{_compile._digest()}-*.nbi"))
+    assert list(tmp_path.glob(f"*/numba_tasks.widths_{_compile._digest()}_*-*.nbi"))
 
 
 @pytest.mark.usefixtures("fresh")
@@ -132,6 +132,25 @@ def test_damaged_files(tmp_path: Path) -> None:
 
     assert len(cut) >= len(WIDTHS)
     assert scenario("cached", **settings)[0] == list(WIDTHS.values())
+
+
+@pytest.mark.usefixtures("fresh")
+def test_two_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of one source for two dtypes, compiled by two processes at once, are not taken for one another."""
+    cached, late = numba.core.caching.IndexDataCacheFile, []
+    with monkeypatch.context() as both:
+        # Neither sees what the other writes, and the first writes its code last.
+        both.setattr(cached, "_load_index", lambda _: {})
+        both.setattr(cached, "_save_data", lambda *given: late.append(given))
+        for kind in ("float32", "float16"):
+            _compile._built.clear()
+            _compile.task(numba_tasks.widths, kind)
+    for given in reversed(late):
+        cached._save_data(*given)  # type: ignore[no-untyped-call]
+    _compile._built.clear()
+
+    assert len(late) == 2
+    assert [numba_tasks.width_of(kind) for kind in ("float32", "float16")] == [32, 16]
 
 
 @pytest.fixture

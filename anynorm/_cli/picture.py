@@ -19,6 +19,7 @@ from matplotlib.patches import Polygon
 from anynorm._cli import UsageError
 from anynorm._cli.data import Data
 from anynorm._cli.norms import Layout, Norm, counted
+from anynorm._files import write_png
 
 # More channels than this would not be told apart; more values would not change a histogram.
 _MOST_CHANNELS, _MOST_VALUES, _MOST_BINS = 12, 200_000, 120
@@ -58,7 +59,7 @@ def draw(target: Path, data: Data, norms: list[Norm], outputs: list[Any]) -> Non
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter of a file's name that the font lacks is drawn as a box
-            figure.savefig(target, format="png")
+            write_png(target, figure)
     except OSError as error:
         msg = f"--picture {target} cannot be written: {error}"
         raise UsageError(msg) from error

@@ -6,7 +6,6 @@ cuda.bindings is imported when something is first compiled.
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from contextlib import suppress
 from functools import cache
@@ -14,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from anynorm._files import write_whole
 from anynorm_cuda._program import CompileError, Kernel
 
 # The second for constexpr functions. The third, so that numbers are fused by fmaf where a kernel says so and nowhere
@@ -124,14 +124,9 @@ def _read(file: Path) -> bytes | None:
 
 def _write(file: Path, code: bytes) -> None:
     """Keep code if that can be done. Others see the file whole or not at all."""
-    part = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(sha256(code).digest() + code)
-        part.replace(file)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
+        write_whole(file, sha256(code).digest() + code)
 
 
 def _nvrtc() -> Any:

@@ -121,7 +121,7 @@ def alone() -> Iterator[None]:
 def _build(key: tuple[Any, ...], decorator: Callable[..., Any], function: Any, signature: Any, **options: Any) -> Any:
     with alone():
         if key not in _built:
-            stamped = _stamped(function)
+            stamped = _stamped(function, signature)
             try:
                 built = decorator(signature, cache=True, **options)(stamped)
             except Exception:  # no directory can be written, the disk is full, a cached file is damaged
@@ -130,30 +130,38 @@ def _build(key: tuple[Any, ...], decorator: Callable[..., Any], function: Any, s
         return _built[key]
 
 
-def _stamped(function: Any) -> Any:
-    """Return a copy whose qualified name, from which numba makes the name of the cached file, ends in the digest."""
+def _stamped(function: Any, signature: Any) -> Any:
+    """Return a copy whose qualified name, from which numba makes the names of cached files, ends in digests.
+
+    One is of the signature: numba numbers the files of one name as they come. Two processes that compile a function for
+    two dtypes at once would both write number 1, and one of them would later be given the other's machine code.
+    """
     copy = FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
-    copy.__qualname__ = f"{function.__qualname__}_{_digest()}"
+    of_types = hashlib.blake2b(str(signature).encode(), digest_size=4).hexdigest()
+    copy.__qualname__ = f"{function.__qualname__}_{_digest()}_{of_types}"
     copy.__module__ = function.__module__
     return copy
 
 
 @cache
 def _digest() -> str:
-    """Return what stands for all that a compiled kernel depends on and that numba's cache does not look at.
+    """Return what stands for all that a compiled kernel depends on and that the names of numba's files do not say.
 
-    It looks at the file a kernel is written in, its own version, the processor and the system; not at the other files
-    whose functions are compiled into the kernel.
+    numba's index looks at the file a kernel is written in, its own version and the processor; not at the other files
+    whose functions are compiled into the kernel. The processor is in the names too: machines may share a folder, and
+    there its files are numbered as they come.
     """
     import llvmlite
+    from numba.core.registry import cpu_target
 
     digest = hashlib.blake2b(digest_size=6)
     for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
         if file.name.endswith(".py"):
             digest.update(f"{file.name} {hashlib.blake2b(file.read_bytes()).hexdigest()}\n".encode())
     digest.update(f"llvmlite {llvmlite.__version__}\n".encode())
+    digest.update(f"{cpu_target.target_context.codegen().magic_tuple()}\n".encode())
     for name in SETTINGS:
         digest.update(f"{name} {getattr(numba().config, name, None)}\n".encode())
     return digest.hexdigest()

@@ -113,7 +113,7 @@ def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs:
     # Aliases, because one input may be made of another, or be the same tensor: their gradients must not mix here.
     # Nothing depends on the values of bias.
     shape, dtype = described or ((), None)
-    bias = None if described is None else torch.zeros(shape, dtype=dtype, device=x.device, requires_grad=needs[2])
+    bias = None if described is None else x.new_zeros(shape, dtype=dtype, requires_grad=needs[2])
     aliases: list[Any] = [None if its is None else its.view_as(its) for its in (x, weight, bias)]
     y, _ = _formula.forward(plan, aliases[0], aliases[1], aliases[2], eps, library=library)
     wanted = [its for its, need in zip(aliases, needs, strict=False) if need]

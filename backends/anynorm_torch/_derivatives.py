@@ -48,6 +48,11 @@ def _differentiated(x: Any) -> bool:
     return not jit.is_tracing()
 
 
+def _plus(a: Any, b: Any) -> Any:
+    """Return a + b, where a may be missing."""
+    return b if a is None else a + b
+
+
 class _Normalize(torch.autograd.Function):
     """z -> x̂, mean, correction, rstd, scale, m2. The gradient is written in x̂ and rstd, so that it has one again.
 
@@ -64,6 +69,9 @@ class _Normalize(torch.autograd.Function):
         _, ctx.plan, _, ctx.library = inputs
         unit, _, correction, rstd, scale, m2 = output
         ctx.mark_non_differentiable(correction, scale, m2)
+        # The zeros that autograd makes for outputs without a gradient are plain tensors, beside which DTensor and other
+        # subclasses do no arithmetic.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(unit, rstd, scale)
         ctx.save_for_forward(unit, rstd, scale)
 
@@ -72,10 +80,11 @@ class _Normalize(torch.autograd.Function):
         g, of_mean, of_rstd = gradients[0], gradients[1], gradients[3]
         unit, rstd, scale = ctx.saved_tensors
         saved, n = Saved(None, None, rstd, scale, None), ctx.plan.n
-        dz = _formula.slope(ctx.plan, g, unit, saved, library=ctx.library)
-        dz = dz + unit * spread(of_rstd * _formula.slope_of_rstd(saved) / n, unit.shape)
-        if ctx.plan.centres:
-            dz = dz + spread(of_mean * scale / n, unit.shape)
+        dz = None if g is None else _formula.slope(ctx.plan, g, unit, saved, library=ctx.library)
+        if of_rstd is not None:
+            dz = _plus(dz, unit * spread(of_rstd * _formula.slope_of_rstd(saved) / n, unit.shape))
+        if of_mean is not None and ctx.plan.centres:
+            dz = _plus(dz, spread(of_mean * scale / n, unit.shape))
         return dz, None, None, None
 
 
@@ -104,11 +113,12 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         x, ctx.shape = inputs
+        ctx.set_materialize_grads(False)
         ctx.axes = tuple([axis for axis, length in enumerate(x.shape) if length == 1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return sum(gradients[0], ctx.axes), None
+        return None if gradients[0] is None else sum(gradients[0], ctx.axes), None
 
 
 class _SpreadWithTangent(_Spread):

@@ -30,7 +30,7 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
     ValueError
         A name is none of the four.
     ImportError
-        numba is not installed, or its compiler is turned off.
+        numba is not installed, cannot be imported, or its compiler is turned off.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
 
     missing = anynorm_numba.missing()
     if missing is not None:
-        msg = f"warm_up: {missing}. Install it with pip install 'anynorm[numba]'."
+        msg = f"warm_up: {missing}."
         raise ImportError(msg)
     from anynorm_numba import _engine
 

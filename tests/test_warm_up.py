@@ -47,12 +47,3 @@ def test_first_calls_compile_nothing_more() -> None:
     built, more = map(int, done.stdout.split())
     assert built >= 2
     assert more == 0
-
-
-def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without numba it says what to install."""
-    import anynorm_numba
-
-    monkeypatch.setattr(anynorm_numba, "missing", lambda: "numba is not installed")
-    with pytest.raises(ImportError, match="anynorm\\[numba\\]"):
-        an.warm_up()

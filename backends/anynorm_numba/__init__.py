@@ -2,7 +2,7 @@
 
 The adapters decide what may be read, this package computes.
 
-Importing it imports no numba; that happens when the first kernel is needed.
+Importing it imports no numba; that happens when it is first asked whether there are kernels.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ def missing() -> str | None:
     except (ValueError, ImportError):  # barred from being imported
         found = False
     if not found:
-        return "numba is not installed"
+        return 'numba is not installed (pip install "anynorm[numba]")'
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return "numba's compiler is turned off by NUMBA_DISABLE_JIT"
+    from anynorm_numba import _compile
+
+    try:
+        _compile.numba()
+    except Exception as error:  # beside a NumPy that it does not know it raises ImportError; a broken one, anything
+        return f"numba cannot be imported ({error})"
     return None
 
 

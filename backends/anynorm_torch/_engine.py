@@ -21,6 +21,7 @@ from anynorm_torch._jobs import Jobs, Lies, empty, forget
 from anynorm_torch._kinds import kind_of_call
 from anynorm_torch._memory import length_of, unreadable_itself, watched, watches, written
 from anynorm_torch._places import jobs_for
+from anynorm_torch._slow import say_if_slow
 
 
 def declines(
@@ -34,7 +35,11 @@ def declines(
 ) -> str | None:
     """Return why no engine may or can serve the call, or None."""
     found = _found(plan, x, weight, bias, stats, out)
-    return found if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    if plan.function == "moments":  # which asks here before it measures; the others, `forward`
+        say_if_slow(found, x)
+    return found
 
 
 def _found(plan: Plan, x: Any, weight: Any, bias: Any, stats: Any, out: Any) -> tuple[Any, ...] | str:
@@ -76,6 +81,7 @@ def forward(
     """Return y, and what was learned of the statistics if `save` asks for it; or why no engine can run."""
     found = _found(plan, x, weight, bias, stats, out)
     if isinstance(found, str):
+        say_if_slow(found, x)
         return found
     jobs, job, *laid = found
     wanted = out is None and _gradient_wanted(x, weight, bias)
@@ -152,6 +158,7 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, stats: Any, 
         jobs = known.decided[JOBS_KEPT] = jobs_for(x)
     found = _known_job(jobs, known, x, weight, bias, out)
     if isinstance(found, str):
+        say_if_slow(found, x)
         return found
     job, weight_lies, bias_lies, keeps, records, lies, wide = found
     plan = known.plan

@@ -1,4 +1,4 @@
-"""python -m benchmarks numpy|cpu|gpu|prove: the command line. What is done is in the modules of those names."""
+"""python -m benchmarks numpy|cpu|gpu|prove|fuzz: the command line. What is done is in the modules of those names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import re
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def main() -> int:
     """Run a benchmark, print its tables, and write them as JSON and as a picture if asked to; return the exit code."""
     options = _parser().parse_args()
     try:
-        return piped(lambda: {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove}[options.what](options))
+        commands = {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove, "fuzz": _fuzz}
+        return piped(lambda: commands[options.what](options))
     except UsageError as error:
         print(f"python -m benchmarks {options.what}: {error}", file=sys.stderr)
         return 2
@@ -41,6 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--seconds", type=float, help="stop after about so many, the least important left out")
     proof = commands.add_parser("prove", help="all that is to be proved on a machine with a GPU, in ten minutes")
     proof.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results are written")
+    fuzzer = commands.add_parser("fuzz", help="calls drawn by chance, judged by the exact reference")
+    fuzzer.add_argument("--seconds", type=float, default=60, help="stop after so many")
+    fuzzer.add_argument("--seed", type=int, default=0, metavar="N", help="the first call's; the others' follow it")
+    fuzzer.add_argument("--case", type=int, metavar="SEED", help="make this one call, and say what it is")
+    fuzzer.add_argument(
+        "--only", metavar="PATTERN", default="", type=_expression, help="only calls whose description matches"
+    )
+    fuzzer.add_argument("--libraries", metavar="NAMES", help="with commas between; default: all")
     return parser
 
 
@@ -161,6 +171,29 @@ def _prove(options: argparse.Namespace) -> int:
         msg = f"--out {options.out} cannot be made a folder: {error.strerror}. Give a folder, or where one can be made."
         raise UsageError(msg) from None
     return prove.main(options.out)
+
+
+def _fuzz(options: argparse.Namespace) -> int:
+    _check_installed("rich", "ml_dtypes", "torch", "jax", "dask", "array_api_strict")
+    from anynorm._cli.show import progress
+    from benchmarks.fuzz import run, worker
+    from benchmarks.fuzz.draw import LIBRARIES, draw
+
+    libraries = options.libraries.split(",") if options.libraries else list(LIBRARIES)
+    unknown = ", ".join([name for name in libraries if name not in LIBRARIES])
+    if unknown:
+        msg = f"there is no library {unknown}. Choose from {', '.join(LIBRARIES)}."
+        raise UsageError(msg)
+    if options.case is not None:
+        print(draw(options.case), flush=True)
+        found = worker.run_one(options.case)
+        print(f"FINDING {found['details']}" if found else "as it should be")
+        return 1 if found else 0
+    began = time.monotonic()
+    with progress(lines=True) as steps:
+        outcome = run.fuzz(run.Options(options.seconds, options.seed, options.only, libraries), steps.step, print)
+    print(run.report(outcome, time.monotonic() - began))
+    return 1 if outcome.findings else 0
 
 
 def _numpy(options: argparse.Namespace) -> int:

@@ -1,0 +1,194 @@
+"""What is wrong with a result: measured against the exact reference, in units of the contract's bound.
+
+What the contract leaves out is left out by its words: where x̂, x̂·weight or the exact result are out of range.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import anynorm as an
+from anynorm import _reference, _reference_gradients
+from benchmarks.fuzz.case import OVER_AXES, Case, fail
+from benchmarks.fuzz.memory import NumPyArray, native
+from benchmarks.fuzz.trial import Trial
+
+EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def compute_name(dtype: str) -> str:
+    """Return the dtype in which another is computed."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _reference_of(case: Case, numbers: dict[str, NumPyArray], *parameters: str) -> _reference.Reference:
+    others = {name: its for name, its in numbers.items() if name in parameters}
+    reference = getattr(_reference, case.function)(numbers["x"], *case.groups, **others, **case.options)
+    assert isinstance(reference, _reference.Reference)
+    return reference
+
+
+def check_values(y: NumPyArray, case: Case, numbers: dict[str, NumPyArray], what: str = "y") -> None:
+    """Raise unless y has x's shape and dtype and keeps the contract's bound."""
+    x = numbers["x"]
+    y = native(y)
+    if (y.dtype, y.shape) != (x.dtype, x.shape):
+        fail(f"{what} has another shape or dtype", f"{y.dtype}{y.shape}, x has {x.dtype}{x.shape}")
+    if not x.size:
+        return
+    with np.errstate(all="ignore"):
+        reference = _reference_of(case, numbers, "weight", "bias", "mean", "var")
+        units = reference.units(y)
+        if not units <= 1:
+            left_out = _out_of_range(case, numbers)
+            units = reference.units(np.where(left_out, reference.exact.astype(y.dtype), y))
+    if not units <= 1:
+        got, bound = y.astype(np.longdouble), reference.bound
+        with np.errstate(all="ignore"):
+            wrong = (np.isnan(got) != np.isnan(reference.exact)) | (np.abs(got - reference.exact) > bound)
+        where = tuple([int(its[0]) for its in np.nonzero(wrong)])
+        detail = f"at {where} {y[where]!r} for {reference.exact[where]!r}, bound {float(bound[where]):.3g}"
+        nan = "NaN or infinity out of place" if math.isinf(units) else "off"
+        fail(f"{what} is {nan}", f"{units:.3g} bounds, {int(wrong.sum())} of {y.size} elements, {detail}")
+
+
+def _out_of_range(case: Case, numbers: dict[str, NumPyArray]) -> Any:
+    """Return where x̂ or x̂·weight is out of the range of the compute dtype."""
+    unit = _reference_of(case, numbers, "mean", "var").exact
+    limit = np.finfo(compute_name(case.x.dtype)).max
+    scaled = unit
+    if "weight" in numbers:
+        scaled = _reference_of(case, numbers, "mean", "var", "weight").exact
+    return (np.abs(unit) > limit) | (np.abs(scaled) > limit)
+
+
+def check_y(y: Any, trial: Trial, what: str = "y") -> NumPyArray:
+    """Raise unless a library's result is one of its own arrays, lies as x does and keeps the contract."""
+    x = trial.x
+    # torch's arithmetic gives the subclass of any operand.
+    operands = trial.arrays.values() if trial.case.library == "torch" else [x]
+    if not any(isinstance(its, type(y)) for its in operands):
+        fail(f"{what} is a {type(y).__name__}", f"x is a {type(x).__name__}")
+    found = trial.home.read(y)
+    if trial.home.strided:
+        check_layout(found, trial.placed["x"].array, what)
+        if found.dtype.byteorder == "=" and not trial.placed["x"].array.dtype.isnative:
+            fail(f"{what} has native byte order, x has not")
+    check_values(found, trial.case, trial.exact_arguments(), what)
+    return found
+
+
+def check_layout(y: NumPyArray, x: NumPyArray, what: str = "y") -> None:
+    """Raise unless y is dense, and its axes in x's order, where x has one."""
+    axes = [axis for axis in range(x.ndim) if x.shape[axis] > 1]
+    if not x.size or not axes:
+        return
+    step = y.itemsize
+    for axis in sorted(axes, key=lambda axis: y.strides[axis]):
+        if y.strides[axis] != step:
+            fail(f"{what} is not dense", f"shape {y.shape}, strides {y.strides}, x has {x.strides}")
+        step *= y.shape[axis]
+    steps = [abs(x.strides[axis]) for axis in axes]
+    if 0 in steps or len(set(steps)) < len(steps):
+        return
+    if sorted(axes, key=lambda axis: abs(x.strides[axis])) != sorted(axes, key=lambda axis: y.strides[axis]):
+        fail(f"{what} has its axes in another order than x", f"{y.shape} {y.strides}, x has {x.strides}")
+
+
+def check_gradients(found: an.Gradients, trial: Trial, *names: str, times: float = 1.0) -> None:
+    """Raise unless gradients have their arguments' shape and dtype and keep the contract's bound."""
+    numbers = trial.exact_arguments()
+    if times != 1.0:
+        numbers = numbers | {"dy": numbers["dy"] * numbers["dy"].dtype.type(times)}
+    case = trial.case
+    others = {name: its for name, its in numbers.items() if name in ("weight", "bias", "mean", "var")}
+    exact = None
+    if numbers["x"].size:
+        with np.errstate(all="ignore"):
+            exact = _reference_gradients.gradients(
+                case.function, numbers["dy"], numbers["x"], *case.groups, **others, **case.options
+            )
+    for name in names or ("x", "weight", "bias"):
+        its = getattr(found, name)
+        if name not in numbers:
+            if its is not None:
+                fail(f"d{name} is not None", f"{its!r:.80}")
+            continue
+        argument = numbers[name]
+        got = native(trial.home.read(its))
+        if (got.dtype, got.shape) != (argument.dtype, argument.shape):
+            fail(f"d{name} has another shape or dtype", f"{got.dtype}{got.shape}, {argument.dtype}{argument.shape}")
+        if exact is None:
+            if got.size and got.any():
+                fail(f"d{name} of an empty x is not 0")
+            continue
+        with np.errstate(all="ignore"):
+            units = getattr(exact, name).units(got)
+        if not units <= 1:
+            fail(f"d{name} is off", f"{units:.3g} bounds")
+
+
+def reduced_axes(case: Case) -> tuple[int, ...]:
+    """Return which axes are reduced, of a right call; for group norm those of the channels not among them."""
+    ndim = len(case.x.shape)
+    if case.function in OVER_AXES:
+        axis = case.options["axis"]
+        several = range(ndim) if axis is None else (axis if isinstance(axis, tuple) else (axis,))
+        return tuple(sorted([its % ndim for its in several]))
+    batch = case.options.get("batch_axis", 0) if case.function != "batch_norm" else None
+    kept = {case.options["channel_axis"] % ndim}
+    kept |= set() if batch is None else {its % ndim for its in (batch if isinstance(batch, tuple) else (batch,))}
+    return tuple([axis for axis in range(ndim) if axis not in kept])
+
+
+def rows_of(x: NumPyArray, reduced: tuple[int, ...]) -> Any:
+    """Return one row for each set, in longdouble."""
+    moved = np.moveaxis(x.astype(np.longdouble), reduced, range(x.ndim - len(reduced), x.ndim))
+    n = math.prod([x.shape[axis] for axis in reduced])
+    return moved.reshape(math.prod(x.shape) // n if n else -1, n)
+
+
+def check_moments(found: an.Moments, trial: Trial, merges: int = 0) -> None:
+    """Raise unless count, mean and m2 are right to the compute dtype's rounding.
+
+    The mean is rounded to its own size, and its correction to that of the deviations; m2 is a sum of squares that are
+    each off by an eps or two. Merging parts whose means are off by u moves m2 by Σn(2|δ|u + u²) at most.
+    """
+    case, x = trial.case, trial.exact_arguments()["x"]
+    reduced = reduced_axes(case)
+    n = math.prod([x.shape[axis] for axis in reduced])
+    if int(found.n) != n:
+        fail("n of moments is wrong", f"{found.n} for {n}")
+    mean, m2 = native(trial.home.read(found.mean)), native(trial.home.read(found.m2))
+    shape = tuple([length for axis, length in enumerate(x.shape) if axis not in reduced])
+    name = compute_name(case.x.dtype)
+    if (mean.shape, m2.shape) != (shape, shape) or (str(mean.dtype), str(m2.dtype)) != (name, name):
+        fail("moments have another shape or dtype", f"{mean.dtype}{mean.shape} {m2.dtype}{m2.shape}, {shape}")
+    if not x.size:
+        return
+    rows = rows_of(x, reduced)
+    with np.errstate(all="ignore"):
+        d = rows - rows[:, :1]
+        exact_mean = rows[:, 0] + d.mean(axis=1)
+        d = d - d.mean(axis=1)[:, None]
+        exact_m2 = (d * d).sum(axis=1)
+        finite = np.isfinite(rows).all(axis=1)
+        smallest, largest = np.finfo(name).smallest_normal, np.longdouble(np.finfo(name).max)
+        rounding = EPS[name] * np.abs(exact_mean)
+        of_mean = (merges + 1) * (rounding + 4 * EPS[name] * np.sqrt(exact_m2 / n) + smallest)
+        off = finite & ~(np.abs(mean.reshape(-1) - exact_mean) <= of_mean)
+        if off.any():
+            i = int(np.flatnonzero(off)[0])
+            fail("mean of moments is off", f"{mean.reshape(-1)[i]!r} for {exact_mean[i]!r} of {n}")
+        of_m2 = (merges + 1) * (8 * EPS[name] * exact_m2 + n * smallest)
+        of_m2 += merges * (2 * rounding * np.sqrt(n * exact_m2) + n * rounding**2)
+        off = finite & (exact_m2 < largest / 2) & ~(np.abs(m2.reshape(-1) - exact_m2) <= of_m2)
+        if off.any():
+            i = int(np.flatnonzero(off)[0])
+            fail("m2 of moments is off", f"{m2.reshape(-1)[i]!r} for {exact_m2[i]!r} of {n}")
+    bad = ~finite & np.isfinite(m2.reshape(-1))
+    if bad.any():
+        fail("m2 of a set with NaN or infinity is finite")

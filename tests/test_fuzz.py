@@ -1,0 +1,226 @@
+"""The fuzzer itself: what it draws, and what it must notice if it is there."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks.fuzz import run, worker
+from benchmarks.fuzz.case import Case, FindingError, Layout
+from benchmarks.fuzz.draw import LIBRARIES, WAYS, draw
+from benchmarks.fuzz.memory import ORDERS, place
+from benchmarks.fuzz.trial import SkippedError
+
+for package in ("jax", "torch", "dask", "array_api_strict", "ml_dtypes"):
+    pytest.importorskip(package)
+
+
+@functools.cache
+def _many() -> list[Case]:
+    return [draw(seed) for seed in range(12_000)]
+
+
+@pytest.mark.parametrize("library", list(LIBRARIES))
+def test_every_way_is_drawn(library: str) -> None:
+    """Each way of calling a library has a function that does it, and is drawn."""
+    ways = {case.way for case in _many() if case.library == library}
+    often = {way for way, weight in WAYS[library].items() if weight >= 1}
+    assert often <= ways <= WAYS[library].keys()
+    for way in WAYS[library]:
+        assert callable(worker.way_of(Case(0, "layer_norm", (), {}, {}, library, True, way)))
+
+
+def test_calls_are_functions_of_their_seed() -> None:
+    """The same integer is the same call, and others are others."""
+    assert [str(draw(seed)) for seed in range(200)] == [str(draw(seed)) for seed in range(200)]
+    assert len({str(draw(seed)).partition("(")[2] for seed in range(200)}) > 190
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("odd", ["", "big_endian", "memmap", "subclass"])
+def test_arrays_lie_within_their_guards(order: str, odd: str) -> None:
+    """However an array lies, its bytes are within its memory and others are around them."""
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(size=(3, 4, 5))
+        placed = place(values, Layout(order, seed % 3, odd), Random(seed))
+        used = placed.painted()
+        assert not used[:40].any()
+        assert not used[-40:].any()
+        assert (np.asarray(placed.memory)[~used] == 0xFF).all()
+        if order not in ("repeated", "windows"):
+            assert used.sum() == values.nbytes
+            assert (placed.array == values).all()
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)  # `anynorm.layer_norm` is the function
+
+
+def _on_result(change: Callable[[Any, Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Return what makes every norm's result that of `change`, which is given the call and y."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("layer_norm", "group_norm", "batch_norm"):
+            original = _module(f"anynorm.{name}").run
+
+            def run(call: Any, *, original: Any = original, **options: Any) -> Any:
+                y, saved = original(call, **options)
+                return change(call, y), saved
+
+            monkeypatch.setattr(_module(f"anynorm.{name}"), "run", run)
+
+    return plant
+
+
+def _off(call: Any, y: Any) -> Any:
+    """Change one element by a thousandth, wherever y lies."""
+    if call.out is None and y.size:
+        y = y.copy(order="K")
+        y[(0,) * y.ndim] += 1e-3
+    return y
+
+
+def _changed_argument(call: Any, y: Any) -> Any:
+    if call.out is None and call.x.size and call.x.flags.writeable:
+        call.x[(0,) * call.x.ndim] += 1
+    return y
+
+
+def _written_beside(call: Any, y: Any) -> Any:
+    if call.out is not None and isinstance(call.out.base, np.ndarray):
+        call.out.base[-1] = 0
+    return y
+
+
+def _lying_otherwise(call: Any, y: Any) -> Any:
+    return y if call.out is not None else y.T.copy().T
+
+
+def _other_bits(call: Any, y: Any) -> Any:
+    _other_bits.calls += 1  # type: ignore[attr-defined]
+    return y if call.out is not None or _other_bits.calls % 2 else np.nextafter(y, 1)  # type: ignore[attr-defined]
+
+
+_other_bits.calls = 0  # type: ignore[attr-defined]
+
+
+def _replaced(module: str, name: str, instead: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda monkeypatch: monkeypatch.setattr(_module(module), name, instead)
+
+
+def _bad_words(*_: Any) -> Any:
+    msg = "bad eps"
+    raise ValueError(msg)
+
+
+def _wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = _module("anynorm.vjp").run_for_gradient
+
+    def run_for_gradient(call: Any) -> Any:
+        y, saved, backward = original(call)
+
+        def off(dy: Any, **options: Any) -> Any:
+            dx, dweight, dbias = backward(dy, **options)
+            return dx, None if dweight is None else dweight * 1.001, dbias
+
+        return y, saved, off
+
+    monkeypatch.setattr(_module("anynorm.vjp"), "run_for_gradient", run_for_gradient)
+
+
+def _wrong_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = _module("anynorm.moments")._unscaled
+    monkeypatch.setattr(
+        _module("anynorm.moments"), "_unscaled", lambda saved: (original(saved)[0], original(saved)[1] * 1.01)
+    )
+
+
+# A fault, and the words by which it must be known.
+FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "result": (_on_result(_off), "is off"),
+    "argument": (_on_result(_changed_argument), "x is changed"),
+    "beside": (_on_result(_written_beside), "memory beside out is written to"),
+    "layout": (_on_result(_lying_otherwise), "has its axes in another order|is not dense"),
+    "bits": (_on_result(_other_bits), "other bits"),
+    "overlap": (_replaced("anynorm._memory", "refuses_out", lambda *_: None), "an out that shares memory is accepted"),
+    "refusal": (_replaced("anynorm._prepare", "check_eps", lambda _, eps, __: eps), "accepted|in other words"),
+    "words": (_replaced("anynorm._prepare", "check_eps", _bad_words), "a right call raises|refused in other words"),
+    "gradient": (_wrong_gradient, "dweight is off"),
+    "moments": (_wrong_moments, "m2 of moments is off"),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault is found among calls on NumPy, and called by its name."""
+    plant, words = FAULTS[fault]
+    plant(monkeypatch)
+    for seed in range(10_000):
+        try:
+            found = worker.run_one(seed, lambda case: case.library == "numpy_alone")
+        except SkippedError:
+            continue
+        if found and re.search(words, found["finding"]):
+            return
+    pytest.fail("nothing was found")
+
+
+_PLANTED = """
+import os, signal, time
+from benchmarks.fuzz import worker
+def judge(case):
+    if case.seed == {seed}:
+        {fault}
+worker.judge = judge
+worker.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        pytest.param("os.kill(os.getpid(), signal.SIGSEGV)", f"ends with {-signal.SIGSEGV}", id="crash"),
+        pytest.param("time.sleep(60)", "hangs", id="hang"),
+        pytest.param("raise KeyError", "ends with 1", id="fuzzer"),
+    ],
+)
+def test_crash_and_hang_are_found(fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that ends its process, or never ends, is a finding with its seed, and what follows is still tried."""
+    seed = next(seed for seed in range(1000) if draw(seed).library == "numpy")
+    monkeypatch.setattr(run, "PATIENCE", 3.0)
+    program = (sys.executable, "-c", _PLANTED.format(seed=seed, fault=fault))
+    options = run.Options(300.0, seed=seed, libraries=["numpy"], calls=4)
+    outcome = run.fuzz(options, lambda _: None, lambda _: None, program)
+    assert [(words in kind, seeds) for kind, seeds in outcome.findings.items()] == [(True, [seed])]
+    assert outcome.calls == 4
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One call is described and judged; a library that is unknown is wrong usage."""
+    monkeypatch.chdir(tmp_path)
+    seed = next(seed for seed in range(1000) if draw(seed).library == "numpy")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "fuzz", "--case", str(seed)])
+    assert command.main() == 0
+    assert str(draw(seed)) in capsys.readouterr().out
+
+    def judge(_: Case) -> None:
+        kind = "planted"
+        raise FindingError(kind)
+
+    monkeypatch.setattr(worker, "judge", judge)
+    assert command.main() == 1
+    assert "FINDING planted" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "fuzz", "--libraries", "numbers"])
+    assert command.main() == 2
+    assert "there is no library numbers" in capsys.readouterr().err

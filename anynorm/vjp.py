@@ -129,7 +129,8 @@ def _check_out(call: Call, dy: Any, out: Any) -> None:
     function, library = f"pullback of {call.plan.function}", call.library
     check_writes(function, library)
     check_beside(function, "out", out, call.x, library)
-    named = {"dy": dy, "weight": call.weight, "bias": call.bias}
+    mean, var = (None, None) if call.stats is None else call.stats
+    named = {"dy": dy, "weight": call.weight, "bias": call.bias, "mean": mean, "var": var}
     others = {name: its for name, its in named.items() if its is not None}
     check_out(function, out, call.x, others, library, in_place=False)
 

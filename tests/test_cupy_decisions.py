@@ -172,3 +172,39 @@ def test_errors() -> None:
 def _pointer_on(device: int, array: Any) -> Any:
     memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, array, device_id=device)
     return cupy.cuda.MemoryPointer(memory, 0)
+
+
+UNALIGNED = {"x": (4, 6), "weight": (6,), "bias": (6,), "out": (4, 6), "dy": (4, 6), "dx": (4, 6)}
+
+
+def unaligned(name: str, dtype: str) -> Any:
+    """Return an array of CuPy that begins a byte beside a multiple of its element's size."""
+    laid = np.zeros(400, np.uint8)
+    begin = -laid.ctypes.data % 16 + 1
+    size = np.dtype(dtype).itemsize * int(np.prod(UNALIGNED[name]))
+    return make(laid[begin : begin + size].view(dtype).reshape(UNALIGNED[name]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("which", UNALIGNED)
+def test_elements_that_are_not_aligned(which: str, dtype: str, host: Host) -> None:
+    """No kernel is launched on an array that its elements' size does not divide, of whatever operand."""
+    given = {name: normal(*shape, dtype=dtype) for name, shape in UNALIGNED.items()}
+    for strange in (False, True, False):
+        launched = len(host.launches)
+        own = given | ({which: unaligned(which, dtype)} if strange else {})
+        with mock.patch.multiple(
+            "anynorm._formula", forward=lambda *a, **_: (a[1], None), backward=mock.DEFAULT
+        ) as its:
+            its["backward"].return_value = own["dx"], own["weight"], own["bias"]
+            if which in ("dy", "dx"):
+                _, pullback = an.vjp(an.layer_norm, own["x"], own["weight"], own["bias"])
+                launched = len(host.launches)
+                pullback(own["dy"], out=own["dx"])
+            else:
+                out = own["out"] if which == "out" else None
+                assert an.explain(an.layer_norm, own["x"], own["weight"], own["bias"], out=out).path == (
+                    "formula" if strange else "anynorm_cuda"
+                )
+                an.layer_norm(own["x"], own["weight"], own["bias"], out=out)
+        assert (len(host.launches) == launched) == strange

@@ -183,3 +183,53 @@ def test_set_that_is_too_long(seen: Seen, tmp_path: Path) -> None:
     assert "elements of a set" in str(route.reason)
     assert an.explain(an.rms_norm, x.reshape(2, -1)).path == "anynorm_cuda"
     assert not seen.jobs
+
+
+SHAPES = {"x": (4, 6), "weight": (6,), "bias": (6,), "mean": (6,), "var": (6,), "out": (4, 6), "dy": (4, 6)}
+
+
+def unaligned(name: str, dtype: Any) -> Any:
+    """Return an operand that begins a byte beside where its elements would be aligned."""
+    count = torch.Size(SHAPES[name]).numel()
+    memory = bytearray(count * dtype.itemsize + 64)
+    begin = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 16 + 1
+    laid = torch.frombuffer(memory, dtype=dtype, offset=begin, count=count).reshape(SHAPES[name])
+    return laid.copy_(torch.arange(1.0, count + 1).reshape(SHAPES[name]) % 5 + 1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("which", SHAPES)
+def test_elements_that_are_not_aligned(which: str, dtype: str, seen: Seen) -> None:
+    """No kernel is launched on a tensor that is not aligned to its elements, of whatever operand."""
+    given = {name: unaligned(name, getattr(torch, dtype)).clone() for name in SHAPES}
+    strange = given | {which: unaligned(which, getattr(torch, dtype))}
+    found = []
+    for own in (given, strange, given):
+        x, weight, bias, dy = own["x"], own["weight"], own["bias"], own["dy"]
+        before = len(seen.jobs)
+        if which == "dy":
+            leaf = x.clone().requires_grad_()
+            y = an.layer_norm(leaf, weight, bias)
+            before = len(seen.jobs)
+            found.append(torch.autograd.grad(y, leaf, dy)[0])
+        elif which in ("mean", "var"):
+            found.append(an.batch_norm(x, weight=weight, bias=bias, mean=own["mean"], var=own["var"]))
+        else:
+            found.append(an.layer_norm(x, weight, bias, out=own["out"] if which == "out" else None).clone())
+        cast = which in ("mean", "var") and dtype == "float16"  # before kernels read them
+        assert len(seen.jobs) - before == (cast or own is given)
+    rounding = 2e-3 if dtype == "float16" else 1e-5
+    torch.testing.assert_close(found[1], found[0], rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("which", ["x", "weight", "out"])
+def test_freed_at_an_offset(which: str, seen: Seen) -> None:
+    """Where a view began beyond the beginning of what was freed, its address is no address either."""
+    memory = torch.ones(200)
+    own = {name: memory[100 : 100 + torch.Size(shape).numel()].reshape(shape) for name, shape in SHAPES.items()}
+    given = {name: torch.ones(SHAPES[name]) for name in ("x", "weight", "out")} | {which: own[which]}
+    memory.untyped_storage().resize_(0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="freed"):
+            an.layer_norm(given["x"], given["weight"], out=given["out"])
+    assert not seen.ran

@@ -32,7 +32,7 @@ def _backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, out: Any) ->
 
 def _by_engine(plan: Plan, dy: Any, x: Any, weight: Any, saved: Learned, out: Any) -> tuple[Any, Any, Any] | None:
     """Return the gradients by the engine, or None where it cannot run."""
-    if unreadable(dy, weight) is not None:
+    if unreadable(dy, weight, out) is not None:
         return None
     if dy.dtype != x.dtype:
         if x.dtype != FLOAT32 or dy.itemsize > x.itemsize:

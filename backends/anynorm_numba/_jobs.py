@@ -50,6 +50,8 @@ class Job(NamedTuple):
 
     rows: bool  # sets as runs; or side by side
     kind: str
+    size: int  # bytes of an element, and
+    number: int  # of a number of C: addresses are multiples of these
     view: View
     geometry: Any  # an array of int64, kept alive here
     address: int
@@ -281,6 +283,8 @@ def _job(plan: Plan, its: View, kind: str, threads: int, geometry: Any, cut: _Cu
     return Job(
         rows=rows,
         kind=kind,
+        size=SIZES[kind][0],
+        number=SIZES[kind][1],
         view=its,
         geometry=geometry,
         address=geometry.ctypes.data,

@@ -11,8 +11,8 @@ from anynorm._dispatch import library_of
 from anynorm._learned import Learned
 from anynorm._plan import Plan
 from anynorm_cuda._launcher import RefusedError
-from anynorm_torch._jobs import FEW, Jobs, Run, empty, forget, room
-from anynorm_torch._memory import unreadable, written
+from anynorm_torch._jobs import FEW, Jobs, Run, UnalignedError, empty, forget, room
+from anynorm_torch._memory import check_storage, unreadable, written
 from anynorm_torch._places import jobs_for
 
 
@@ -33,6 +33,7 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, *, out: Any =
             saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
         return _formula.backward(plan, dy, x, weight, saved, library=library)
     if isinstance(saved, Learned) and unreadable(dy) is None and (out is None or unreadable(out) is None):
+        check_storage(dy, x, weight, out)
         dweight, dbias = [None if lies is None else room(lies, x) for lies in (plan.weight, plan.bias)]
         jobs = jobs_for(x)
         jobs.used_now(saved.planes)
@@ -74,9 +75,13 @@ class _Normalized(torch.autograd.Function):
             dx = jobs.empty_like(x) if lies is None else empty(*lies)
             dweight = empty(*weight_lies) if needs[1] else None
             dbias = empty(*bias_lies) if needs[2] else None
-            laid, planes = weight if laid is None else laid, planes if own is None else own
-            jobs.run_gradient(job, x, dy, dx, laid, planes, dweight, dbias)
-            return dx, dweight, dbias, None  # cast, and left out where it is not needed, by autograd itself
+            laid = weight if laid is None else laid
+            try:
+                jobs.run_gradient(job, x, dy, dx, laid, planes if own is None else own, dweight, dbias)
+            except UnalignedError:
+                pass  # the next looks at each tensor, and the formula takes any
+            else:
+                return dx, dweight, dbias, None  # cast, and left out where it is not needed, by autograd itself
         # Hooks may have brought back tensors of another kind than those that were saved.
         if jobs.may_read(x, dy, weight, planes):
             dweight = jobs.room_for_gradient(weight.shape, weight.dtype, x) if needs[1] else None
@@ -149,5 +154,7 @@ def _gradient(
         jobs.run_gradient(job, x, dy, dx, weight, planes, dweight, dbias)
     except RefusedError:
         forget()
+        return None
+    except UnalignedError:
         return None
     return dx

@@ -14,6 +14,7 @@ from anynorm_torch._jobs import (
     KINDS,
     Jobs,
     Run,
+    UnalignedError,
     check_memory,
     dense,
     layout,
@@ -23,7 +24,7 @@ from anynorm_torch._jobs import (
     remember,
     steps,
 )
-from anynorm_torch._memory import WIDEST, kind_of
+from anynorm_torch._memory import UNALIGNED, WIDEST, kind_of, unaligned
 
 # What weight and bias are read in as they are.
 OWN = (torch.float32, torch.float16, torch.bfloat16)
@@ -117,6 +118,8 @@ class _DeviceJobs(Jobs):
     def given(self, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:  # noqa: ARG002
         # Only batch norm has them, one for each channel: an order of sets other than theirs there is not.
         flat = [its.detach().reshape(-1).to(torch.float32).contiguous() for its in stats]
+        if unaligned(*flat):
+            raise UnalignedError
         return self.planes_for(job, x), flat
 
     def job_of(self, plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
@@ -148,7 +151,7 @@ class _DeviceJobs(Jobs):
     def run(self, x: Any, y: Any, its: Run) -> None:
         _, _, job, weight, bias, eps, planes, given = its
         begins = [1 if its is None else its.data_ptr() for its in (x, y, weight, bias, *(given or ()))]
-        check_memory(begins)
+        check_memory(begins, x, y, weight, bias, *(given or ()))
         work = _floats(x, job.partial) if job.partial else None
         engine().run.forward(
             job,
@@ -167,7 +170,9 @@ class _DeviceJobs(Jobs):
         self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
     ) -> None:
         begins = [1 if its is None else its.data_ptr() for its in (x, dy, dx, weight)]
-        check_memory(begins)
+        check_memory(begins, x, dy, dx, weight, planes)
+        if unaligned(planes):
+            raise UnalignedError
         work = _floats(x, job.work // 4)
         engine().run.backward(
             job,
@@ -211,6 +216,8 @@ def _made(
     """
     x, own = tensors[0], [None if its is None else KINDS[its.dtype][0] for its in parameters]
     shape, strides, weight = tuple(x.shape), tuple([steps(its) for its in tensors]), layout(parameters[0])
+    if begins % x.element_size() or unaligned(*parameters):
+        return UNALIGNED
     bits = [0 if its is None else its.data_ptr() for its in parameters]
     kinds = engine().jobs.Kinds(KINDS[x.dtype][0], *own, begins % WIDEST, (bits[0] | bits[1]) % WIDEST)
     kinds = kinds._replace(dweight=KINDS[gradients[0]][0], dbias=KINDS[gradients[1]][0])

@@ -17,9 +17,9 @@ from anynorm._plan import Plan
 from anynorm._prepare import Known
 from anynorm_cuda._launcher import RefusedError
 from anynorm_torch._autograd import recorded
-from anynorm_torch._jobs import Jobs, Lies, empty, forget
+from anynorm_torch._jobs import KINDS, Jobs, Lies, UnalignedError, empty, forget
 from anynorm_torch._kinds import kind_of_call
-from anynorm_torch._memory import length_of, unreadable_itself, watched, watches, written
+from anynorm_torch._memory import check_storage, length_of, unaligned, unreadable_itself, watched, watches, written
 from anynorm_torch._places import jobs_for
 from anynorm_torch._slow import say_if_slow
 
@@ -48,6 +48,7 @@ def _found(plan: Plan, x: Any, weight: Any, bias: Any, stats: Any, out: Any) -> 
     reason = watched() or next((why for its in operands if (why := unreadable_itself(its)) is not None), None)
     if reason is not None:
         return reason
+    check_storage(*operands)
     if torch.is_grad_enabled():
         if stats is not None and any(its.requires_grad for its in stats):
             return "a gradient is wanted for mean or var"
@@ -58,6 +59,11 @@ def _found(plan: Plan, x: Any, weight: Any, bias: Any, stats: Any, out: Any) -> 
     if reason is not None:
         return reason
     laid = jobs.parameter(weight, x), jobs.parameter(bias, x)
+    # Statistics of another dtype, or with gaps, are copied.
+    read = [its for its in stats or () if its.dtype == KINDS[x.dtype][1] and its.is_contiguous()]
+    reason = unaligned(x, *laid, *read, out)
+    if reason is not None:
+        return reason
     job = jobs.job_of(plan, x, *laid, x if plan.function == "moments" else out)
     return job if isinstance(job, str) else (jobs, job, *laid)
 
@@ -87,12 +93,12 @@ def forward(
     wanted = out is None and _gradient_wanted(x, weight, bias)
     y = jobs.empty_like(x) if out is None else out
     planes = given = None
-    if stats is not None:
-        planes, given = jobs.given(job, stats, eps, x)
-    elif save or wanted or jobs.keeps(job):
-        planes = jobs.planes_for(job, x)
-    its = jobs, plan, job, *laid, eps, planes, given
     try:
+        if stats is not None:
+            planes, given = jobs.given(job, stats, eps, x)
+        elif save or wanted or jobs.keeps(job):
+            planes = jobs.planes_for(job, x)
+        its = jobs, plan, job, *laid, eps, planes, given
         if wanted:
             y = recorded(x, weight, bias, y, its)
         else:
@@ -100,6 +106,8 @@ def forward(
     except RefusedError as refused:  # by the launch itself: y is not written, which the last one does
         forget()
         return str(refused)
+    except UnalignedError as unfit:
+        return str(unfit)
     written(out)
     return y, Learned(planes, plan, job, eps) if save else None
 
@@ -162,22 +170,22 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, stats: Any, 
         return found
     job, weight_lies, bias_lies, keeps, records, lies, wide = found
     plan = known.plan
-    if wide is not None:
-        laid_weight, laid_bias = jobs.widened(weight, bias, wide)
-    else:
-        laid_weight = weight if weight_lies else jobs.parameter(weight, x)
-        laid_bias = bias if bias_lies else jobs.parameter(bias, x)
     wanted = records and torch.is_grad_enabled()
     planes = given = None
-    if stats is not None:
-        planes, given = jobs.given(job, stats, eps, x)
-    elif wanted or save or keeps:
-        planes = jobs.planes_for(job, x, within=not save)
-    its = jobs, plan, job, laid_weight, laid_bias, eps, planes, given
     y = out
     if y is None:
         y = jobs.empty_like(x) if lies is None else empty(*lies)
     try:
+        if wide is not None:
+            laid_weight, laid_bias = jobs.widened(weight, bias, wide)
+        else:
+            laid_weight = weight if weight_lies else jobs.parameter(weight, x)
+            laid_bias = bias if bias_lies else jobs.parameter(bias, x)
+        if stats is not None:
+            planes, given = jobs.given(job, stats, eps, x)
+        elif wanted or save or keeps:
+            planes = jobs.planes_for(job, x, within=not save)
+        its = jobs, plan, job, laid_weight, laid_bias, eps, planes, given
         if wanted:
             y = recorded(x, weight, bias, y, its)
         else:
@@ -186,6 +194,8 @@ def again(known: Known, x: Any, weight: Any, bias: Any, eps: float, stats: Any, 
         forget()
         known.decided.clear()
         return str(refused)
+    except UnalignedError as unfit:  # a call of its kind that is aligned goes on as before
+        return str(unfit)
     written(out)
     return y, Learned(planes, plan, job, eps) if save else None
 
@@ -204,6 +214,7 @@ def _known_job(jobs: Jobs, known: Known, x: Any, weight: Any, bias: Any, out: An
 
 
 def _decided(jobs: Jobs, plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Decided | str:
+    check_storage(x, weight, bias, out)  # of later calls `run` sees whether all of it was freed
     laid = jobs.parameter(weight, x), jobs.parameter(bias, x)
     job = jobs.job_of(plan, x, *laid, out)
     if isinstance(job, str):

@@ -16,6 +16,7 @@ from anynorm_torch._jobs import (
     Lies,
     Pull,
     Run,
+    UnalignedError,
     cast,
     check_memory,
     dense,
@@ -30,6 +31,7 @@ from anynorm_torch._jobs import (
     steps,
 )
 from anynorm_torch._kinds import kind_of_call
+from anynorm_torch._memory import LOW, check_storage
 from anynorm_torch._pages import LARGE, ask_for_large_pages
 
 
@@ -131,7 +133,9 @@ class _HostJobs(Jobs):
         planes = room((5, job.sets), x)
         mean, var = [self.parameter(its, x) for its in stats]
         begins = mean.data_ptr(), var.data_ptr()
-        check_memory(begins)
+        check_memory(begins, mean, var)
+        if (begins[0] | begins[1]) % mean.element_size():
+            raise UnalignedError
         engine().given.take(job.kind, job.sets, *begins, planes.data_ptr(), eps)
         return planes, stats
 
@@ -165,14 +169,15 @@ class _HostJobs(Jobs):
 
     def run(self, x: Any, y: Any, its: Run) -> None:
         _, _, job, weight, bias, eps, planes, given = its
-        begins = (
-            x.data_ptr(),
-            job.absent_weight if weight is None else weight.data_ptr(),
-            job.absent_bias if bias is None else bias.data_ptr(),
-            1 if y is None else y.data_ptr(),
-        )
-        check_memory(begins)
-        at_x, at_weight, at_bias, at_y = begins
+        at_x = x.data_ptr()
+        at_y = at_x if y is None else y.data_ptr()
+        at_weight = job.absent_weight if weight is None else weight.data_ptr()
+        at_bias = job.absent_bias if bias is None else bias.data_ptr()
+        if at_x < LOW or at_y < LOW or at_weight < LOW or at_bias < LOW:
+            check_storage(x, y, weight, bias)
+        # What decided on the job has not seen these addresses.
+        if (at_x | at_y) % job.size or (at_weight | at_bias) % job.number:
+            raise UnalignedError
         if y is None:
             at_y = 0
         engine().run.forward(job, at_x, at_y, at_weight, at_bias, _begin(planes), eps, given=given is not None)
@@ -181,10 +186,13 @@ class _HostJobs(Jobs):
         self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
     ) -> None:
         at_weight = job.absent_weight if weight is None else weight.data_ptr()
-        begins = (x.data_ptr(), dy.data_ptr(), dx.data_ptr(), at_weight)
-        check_memory(begins)
+        at_x, at_dy, at_dx, at_planes = x.data_ptr(), dy.data_ptr(), dx.data_ptr(), _begin(planes)
+        if at_x < LOW or at_dy < LOW or at_dx < LOW or at_weight < LOW or at_planes < LOW:
+            check_storage(x, dy, dx, weight, planes if isinstance(planes, torch.Tensor) else None)
+        if (at_x | at_dy | at_dx) % job.size or (at_weight | at_planes) % job.number:
+            raise UnalignedError
         targets = [0 if its is None else its.data_ptr() for its in (dweight, dbias)]
-        engine().run.backward(job, *begins, _begin(planes), *targets)
+        engine().run.backward(job, at_x, at_dy, at_dx, at_weight, at_planes, *targets)
 
     def used_now(self, planes: Any) -> None:
         pass
@@ -204,8 +212,11 @@ def _widening(its: Any, lies: Lies | None) -> tuple[Any, int, int, int]:
     """Return room for a parameter in another dtype, how many numbers it has, and the addresses of both."""
     if lies is None:
         return None, 0, 0, 0
-    wide, begins = empty(*lies), its.data_ptr()
-    check_memory((begins,))
+    begins = its.data_ptr()
+    check_memory((begins,), its)
+    if begins % its.element_size():
+        return cast(its.detach(), lies[2]), 0, 0, 0
+    wide = empty(*lies)
     return wide, its.numel(), begins, wide.data_ptr()
 
 

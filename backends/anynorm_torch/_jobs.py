@@ -6,7 +6,7 @@ What is the same wherever tensors lie is here; `_host` and `_device` have what i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch.autograd import forward_ad as _forward_ad
 
 from anynorm._plan import Plan
 from anynorm._view import Ints, Layout
-from anynorm_torch._memory import readable_in
+from anynorm_torch._memory import LOW, UNALIGNED, check_storage, readable_in
 
 forward_ad: Any = _forward_ad  # not annotated by torch
 
@@ -99,7 +99,7 @@ class Jobs(ABC):
 
     @abstractmethod
     def given(self, job: Any, stats: Any, eps: float, x: Any) -> tuple[Any, Any]:
-        """Return where given statistics are kept for the gradient, and themselves, as `run` wants them."""
+        """Return where given statistics are kept for the gradient, and themselves, as `run` wants them; or raise."""
 
     @abstractmethod
     def job_of(self, plan: Plan, x: Any, weight: Any, bias: Any, out: Any) -> Any:
@@ -115,13 +115,13 @@ class Jobs(ABC):
 
     @abstractmethod
     def run(self, x: Any, y: Any, its: Run) -> None:
-        """Write y, unless it is None, and what is learned."""
+        """Write y, unless it is None, and what is learned; or raise a RefusedError or an UnalignedError."""
 
     @abstractmethod
     def run_gradient(
         self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
     ) -> None:
-        """Write dx, and the gradients of weight and bias where there are tensors for them."""
+        """Write dx, and the gradients of weight and bias where there are tensors for them; or raise as `run` does."""
 
     @abstractmethod
     def used_now(self, planes: Any) -> None:
@@ -166,11 +166,17 @@ def may_be_read(memory: str, *tensors: Any) -> bool:
     return True
 
 
-def check_memory(begins: Sequence[int]) -> None:
-    """Raise a ValueError if a tensor that is to be read or written has no memory."""
-    if 0 in begins:
-        msg = "anynorm: the storage of a tensor was freed (resize_(0), as sharding does), so there is nothing to read."
-        raise ValueError(msg)
+class UnalignedError(RuntimeError):
+    """Memory that kernels cannot take, met when a call was already decided. It says so in half a sentence."""
+
+    def __init__(self) -> None:
+        super().__init__(UNALIGNED)
+
+
+def check_memory(begins: Iterable[int], *tensors: Any) -> None:
+    """Raise a ValueError if a tensor that is to be read or written, None is none, has no memory at its address."""
+    if min(begins) < LOW:
+        check_storage(*tensors)
 
 
 def met(key: tuple[Any, ...]) -> tuple[Plan, Any] | None:

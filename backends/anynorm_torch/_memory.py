@@ -166,6 +166,36 @@ def length_of(x: Any) -> int:
     return (_memory.reach(x.shape, x.stride())[1] + 1) * size
 
 
+# No memory lies below it. Where a storage was freed, the address of its tensors is their offset in it, in bytes.
+LOW = 2**40
+
+
+def check_storage(*tensors: Any) -> None:
+    """Raise a ValueError if a tensor among these, of which None is none, reaches beyond its storage."""
+    for its in tensors:
+        if its is None or its.numel() == 0:
+            continue
+        needed = its.storage_offset() * its.element_size() + length_of(its)
+        held = its.untyped_storage().nbytes()
+        if held < needed:
+            msg = (
+                f"anynorm: a tensor of shape {tuple(its.shape)} needs a storage of {needed} bytes and it has {held}: "
+                "it was freed or cut (resize_, as sharding does), so there is nothing to read. Restore it first."
+            )
+            raise ValueError(msg)
+
+
+def unaligned(*tensors: Any) -> str | None:
+    """Return why no kernel reads these, of which None is none, or None: elements lie at multiples of their size."""
+    for its in tensors:
+        if its is not None and its.data_ptr() % its.element_size():
+            return UNALIGNED
+    return None
+
+
+UNALIGNED = "a tensor's memory is not aligned to its elements"
+
+
 def written(out: Any) -> None:
     """Let autograd see that an engine has changed a tensor, if there is one, which it may have saved."""
     if out is not None and not out.is_inference():

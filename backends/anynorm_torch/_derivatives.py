@@ -23,6 +23,9 @@ def normalize(plan: Plan, z: Any, eps: float, *, library: Library) -> tuple[Any,
         return _formula.normalize(plan, z, eps, library=library)
     function: Any = _Normalize if compiling() else _NormalizeWithTangent
     unit, *saved = function.apply(z, plan, eps, library)
+    if plan.weight is None and plan.bias is None:
+        # Without parameters it becomes y, which the caller may change in place, while the gradient still needs it.
+        unit = unit.clone()
     return unit, Saved(*saved)
 
 

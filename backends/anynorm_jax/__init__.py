@@ -5,9 +5,10 @@ from anynorm_jax._compiled import constant as constant
 from anynorm_jax._compiled import declines as declines
 from anynorm_jax._compiled import forward as forward
 from anynorm_jax._compiled import moments as moments
-from anynorm_jax._compiled import sum as sum
 from anynorm_jax._derivatives import normalize as normalize
-from anynorm_jax._derivatives import spread as spread
+from anynorm_jax._derivatives import vary_like as vary_like
 from anynorm_jax._pytrees import traced as traced
+from anynorm_jax._sums import spread as spread
+from anynorm_jax._sums import sum as sum
 
 places_itself = immutable = True

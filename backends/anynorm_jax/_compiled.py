@@ -16,17 +16,6 @@ from anynorm._plan import Plan
 lax: Any = jax.lax  # its barrier is not annotated
 
 
-def sum(x: Any, axes: tuple[int, ...]) -> Any:
-    """Sum over `axes`, kept as length 1: one axis after the other.
-
-    XLA sums a long axis in blocks, to about 2 eps, but several short ones plainly, and merges sums that follow one
-    another: (8, 6, 7) equal float32 over all axes come out 18 eps off. The barrier keeps them apart.
-    """
-    for axis in reversed(axes):
-        x = lax.optimization_barrier(jnp.sum(x, axis=axis, keepdims=True))
-    return x
-
-
 def constant(x: Any) -> Any:
     """Return x without its derivatives."""
     return lax.stop_gradient(x)

@@ -13,7 +13,7 @@ from anynorm._array import Library
 from anynorm._formula import Saved
 from anynorm._plan import Plan
 
-lax: Any = jax.lax  # its barrier is not annotated
+_lax: Any = jax.lax  # for what is not in every version
 
 
 def normalize(plan: Plan, z: Any, eps: float, *, library: Library) -> tuple[Any, Saved]:
@@ -38,7 +38,7 @@ def _tangent(
     (z,), (change,) = primals, tangents
     unit, saved = _normalize(plan, eps, library, z)
     of_rstd = _formula.slope_of_rstd(saved) * (library.sum(unit * change, plan.reduced) / plan.n)
-    of_saved = jax.tree.map(jnp.zeros_like, saved)._replace(rstd=of_rstd)
+    of_saved = jax.tree.map(_zeros_like, saved)._replace(rstd=of_rstd)
     if plan.centres:
         of_saved = of_saved._replace(mean=library.sum(change, plan.reduced) / plan.n * saved.scale)
     # `slope` backwards, so that its transpose, which JAX derives, has the order of `slope`.
@@ -46,16 +46,20 @@ def _tangent(
     return (unit, saved), (_formula.project(plan, scaled, unit, library=library), of_saved)
 
 
-def spread(x: Any, shape: tuple[int, ...]) -> Any:
-    """Broadcast x to a shape, one axis after the other, so that its gradient is summed in the same way.
+def _zeros_like(x: Any) -> Any:
+    return vary_like(jnp.zeros_like(x), x)  # which in early versions is the same on all devices
 
-    The gradient of one broadcast is a plain sum over all axes at once: that of the bias of batch norm on ten axes of 4
-    is 1600 eps off. The longest axis comes last, so that what is made before it is small.
-    """
-    axes = [axis for axis, length in enumerate(shape) if x.shape[axis] != length]
+
+def vary_like(a: Any, x: Any) -> Any:
+    """Return a as differing between the devices of `shard_map` between which x does."""
+    axes = tuple(sorted(_varying(x) - _varying(a)))
     if not axes:
-        return x
-    for axis in sorted(axes, key=lambda axis: shape[axis])[:-1]:
-        x = jnp.broadcast_to(x, (*x.shape[:axis], shape[axis], *x.shape[axis + 1 :]))
-        x = lax.optimization_barrier(x)
-    return jnp.broadcast_to(x, shape)
+        return a
+    return _lax.pcast(a, axes, to="varying") if hasattr(_lax, "pcast") else _lax.pvary(a, axes)
+
+
+def _varying(x: Any) -> frozenset[Any]:
+    """Return the axes of the mesh along which x differs, as far as `shard_map` keeps track of them."""
+    kind: Any = jax.typeof(x)
+    varying: frozenset[Any] | None = getattr(getattr(kind, "manual_axis_type", None), "varying", None)
+    return getattr(kind, "vma", frozenset()) if varying is None else varying

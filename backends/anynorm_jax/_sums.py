@@ -1,0 +1,120 @@
+"""Sum and broadcast, each the other's derivative, so that a gradient is summed as accurately as a statistic.
+
+Both are primitives: JAX lets no function of its own operations have a transpose of its own and be vectorized too. What
+they are made of shows in the compiled program alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import experimental
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from anynorm._array import tree_sum
+
+# Where JAX keeps this depends on its version, and neither place is annotated; nor is `ad`.
+_with_float64: Any = getattr(jax if hasattr(jax, "enable_x64") else experimental, "enable_x64")  # noqa: B009
+_ad: Any = ad
+
+_sum: Any = Primitive("anynorm_sum")
+_spread: Any = Primitive("anynorm_spread")
+
+
+def sum(x: Any, axes: tuple[int, ...]) -> Any:
+    """Sum over `axes`, kept as length 1."""
+    return _sum.bind(x, axes=axes)
+
+
+def spread(x: Any, shape: tuple[Any, ...]) -> Any:
+    """Broadcast x to a shape of as many axes. Its gradient is summed as above."""
+    return x if x.shape == shape else _spread.bind(x, shape=shape)
+
+
+def _plain_sum(x: Any, axes: tuple[int, ...]) -> Any:
+    return jnp.sum(x, axis=axes, keepdims=True)
+
+
+def _broadcast(x: Any, shape: tuple[Any, ...]) -> Any:
+    return jnp.broadcast_to(x, shape)
+
+
+def _sum_in_float64(x: Any, axes: tuple[int, ...]) -> Any:
+    """Sum float32 in float64, whether or not the caller has that enabled.
+
+    XLA adds plainly, in blocks of 16 or in one loop over several axes as it sees fit, and no barrier keeps the loops
+    apart: of sets that one element dominates, the sum of 81 squares comes out 20 eps off, and that of 1000 likewise.
+    """
+    if x.dtype != jnp.float32:
+        return _sum_by_halves(x, axes)
+    with _with_float64(True):
+        return _plain_sum(x.astype(jnp.float64), axes).astype(jnp.float32)
+
+
+def _sum_by_halves(x: Any, axes: tuple[int, ...]) -> Any:
+    """Sum by a tree of additions of whole arrays, which XLA leaves as they are; plainly where a length is a symbol."""
+    for axis in axes:
+        length = x.shape[axis]
+        if not isinstance(length, int):
+            x = _plain_sum(x, (axis,))
+            continue
+        # Within blocks first, then across them: an axis that is sharded is summed where it lies as far as that goes.
+        blocks = min(length & -length, 64)
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        x = tree_sum(jnp.reshape(x, (*before, blocks, length // blocks, *after)), (axis + 1, axis))
+        x = jnp.reshape(x, (*before, 1, *after))
+    return x
+
+
+def _transposed_sum(cotangent: Any, x: Any, *, axes: tuple[int, ...]) -> list[Any]:  # noqa: ARG001
+    return [spread(cotangent, x.aval.shape)]
+
+
+def _transposed_spread(cotangent: Any, x: Any, *, shape: tuple[Any, ...]) -> list[Any]:
+    return [sum(cotangent, tuple([axis for axis, length in enumerate(x.aval.shape) if length != shape[axis]]))]
+
+
+def _batched_sum(operands: Any, batch_axes: Any, *, axes: tuple[int, ...]) -> tuple[Any, int]:
+    x = jnp.moveaxis(operands[0], batch_axes[0], 0)
+    return sum(x, tuple([axis + 1 for axis in axes])), 0
+
+
+def _batched_spread(operands: Any, batch_axes: Any, *, shape: tuple[Any, ...]) -> tuple[Any, int]:
+    x = jnp.moveaxis(operands[0], batch_axes[0], 0)
+    return spread(x, (x.shape[0], *shape)), 0
+
+
+@lru_cache(maxsize=1024)
+def _jitted(primitive: Any, parameters: tuple[tuple[str, Any], ...]) -> Any:
+    return jax.jit(partial(primitive.bind, **dict(parameters)))
+
+
+def _define(primitive: Any, meaning: Callable[..., Any], lowering: Callable[..., Any]) -> None:
+    """Tell JAX what a primitive computes: its type by a function of JAX's own operations, its program by another."""
+
+    def compute(x: Any, **parameters: Any) -> Any:
+        with jax.disable_jit(False):  # or it would come here again
+            return _jitted(primitive, tuple(parameters.items()))(x)
+
+    def result_type(x: Any, **parameters: Any) -> Any:
+        # What JAX says of its own operation: over which devices the result varies and is sharded, too.
+        return jax.make_jaxpr(partial(meaning, **parameters))(x).out_avals[0]
+
+    primitive.def_impl(compute)
+    primitive.def_abstract_eval(result_type)
+    mlir.register_lowering(primitive, mlir.lower_fun(lowering, multiple_results=False))
+
+
+_define(_sum, _plain_sum, _sum_by_halves)
+_define(_spread, _broadcast, _broadcast)
+for _platform in ("cpu", "cuda", "rocm", "tpu"):  # which have float64
+    mlir.register_lowering(_sum, mlir.lower_fun(_sum_in_float64, multiple_results=False), platform=_platform)
+_ad.deflinear2(_sum, _transposed_sum)
+_ad.deflinear2(_spread, _transposed_spread)
+batching.primitive_batchers[_sum] = _batched_sum
+batching.primitive_batchers[_spread] = _batched_spread

@@ -112,6 +112,7 @@ class Library:
         self._constant = _offered(package, "constant")
         self.normalize = _offered(package, "normalize")
         self._spread = _offered(package, "spread")
+        self._vary_like = _offered(package, "vary_like")
         self._laid_out_like = _offered(package, "laid_out_like")
         self._there = _offered(package, "there")
         self._compiling = _offered(package, "compiling")
@@ -168,6 +169,10 @@ class Library:
     def spread(self, x: Any, shape: Shape) -> Any:
         """Return x such that it broadcasts to `shape` and its gradient, where the library derives it, is accurate."""
         return x if self._spread is None else self._spread(x, shape)
+
+    def vary_like(self, a: Any, x: Any) -> Any:
+        """Return a as differing between devices where x does, where the library tells that apart."""
+        return a if self._vary_like is None else self._vary_like(a, x)
 
     def constant(self, x: Any) -> Any:
         """Return x as a constant to automatic differentiation, where the library has any."""

@@ -285,9 +285,12 @@ def rsqrt_eps(eps: float) -> float:
 
 
 def _as_computed(a: Any, shape: Shape | None, x: Any, library: Library) -> Any:
-    """Return an operand in x's compute dtype, in the plan's shape for it."""
+    """Return an operand in x's compute dtype, in the plan's shape for it.
+
+    Of a parameter that all devices share, the gradients of all are added: here, where it is as small as it ever is.
+    """
     assert shape is not None  # a plan has a shape for each array it was made with
-    return library.reshape(library.astype(a, library.compute_dtype(x.dtype)), shape)
+    return library.vary_like(library.reshape(library.astype(a, library.compute_dtype(x.dtype)), shape), x)
 
 
 def _format(z: Any, library: Library) -> Format:

@@ -134,9 +134,19 @@ def traced(x: Any) -> bool:
     return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
+def _has_addresses(x: Any) -> bool:
+    """Say whether a tensor's strides and address are those of its values.
+
+    No engine reads a subclass, but one that changes torch's functions alone lies in memory as any tensor does. One that
+    changes what torch dispatches may hold its values in other tensors.
+    """
+    changes: Any = type(x).__torch_dispatch__
+    return changes is torch._C._disabled_torch_dispatch_impl and _special(x) is None
+
+
 def laid_out_like(y: Any, x: Any) -> Any:
     """Return y with its axes in memory as x's are: with other operands beside it, arithmetic follows the first."""
-    if unreadable(x) is not None or unreadable(y) is not None:
+    if watched() is not None or not (_has_addresses(x) and _has_addresses(y)):
         return y
     like = torch.empty_like(x)
     strides = zip(like.stride(), y.stride(), x.shape, strict=True)
@@ -154,7 +164,7 @@ def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
                 return f"out= cannot be used where a gradient is wanted, and {name} requires one. Leave out as None."
     if out.is_inference() and not torch.is_inference_mode_enabled():
         return "out is an inference tensor, which is written to only within torch.inference_mode(). Pass another."
-    if any(unreadable(its) is not None for its in named.values()):
+    if watched() is not None or [_has_addresses(its) for its in named.values()].count(False):
         return None  # no addresses to compare
     itself = None if x is None else _where(x)
     return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})

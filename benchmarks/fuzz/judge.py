@@ -126,7 +126,10 @@ def check_gradients(found: an.Gradients, trial: Trial, *names: str, times: float
                 fail(f"d{name} of an empty x is not 0")
             continue
         with np.errstate(all="ignore"):
-            units = getattr(exact, name).units(got)
+            reference, compute = getattr(exact, name), compute_name(case.x.dtype)
+            # The bound's own sums are in range, or the contract says nothing.
+            left_out = reference.bound >= 16 * EPS[compute] * np.finfo(compute).max
+            units = reference.units(np.where(left_out, reference.exact.astype(got.dtype), got))
         if not units <= 1:
             fail(f"d{name} is off", f"{units:.3g} bounds")
 

@@ -62,7 +62,8 @@ def judge(case: Case) -> None:
 
 def _kind_of(message: str) -> str:
     """Return the first line of a message without its numbers."""
-    return re.sub(r"[-+]?\d[\d.e+-]*", "#", message.partition("\n")[0])[:160]
+    without = re.sub(r"[-+]?\d[\d.e+-]*", "#", message.partition("\n")[0])
+    return re.sub(r"#(, #)+|\w+Tensor", "#", without)[:160]
 
 
 def _where(error: BaseException) -> str:

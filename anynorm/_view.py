@@ -33,7 +33,8 @@ _KINDS = {_KEPT: "kept", _CHANNELS: "channels of a group", _VARYING: "reduced wi
 class View(NamedTuple):
     """How loops over (a, r, b, s, p) run through memory: one statistic per (a, b), reduced over (r, s, p).
 
-    Steps are in the unit of the strides, and 0 along a length of 1 and where a parameter does not vary.
+    Steps are in the unit of the strides, and 0 along a length of 1 and where a parameter does not vary. Along A and B
+    those of a tensor that runs backwards are negative.
     """
 
     lengths: Five
@@ -55,13 +56,17 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
     """Return the view of tensors of one shape, x first, or half a sentence that says why there is none.
 
     `strides` are those of each tensor on x's own axes, in any one unit. No length may be 0.
+
+    Along kept axes a tensor may run backwards: what is one set, and in which order it lies, is as if it ran forwards.
     """
-    tensors = [(shape, its) for its in strides]
-    names = ["x", *["an array beside x"] * (len(tensors) - 1), "weight", "bias"]
-    for name, own in zip(names, [*tensors, weight, bias], strict=True):
+    for name, own in (("weight", weight), ("bias", bias)):
         if own is not None and any(length > 1 and step <= 0 for length, step in zip(*own, strict=True)):
             return f"{name} has a zero or negative stride"
-    laid = [_along(plan.shape, its) for its in tensors]
+    laid: list[Ints | None] = [_along(plan.shape, (shape, its)) for its in strides]
+    for which, along in enumerate(laid):
+        if not _runs_on(plan, cast("Ints", along)):
+            name = "an array beside x" if which else "x"
+            return f"{name} has a zero stride, or a negative one along a reduced axis"
     laid += [_along(its, own) for its, own in ((plan.weight, weight), (plan.bias, bias))]
     axes = _axes(plan, shape, laid)
     if not _nested(axes):
@@ -84,6 +89,12 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
     )
 
 
+def _runs_on(plan: Plan, steps: Ints) -> bool:
+    """Say whether no step along an axis of the plan longer than 1 is 0, and none along a reduced axis is negative."""
+    axes = enumerate(zip(cast("Ints", plan.shape), steps, strict=True))
+    return all(length == 1 or step > 0 or (step < 0 and axis in plan.kept) for axis, (length, step) in axes)
+
+
 def _along(lengths: tuple[int | None, ...] | None, own: Layout | None) -> Ints | None:
     """Return an array's strides along axes of these lengths: its own axes, one of which may be split in two.
 
@@ -102,7 +113,7 @@ def _along(lengths: tuple[int | None, ...] | None, own: Layout | None) -> Ints |
 
 
 def _axes(plan: Plan, shape: Ints, laid: list[Ints | None]) -> list[_Axis]:
-    """Return the axes longer than 1 in the order of x's strides, outermost first."""
+    """Return the axes longer than 1 in the order of the size of x's strides, outermost first."""
     channels = _channels(plan, shape)
     axes = []
     for axis, length in enumerate(cast("Ints", plan.shape)):
@@ -115,7 +126,7 @@ def _axes(plan: Plan, shape: Ints, laid: list[Ints | None]) -> list[_Axis]:
             places = _VARYING if any(steps[-2:]) else _UNIFORM
         if length > 1:
             axes.append(_Axis(length, steps, places, (axis,)))
-    return sorted(axes, key=lambda axis: -axis.steps[0])
+    return sorted(axes, key=lambda axis: -abs(axis.steps[0]))
 
 
 def _channels(plan: Plan, shape: Ints) -> int | None:
@@ -136,9 +147,10 @@ def _nested(axes: list[_Axis]) -> bool:
     """Say whether each step of x leads beyond all that the axes inside it reach, so that no two elements are one."""
     reach = 0
     for axis in reversed(axes):
-        if axis.steps[0] <= reach:
+        step = abs(axis.steps[0])
+        if step <= reach:
             return False
-        reach += (axis.length - 1) * axis.steps[0]
+        reach += (axis.length - 1) * step
     return True
 
 

@@ -95,7 +95,8 @@ def verify(norm: Norm, call: Call, others: tuple[NumPyArray, ...], found: View |
     np.testing.assert_array_equal(np.sort(places, axis=None), np.arange(call.x.size))
     for array, steps in zip((call.x, *others), found.steps, strict=True):
         np.testing.assert_array_equal(read(array, lengths, steps), places)
-        assert [step > 0 for step in steps] == [length > 1 for length in lengths]
+        assert [step != 0 for step in steps] == [length > 1 for length in lengths]
+        assert min(steps[1], *steps[3:]) >= 0
 
     def broadcast(values: NumPyArray, shape: Any) -> NumPyArray:
         spread = np.broadcast_to(values.reshape(shape), plan.shape)  # type: ignore[arg-type]
@@ -282,18 +283,33 @@ def test_order_that_does_not_fit(case: str) -> None:
 
 
 def test_strides_that_do_not_fit() -> None:
-    """Elements of x that repeat, run backwards or overlap are refused, and zero or negative strides of any array."""
+    """Elements that repeat or overlap are refused, and those that run backwards along reduced axes, or of a weight."""
     weight = numbered(5)
     fits = planned(layer(-1), Y, weight, weight)
     assert isinstance(view_of(fits, Y), View)
     for name, bad in (("backwards", np.flip), ("repeated", lambda its: np.broadcast_to(its[..., :1], its.shape))):
-        reason = "has a zero or negative stride"
+        reason = "has a zero stride, or a negative one along a reduced axis"
         assert view_of(fits._replace(x=bad(Y)), Y) == f"x {reason}", name
         assert view_of(fits, Y, bad(Y)) == f"an array beside x {reason}", name
+        reason = "has a zero or negative stride"
         assert view_of(fits._replace(weight=bad(weight)), Y) == f"weight {reason}", name
         assert view_of(fits._replace(bias=bad(weight)), Y) == f"bias {reason}", name
     for overlapping in (sliding_window_view(numbered(9), 5), as_strided(numbered(9), (3, 3), (16, 8))):
         assert view_of(planned(layer(-1), overlapping)) == "axes of x overlap in memory"
+
+
+def test_kept_axes_that_run_backwards() -> None:
+    """Along A and B each array has its own direction; axes are one where all continue each other in the same."""
+    both = view_of(planned(layer(-1), Y[::-1, ::-1, ::-1], numbered(5)))
+    assert isinstance(both, View)
+    assert (both.lengths, both.steps) == ((24, 1, 1, 5, 1), ((-5, 0, 0, 1, 0),))
+    one = view_of(planned(layer(-1), Y[::-1], numbered(5)), Y)
+    assert isinstance(one, View)
+    assert one.lengths == (2, 1, 12, 5, 1)
+    assert one.steps == ((-60, 0, 5, 1, 0), (60, 0, 5, 1, 0))
+    # Of a group the first channel comes first: only whole groups may run backwards.
+    assert "negative one along a reduced axis" in view_of(planned(group(3), X[:, ::-1]))
+    assert isinstance(view_of(planned(group(6), X[:, ::-1])), View)
 
 
 @pytest.mark.parametrize("stride", [0, -8, 8, 800])
@@ -345,6 +361,13 @@ def _memory(draw: st.DrawFn, x: NumPyArray, *orders: Ints) -> NumPyArray:
 
 
 @st.composite
+def _turned(draw: st.DrawFn, shape: Ints, *orders: Ints) -> NumPyArray:
+    """Draw numbered elements lying in memory, often backwards along some axes."""
+    axes = draw(st.just(()) | st.sets(st.sampled_from(range(len(shape))), min_size=1, max_size=2).map(tuple))
+    return np.flip(draw(_memory(np.flip(numbered(*shape), axes), *orders)), axes)
+
+
+@st.composite
 def _calls(draw: st.DrawFn) -> tuple[Norm, Call, tuple[NumPyArray, ...]]:
     """Draw a norm on arrays of up to six axes, and up to two arrays beside x, which often lie as x does."""
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=6)))
@@ -355,14 +378,14 @@ def _calls(draw: st.DrawFn) -> tuple[Norm, Call, tuple[NumPyArray, ...]]:
     norm = getattr(an, function), drawn.groups, drawn.options | arrays
     axes = tuple(range(len(shape)))
     usual = axes, (*axes[:1], *axes[2:], *axes[1:2])
-    x = draw(_memory(numbered(*shape), *usual) | _memory(numbered(*shape)))
-    others = tuple([draw(st.just(x) | _memory(numbered(*shape))) for _ in range(draw(st.integers(0, 2)))])
+    x = draw(_turned(shape, *usual) | _turned(shape))
+    others = tuple([draw(st.just(x) | _turned(shape)) for _ in range(draw(st.integers(0, 2)))])
     return norm, planned(norm, x, *[None if its is None else draw(_memory(its)) for its in parameters]), others
 
 
 def test_any_layout() -> None:
     """A view, where there is one, leads once to every element, of every set, in every array; else the order is why."""
-    fitting = []
+    fitting, backwards = [], []
 
     @settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
     @given(drawn=_calls())
@@ -372,11 +395,13 @@ def test_any_layout() -> None:
         if isinstance(found, View):
             verify(norm, call, others, found)
             fitting.append(tuple([length > 1 for length in found.lengths]))
+            backwards.append(any(step < 0 for steps in found.steps for step in steps))
         else:
-            assert "the order of x's axes" in found
+            assert "the order of x's axes" in found or "a negative one along a reduced axis" in found
 
     holds()
     assert len(fitting) >= 200
+    assert min(backwards.count(True), backwards.count(False)) >= 20
     assert len(set(fitting)) >= 15
 
 

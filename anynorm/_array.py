@@ -115,6 +115,7 @@ class Library:
         self._vary_like = _offered(package, "vary_like")
         self._laid_out_like = _offered(package, "laid_out_like")
         self._there = _offered(package, "there")
+        self._fused = _offered(package, "fused")
         self._compiling = _offered(package, "compiling")
         self._traced = _offered(package, "traced")
         # A context without warnings of what NaN, infinity and rounding to 0 do: they are results like any other.
@@ -187,6 +188,15 @@ class Library:
         if self._there is None:
             return function(*arguments, **options)
         return self._there(x, partial(function, **options), *arguments)
+
+    def fused(self, x: Any, function: Callable[..., Any], /, *arrays: Any, **options: Any) -> Any:
+        """Call a function of arrays as `there` does, or compiled as a whole where each step alone costs much more.
+
+        The options are constants, and can be hashed.
+        """
+        if self._fused is None:
+            return self.there(x, function, *arrays, **options)
+        return self._fused(function, *arrays, **options)
 
     def writable(self, x: Any) -> bool:
         """Say whether x can be written to."""

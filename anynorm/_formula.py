@@ -203,7 +203,7 @@ def _measure(plan: Plan, z: Any, eps: float, library: Library) -> tuple[Any, Any
     xp = library.xp
     peak = library.peak(z, plan.reduced)
     compute = _format(z, library)
-    by_scale = _selector(peak, [rescue for rescue in RESCUES[compute] if eps < rescue.eps_below], xp)
+    by_scale = selector(peak, [rescue for rescue in RESCUES[compute] if eps < rescue.eps_below], xp)
     scale = by_scale(lambda s: s)
     z = z * scale
     if plan.centres:
@@ -244,7 +244,7 @@ def given(plan: Plan, stats: tuple[Any, Any], eps: float, x: Any, *, library: Li
     return Saved(mean * scale, xp.zeros_like(mean), r / scale, scale, None)
 
 
-def _selector(peak: Any, rescues: list[Rescue], xp: Any) -> Callable[[Callable[[float], float]], Any]:
+def selector(peak: Any, rescues: list[Rescue], xp: Any) -> Callable[[Callable[[float], float]], Any]:
     """Return a function that lays out, for each set, a quantity that depends on the set's scale.
 
     The quantities are constants under `where`: the scale has no gradient.

@@ -7,9 +7,19 @@ from typing import Any, Literal, SupportsIndex, overload
 
 from anynorm._array import A, Array, Library, Number, real_number
 from anynorm._dispatch import run
+from anynorm._merge import mean_in
 from anynorm._plan import by_channel, index_argument, show
 from anynorm._prepare import Call, check_companion, prepare
-from anynorm.moments import Moments, check_moments, is_array, run_with_moments
+from anynorm.moments import (
+    Moments,
+    at_least,
+    check_moments,
+    count_like,
+    is_array,
+    measured,
+    run_with_moments,
+    variance_of,
+)
 
 
 @overload
@@ -263,7 +273,7 @@ def _moved(
     compute = xp.result_type(*[library.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
     share = share if isinstance(share, float) else library.astype(share, compute)
     # Also where n is an int: one expression for eager and traced, and never the caller's own array back.
-    counts = n if is_array(n) else xp.full_like(batch.mean, n)
+    counts = n if is_array(n) else count_like(n, batch.mean, library)
     enters = counts > correction
     if not isinstance(share, float):
         enters = enters & (share != 0)
@@ -271,12 +281,24 @@ def _moved(
         enters = xp.zeros_like(enters)
 
     def moved(running: Any, new: Any) -> Any:
-        old, new = library.astype(running, compute), library.astype(new, compute)
+        old = library.astype(running, compute)
         # What does not enter may be NaN or infinite, and 0 times that is NaN.
-        updated = (1 - share) * old + share * xp.where(enters, new, xp.zeros_like(new))
+        new = xp.where(enters, new, old)
+        # Nearer to the old value, or nearer to the new one: either is off by half an ulp of what it returns. The
+        # weighted mean is off by more, but between any two numbers it does not overflow.
+        step = new - old
+        close = xp.isfinite(step)
+        step = xp.where(close, step, xp.zeros_like(step))
+        near_old, near_new = old + share * step, new - (1 - share) * step
+        near = xp.where(share < 0.5, near_old, near_new) if is_array(share) else near_old if share < 0.5 else near_new
+        updated = xp.where(close, near, (1 - share) * old + share * new)
         return library.astype(xp.where(enters, updated, old), running.dtype)
 
-    return moved(running_mean, batch.mean), moved(running_var, batch.var(correction))
+    # Where there is no variance none enters, and no NaN is made either.
+    some = at_least(n, correction + 1, batch.mean, library)
+    new_mean = mean_in(measured(batch, xp), compute, library)
+    new_var = variance_of(batch, some, correction, compute, library)
+    return moved(running_mean, new_mean), moved(running_var, new_var)
 
 
 def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Library]:

@@ -6,12 +6,14 @@ carried from step to step, belongs to the norms.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, NamedTuple
 
 from anynorm._array import Array, Library, Number, check_array, described, real_number
 from anynorm._dispatch import library_of, measure, run
 from anynorm._formula import Saved
+from anynorm._merge import Measured, Rest, merged, of_numbers, of_saved, shares, spread, traced_shares
 from anynorm._plan import AxesLike, axes_argument, over_axes, show
 from anynorm._prepare import Call, check_beside, check_companion, prepare
 
@@ -20,20 +22,26 @@ class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of each set of numbers.
 
     A NamedTuple, hence a pytree. `+` merges the statistics of disjoint sets, of one library, dtype and shape, and so
-    does Python's `sum`; the moments of nothing, with n = 0, are its identity.
+    do Python's `sum` and `Moments.merge`; the moments of nothing, with n = 0, are its identity.
 
-    Means are rounded to the compute dtype: with u, half an ulp of the mean, a merge moves m2 by 2·u·√(n·m2) + n·u² at
-    most. That matters where u is not small beside the standard deviation: measure float64 there.
+    Merging is as accurate as measuring the whole at once, since `rest` carries what mean and m2 cannot hold: with eps
+    of the compute dtype and the whole's standard deviation, the mean is right to its own half ulp and 4·eps
+    deviations, m2 to 12·eps of itself; k merges in a row add k·eps²·|mean| to either's share, a tree log2(k) of it.
 
     Attributes
     ----------
     n : int or array
-        Elements per set: an int, or a 0-d array where it was traced or merged with such (in the compute dtype, so exact
-        up to 2²⁴ in float32).
+        Elements per set: an int, or an array of integers where it was traced or merged with such, 0-d or of mean's
+        shape. JAX without x64 counts to 2³¹ − 1 there.
     mean : array
         Mean of each set, in the compute dtype; 0 where n is 0.
     m2 : array
-        Σ(x − mean)² of each set, in the compute dtype.
+        Σ(x − mean)² of each set, in the compute dtype; infinite or 0 where that is beyond or below its numbers, which
+        neither var nor std minds.
+    rest : Rest or None
+        What mean and m2 cannot hold. None in moments made by hand, `Moments(n, mean, m2)`, whose numbers are then
+        taken as exact; fields that are replaced count as they are. A loop under `jax.lax.scan` starts from the
+        moments of an empty array, which have all fields.
 
     References
     ----------
@@ -54,6 +62,7 @@ class Moments(NamedTuple):
     n: Any
     mean: Any
     m2: Any
+    rest: Rest | None = None
 
     def __add__(self, other: object) -> Moments:  # a tuple's + concatenates
         """Return the moments of both sets together."""
@@ -68,29 +77,55 @@ class Moments(NamedTuple):
         if isinstance(self.n, Integral) and not self.n:
             return other
         n, m, library = _check_alike(self, other)
-        return library.there(self.mean, self._merged, other, n, m, library.xp)  # type: ignore[no-any-return]
-
-    def _merged(self, other: Moments, n: Any, m: Any, xp: Any) -> Moments:
-        """Return the moments of both sets together; n and m are their counts, which may be arrays."""
-        total = n + m
-        # Where counts are traced, either may be 0: no division by it, and no distance, whose square may overflow.
-        divisor = xp.where(total > 0, total, xp.ones_like(total)) if is_array(total) else total
-        share = m / divisor
-        delta = other.mean - self.mean
-        # The weighted mean is less accurate where the means are close, but between any two it does not overflow.
-        weighted = self.mean * (n / divisor) + other.mean * share
-        mean = xp.where(xp.isfinite(delta), self.mean + delta * share, weighted)
-        for count in (n, m):
-            if is_array(count):
-                delta = xp.where(count > 0, delta, xp.zeros_like(delta))
-        return Moments(total, mean, self.m2 + other.m2 + delta * (n * share) * delta)
+        with library.quiet():
+            return library.there(self.mean, _merged, self, other, n, m, library)  # type: ignore[no-any-return]
 
     def __radd__(self, other: object) -> Moments:
         """Let sum() start from its 0."""
         return self + (Moments(0, 0.0, 0.0) if isinstance(other, int) and other == 0 else other)
 
+    @classmethod
+    def merge(cls, parts: Iterable[Moments], /) -> Moments:
+        """Return the moments of all parts together, merged two by two as they come.
+
+        Parameters
+        ----------
+        parts : iterable of Moments
+            Of disjoint sets, of one library, dtype and shape. A generator is read once, and few of its parts are kept.
+
+        Raises
+        ------
+        TypeError
+            A part is not a Moments.
+        ValueError
+            There is none, or parts do not fit together.
+
+        """
+        # The k-th entry holds the moments of 2ᵏ parts: merged as a binary counter carries.
+        waiting: list[Moments | None] = []
+        for part in parts:
+            merged: Moments = part + cls(0, 0.0, 0.0) if isinstance(part, cls) else cls(0, 0.0, 0.0) + part
+            place = 0
+            while place < len(waiting) and (earlier := waiting[place]) is not None:
+                merged, waiting[place] = earlier + merged, None
+                place += 1
+            if place == len(waiting):
+                waiting.append(merged)
+            else:
+                waiting[place] = merged
+        found: Moments | None = None
+        for its in waiting:
+            if its is not None:
+                found = its if found is None else its + found
+        if found is None:
+            msg = "Moments.merge: there are no parts. Pass at least one, such as the moments of an empty array."
+            raise ValueError(msg)
+        return found
+
     def var(self, correction: Number = 0) -> Any:
         """Return the variance m2 / max(n − correction, 0), NaN where that divisor is 0.
+
+        It is in range wherever the quotient is, also where m2 is not.
 
         Parameters
         ----------
@@ -98,14 +133,68 @@ class Moments(NamedTuple):
             Degrees of freedom taken off: 0 for the variance of the set itself, 1 for Bessel's correction.
 
         """
-        n, library = check_moments("Moments.var", "", self)
-        taken = real_number("Moments.var", "correction", correction)
-        return library.there(self.mean, self._over, n, taken, library.xp)
+        return self._spread("Moments.var", correction, root=False)
 
-    def _over(self, n: Any, taken: float, xp: Any) -> Any:
-        """Return m2 / max(n − taken, 0), NaN where that divisor is 0."""
-        divisor = xp.astype(n, self.m2.dtype) - taken if is_array(n) else xp.full_like(self.m2, n - taken)
-        return self.m2 / xp.where(divisor > 0, divisor, xp.full_like(divisor, float("nan")))
+    def std(self, correction: Number = 0) -> Any:
+        """Return the standard deviation √(m2 / max(n − correction, 0)), NaN where that divisor is 0.
+
+        It is in range wherever the deviations are, also where the variance is not.
+
+        Parameters
+        ----------
+        correction : int or float
+            As in `var`.
+
+        """
+        return self._spread("Moments.std", correction, root=True)
+
+    def _spread(self, function: str, correction: Number, *, root: bool) -> Any:
+        n, library = check_moments(function, "", self)
+        taken = real_number(function, "correction", correction)
+        with library.quiet():
+            return library.there(self.mean, variance_of, self, n, taken, self.mean.dtype, library, root=root)
+
+
+def _merged(one: Moments, other: Moments, n: Any, m: Any, library: Library) -> Moments:
+    """Return the moments of both sets together; n and m are their counts, which may be arrays or open lengths."""
+    xp, total = library.xp, n + m
+    if isinstance(n, int) and isinstance(m, int) and not library.compiling():
+        how = shares(n, m)
+    else:
+        n, m, both = [count_like(its, one.mean, library) for its in (n, m, total)]
+        how = traced_shares(n, m, both, xp)
+    found = library.fused(one.mean, merged, measured(one, xp), measured(other, xp), how, library=library)
+    return Moments(total, *found)
+
+
+def measured(its: Moments, xp: Any) -> Measured:
+    """Return the statistics of moments without their count."""
+    return of_numbers(its.mean, its.m2, xp) if its.rest is None else Measured(its.mean, its.m2, its.rest)
+
+
+def count_like(n: Any, mean: Any, library: Library) -> Any:
+    """Return a count, which may be an array or an open length, as an array in the dtype of the mean."""
+    return library.astype(n, mean.dtype) if is_array(n) else library.xp.full_like(mean, n)
+
+
+def at_least(n: Any, least: int, mean: Any, library: Library) -> Any:
+    """Return a count, or `least` where it is smaller: for variances that are looked at nowhere else."""
+    if isinstance(n, int) and not library.compiling():
+        return max(n, least)
+    counts = n if is_array(n) else count_like(n, mean, library)
+    return library.xp.where(counts >= least, counts, library.xp.full_like(counts, least))
+
+
+def variance_of(its: Moments, n: Any, taken: float, dtype: Any, library: Library, *, root: bool = False) -> Any:
+    """Return m2 / max(n − taken, 0) in a dtype, or its root; NaN where that divisor is 0."""
+    xp, own = library.xp, measured(its, library.xp)
+    if isinstance(n, int) and not library.compiling() and n > taken:
+        divisor, defined = n - taken, None
+    else:
+        divisor = library.astype(count_like(n, its.mean, library), dtype) - taken
+        defined = divisor > 0
+        divisor = xp.where(defined, divisor, xp.zeros_like(divisor))
+    return library.fused(its.mean, spread, own, divisor, defined, dtype=dtype, root=root, library=library)
 
 
 def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Moments:
@@ -147,9 +236,9 @@ def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Mo
 
     """
     call = moments_call(x, axis=axis)
-    with call.library.quiet():
-        mean, m2 = call.library.there(call.x, _unscaled, measure(call))
-    return Moments(call.plan.n, mean, m2) if keepdims else _squeezed(call, mean, m2)
+    saved, library = measure(call), call.library
+    with library.quiet():
+        return Moments(call.plan.n, *_of_call(call, saved, keepdims=keepdims))
 
 
 def moments_call(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Call:  # noqa: ARG001  the same either way
@@ -158,15 +247,29 @@ def moments_call(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) 
 
 
 def _check_alike(one: Moments, other: Moments) -> tuple[Any, Any, Library]:
-    """Return both counts in the dtype of the means and the library; raise unless the moments belong together."""
+    """Return both counts and the library; raise unless the moments belong together."""
     function = "Moments + Moments"
     n, library = check_moments(function, "", one)
     check_companion(function, "the other mean", other.mean, one.mean, library, "mean")
     m, _ = check_moments(function, "the other ", other)
     advice = "Merge the moments of parts that were measured over the same axes of arrays of one dtype."
     _check_same(function, "the means", one.mean, other.mean, library, advice)
-    counts = [library.there(its, library.astype, its, one.mean.dtype) if is_array(its) else its for its in (n, m)]
-    return counts[0], counts[1], library
+    n, m = library.there(one.mean, _counts, n, m, library)
+    return n, m, library
+
+
+def _counts(n: Any, m: Any, library: Library) -> tuple[Any, Any]:
+    """Return both counts, arrays of integers in the library's default ones: narrow ones would wrap around.
+
+    An array of floats, made by hand, stays one beside an int.
+    """
+    arrays = [its for its in (n, m) if is_array(its)]
+    if all(library.format(its.dtype) is not None for its in arrays):
+        return n, m
+    device = None if library.places_itself else arrays[0].device
+    integer = library.xp.__array_namespace_info__().default_dtypes(device=device)["integral"]
+    n, m = [library.astype(its, integer) if is_array(its) else its for its in (n, m)]
+    return n, m
 
 
 def check_moments(function: str, whose: str, its: Moments) -> tuple[Any, Library]:
@@ -180,7 +283,23 @@ def check_moments(function: str, whose: str, its: Moments) -> tuple[Any, Library
     check_companion(function, m2, its.m2, its.mean, library, mean)
     advice = "Pass what moments(...) or batch_norm(..., return_moments=True) returned."
     _check_same(function, f"{mean} and m2", its.mean, its.m2, library, advice)
+    if its.rest is not None:
+        _check_rest(function, whose, its, library, advice)
     return _count(function, whose, its, library), library
+
+
+def _check_rest(function: str, whose: str, its: Moments, library: Library, advice: str) -> None:
+    """Raise unless the rest describes sets like those of the mean."""
+    if not isinstance(its.rest, Rest):
+        msg = f"{function}: {whose}rest must be a Rest or None, got {described(its.rest)}. {advice}"
+        raise TypeError(msg)
+    for part in its.rest:
+        if part.dtype != its.mean.dtype or library.shape(part) != library.shape(its.mean):
+            msg = (
+                f"{function}: {whose}rest does not fit {whose}mean in shape or dtype. {advice} Where fields are "
+                "reshaped or cast by hand, treat those of rest likewise, or leave it out: Moments(n, mean, m2)."
+            )
+            raise ValueError(msg)
 
 
 def _check_same(function: str, which: str, one: Any, other: Any, library: Library, advice: str) -> None:
@@ -228,20 +347,21 @@ def run_with_moments(call: Call) -> tuple[Any, Moments]:
 
 def moments_of(call: Call, saved: Saved) -> Moments:
     """Return what a call learned of its sets as moments, which are constants to differentiation."""
-    constant = call.library.constant
-    with call.library.quiet():
-        return _squeezed(call, *[constant(its) for its in call.library.there(call.x, _unscaled, saved)])
+    library = call.library
+    with library.quiet():
+        mean, m2, rest = _of_call(call, saved)
+        constants = [library.constant(its) for its in rest]
+        return Moments(call.plan.n, library.constant(mean), library.constant(m2), Rest(*constants))
 
 
-def _unscaled(saved: Saved) -> tuple[Any, Any]:
-    """Return mean and m2 in x's own units."""
-    scale = saved.scale
-    return (saved.mean + saved.correction) / scale, saved.m2 / scale / scale
-
-
-def _squeezed(call: Call, mean: Any, m2: Any) -> Moments:
-    """Return the moments without the reduced axes."""
-    plan, xp = call.plan, call.library.xp
-    if plan.reduced:
-        mean, m2 = [xp.squeeze(its, axis=plan.reduced) for its in (mean, m2)]
-    return Moments(plan.n, mean, m2)
+def _of_call(call: Call, saved: Saved, *, keepdims: bool = False) -> Measured:
+    """Return what a call learned of its sets, without the reduced axes unless these are kept."""
+    plan, library = call.plan, call.library
+    found: Measured = library.fused(
+        call.x,
+        of_saved,
+        *(saved.mean, saved.correction, saved.scale, saved.m2),
+        without=() if keepdims else plan.reduced,
+        xp=library.xp,
+    )
+    return found

@@ -6,8 +6,9 @@ from typing import Any
 
 from anynorm._array import A, Array, Library
 from anynorm._dispatch import library_of
+from anynorm._merge import over_sets
 from anynorm.batch_norm import update_running
-from anynorm.moments import Moments, is_array
+from anynorm.moments import Moments, at_least, is_array, measured, variance_of
 
 
 def accumulate(
@@ -15,8 +16,9 @@ def accumulate(
 ) -> tuple[A, A, Any]:
     """Return running statistics moved towards those of a batch, and whether they were moved.
 
-    As `update_running`, but a NaN or infinity in any channel's mean or m2 rejects the batch as a whole: one step that
-    overflowed must not spoil every later evaluation. A batch of n ≤ correction has no variance and is rejected too.
+    As `update_running`, but a NaN or infinity in any channel's mean, deviation or new statistics rejects the batch as a
+    whole: one step that overflowed must not spoil every later evaluation. A batch of n ≤ correction has no variance and
+    is rejected too.
     No Python branch depends on a value, so that compilers and schedulers can trace it and no GPU is waited for.
 
     Parameters
@@ -37,16 +39,21 @@ def accumulate(
     """
     library = library_of("accumulate", "running_mean", running_mean)
     return library.there(  # type: ignore[no-any-return]
-        running_mean, _accumulated, running_mean, running_var, batch, momentum, correction, library.xp
+        running_mean, _accumulated, running_mean, running_var, batch, momentum, correction, library
     )
 
 
 def _accumulated(
-    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, xp: Any
+    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, library: Library
 ) -> tuple[Any, Any, Any]:
+    xp = library.xp
     moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
+    # The deviation, and not m2 or the variance: these may be infinite in the batch's dtype where what enters is not.
+    some = at_least(batch.n, 1, batch.mean, library)
+    with library.quiet():
+        deviation = variance_of(batch, some, 0, batch.mean.dtype, library, root=True)
+        accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(deviation))
     # Those of the new statistics too: what a float32 batch measures may be infinite in float16.
-    accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(batch.m2))
     accepted = accepted & xp.all(xp.isfinite(moved[0])) & xp.all(xp.isfinite(moved[1]))
     if is_array(batch.n):
         accepted = accepted & xp.any(batch.n > correction)
@@ -70,14 +77,8 @@ def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
     if not axes:
         return batch
     library = library_of("over_samples", "batch.mean", batch.mean)
-    return library.there(batch.mean, _over_samples, batch, axes, library)  # type: ignore[no-any-return]
-
-
-def _over_samples(batch: Moments, axes: tuple[int, ...], library: Library) -> Moments:
-    # Summed, because Dask may not know the length of the batch.
-    number = library.sum(library.xp.ones_like(batch.mean), axes)
-
-    def mean(its: Any) -> Any:
-        return library.xp.squeeze(library.sum(its, axes) / number, axis=axes)
-
-    return Moments(batch.n, mean(batch.mean), mean(batch.m2))
+    if 0 in library.shape(batch.mean):
+        nothing = library.there(batch.mean, lambda: library.xp.sum(batch.mean, axis=axes))
+        return Moments(0, nothing, nothing)
+    own = measured(batch, library.xp)
+    return Moments(batch.n, *library.fused(batch.mean, over_sets, own, axes=axes, library=library))

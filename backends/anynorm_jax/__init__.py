@@ -4,6 +4,7 @@ from anynorm_jax._compiled import backward as backward
 from anynorm_jax._compiled import constant as constant
 from anynorm_jax._compiled import declines as declines
 from anynorm_jax._compiled import forward as forward
+from anynorm_jax._compiled import fused as fused
 from anynorm_jax._compiled import moments as moments
 from anynorm_jax._derivatives import normalize as normalize
 from anynorm_jax._derivatives import vary_like as vary_like

@@ -129,9 +129,7 @@ class Library:
         try:
             return self._formats[dtype]
         except KeyError:
-            # `name` and not `str`: NumPy prints a big-endian float32 as ">f4" but names it float32.
-            name = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
-            found = self._formats[dtype] = _COMPUTE.get(name)
+            found = self._formats[dtype] = _COMPUTE.get(dtype_name(dtype))
             return found
 
     def shape(self, x: Any) -> Shape:
@@ -215,6 +213,12 @@ class Library:
         return self._compiling is not None and bool(self._compiling())
 
 
+def dtype_name(dtype: Any) -> str:
+    """Return a dtype's name, the same in every library."""
+    # `name` and not `str`: NumPy prints a big-endian float32 as ">f4" but names it float32.
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
 def _offered(package: Any, name: str) -> Callable[..., Any] | None:
     found: Callable[..., Any] | None = getattr(package, name, None)
     return found
@@ -258,15 +262,10 @@ def described(value: object) -> str:
 def reject_array(function: str, argument: str, value: object) -> NoReturn:
     """Raise the TypeError for something that is not an array anynorm can take."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    advice = {
-        "MaskedArray": "Its mask would be ignored: fill it first, e.g. x.filled(0).",
-        "matrix": f"Convert it first, e.g. numpy.asarray({argument}).",
-    }.get(type(value).__name__, f"Convert it first, e.g. numpy.asarray({argument}) or torch.as_tensor({argument}).")
-    if argument in ("weight", "bias") and isinstance(value, int | float | tuple):
-        # In torch the second argument is the shape of what is normalized.
-        advice += " If the reduced axes or eps are meant, pass them by keyword: axis=..., eps=..."
+    from anynorm._advice import for_no_array  # here, because most programs never need it
+
     msg = f"{function}: {argument} must be an array of a library that follows the array API standard, got {kind}. "
-    raise TypeError(msg + advice)
+    raise TypeError(msg + for_no_array(function, argument, value))
 
 
 def check_array(function: str, argument: str, x: Any, library: Library) -> Format:
@@ -277,9 +276,11 @@ def check_array(function: str, argument: str, x: Any, library: Library) -> Forma
         raise TypeError(msg)
     compute = library.format(x.dtype)
     if compute is None:
+        from anynorm._advice import for_dtype
+
         msg = (
             f"{function}: {argument} must have a real floating dtype (float16, bfloat16, float32 or float64), "
-            f"got {x.dtype}. Cast it first, e.g. xp.astype({argument}, xp.float32)."
+            f"got {x.dtype}. {for_dtype(argument, dtype_name(x.dtype), library.name)}"
         )
         raise TypeError(msg)
     return compute
@@ -307,10 +308,9 @@ def real_number(function: str, argument: str, value: object) -> float:
             return float(value)
         except OverflowError:
             return math.inf  # an integer beyond every float: out of range, whatever its sign
-    msg = (
-        f"{function}: {argument} must be a real number, got {described(value)}. "
-        f"Pass a Python float, e.g. float({argument})."
-    )
+    convertible = isinstance(value, str) or getattr(value, "shape", None) == ()
+    advice = f"Pass a Python float, e.g. float({argument})." if convertible else "Pass a Python float."
+    msg = f"{function}: {argument} must be a real number, got {described(value)}. {advice}"
     raise TypeError(msg)
 
 

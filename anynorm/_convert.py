@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anynorm._array import Library
+from anynorm._array import Library, dtype_name
 from anynorm._dispatch import library_of
 
 if TYPE_CHECKING:
@@ -19,12 +19,6 @@ FLOATING = ("float16", "bfloat16", "float32", "float64")
 
 # Libraries whose dtypes are NumPy's own.
 LIKE_NUMPY = ("numpy", "cupy", "dask", "jax")
-
-
-def dtype_name(dtype: Any) -> str:
-    """Return the name that a dtype has in every library, such as "float32"."""
-    # `name` and not `str`: NumPy prints a big-endian float32 as ">f4" but names it float32.
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
 def dtype_of(library: Library, name: str, device: Any = None) -> Any:

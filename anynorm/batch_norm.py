@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, overload
 
+from anynorm._advice import reject_positional, runs_as
 from anynorm._array import A, Array, Library, Number, real_number
 from anynorm._dispatch import run
 from anynorm._merge import mean_in
@@ -20,6 +21,35 @@ from anynorm.moments import (
     run_with_moments,
     variance_of,
 )
+
+
+def _batch_norm(
+    x: Any,
+    /,
+    *excess: Any,
+    weight: Any = None,
+    bias: Any = None,
+    channel_axis: Any = 1,
+    mean: Any = None,
+    var: Any = None,
+    eps: Any = 1e-5,
+    out: Any = None,
+    return_moments: Any = False,
+) -> Any:
+    if excess:
+        reject_positional("batch_norm", *excess)
+    call = batch_norm_call(
+        x,
+        weight=weight,
+        bias=bias,
+        channel_axis=channel_axis,
+        mean=mean,
+        var=var,
+        eps=eps,
+        out=out,
+        return_moments=return_moments,
+    )
+    return run_with_moments(call) if return_moments else run(call)[0]
 
 
 @overload
@@ -70,6 +100,7 @@ def batch_norm(
 ) -> A | tuple[A, Moments]: ...
 
 
+@runs_as(_batch_norm)
 def batch_norm(
     x: A,
     /,
@@ -151,7 +182,7 @@ def batch_norm(
     [[0.0, 0.0], [1.0, 2.0]]
 
     """
-    call = batch_norm_call(
+    return _batch_norm(
         x,
         weight=weight,
         bias=bias,
@@ -162,13 +193,12 @@ def batch_norm(
         out=out,
         return_moments=return_moments,
     )
-    return run_with_moments(call) if return_moments else run(call)[0]
 
 
 def batch_norm_call(
     x: Array,
     /,
-    *,
+    *excess: Any,
     weight: Array | None = None,
     bias: Array | None = None,
     channel_axis: SupportsIndex = 1,
@@ -179,6 +209,8 @@ def batch_norm_call(
     return_moments: bool = False,
 ) -> Call:
     """Check and plan `batch_norm`."""
+    if excess:
+        reject_positional("batch_norm", *excess)
     if (mean is None) != (var is None):
         missing, present = ("mean", "var") if mean is None else ("var", "mean")
         msg = f"batch_norm: {present} is given without {missing}. Give both, or neither to use the batch's own."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, SupportsIndex, overload
 
+from anynorm._advice import reject_positional, runs_as
 from anynorm._array import A, Array, Number
 from anynorm._dispatch import run
 from anynorm._plan import Axes, AxesLike, axes_argument, by_channel, index_argument
@@ -11,6 +12,27 @@ from anynorm._prepare import Call, prepare
 from anynorm.moments import Moments, run_with_moments
 
 
+def _group_norm(
+    x: Any,
+    num_groups: Any,
+    /,
+    weight: Any = None,
+    bias: Any = None,
+    *excess: Any,
+    channel_axis: Any = 1,
+    batch_axis: Any = 0,
+    eps: Any = 1e-5,
+    out: Any = None,
+) -> Any:
+    if excess:
+        reject_positional("group_norm", num_groups, weight, bias, *excess)
+    call = group_norm_call(
+        x, num_groups, weight, bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
+    )
+    return run(call)[0]
+
+
+@runs_as(_group_norm)
 def group_norm(
     x: A,
     num_groups: SupportsIndex,
@@ -77,10 +99,7 @@ def group_norm(
     [[-1.0, 1.0, -1.0, 1.0]]
 
     """
-    call = group_norm_call(
-        x, num_groups, weight, bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
-    )
-    return run(call)[0]  # type: ignore[no-any-return]
+    return _group_norm(x, num_groups, weight, bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out)  # type: ignore[no-any-return]
 
 
 def group_norm_call(
@@ -89,16 +108,38 @@ def group_norm_call(
     /,
     weight: Array | None = None,
     bias: Array | None = None,
-    *,
+    *excess: Any,
     channel_axis: SupportsIndex = 1,
     batch_axis: AxesLike = 0,
     eps: Number = 1e-5,
     out: Array | None = None,
 ) -> Call:
     """Check and plan `group_norm`."""
+    if excess:
+        reject_positional("group_norm", num_groups, weight, bias, *excess)
     groups = index_argument("group_norm", "num_groups", num_groups)
     key = (*_channel_key("group_norm", channel_axis, batch_axis), groups, False)
     return prepare("group_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, out=out)
+
+
+def _instance_norm(
+    x: Any,
+    /,
+    *excess: Any,
+    weight: Any = None,
+    bias: Any = None,
+    channel_axis: Any = 1,
+    batch_axis: Any = 0,
+    eps: Any = 1e-5,
+    out: Any = None,
+    return_moments: Any = False,
+) -> Any:
+    if excess:
+        reject_positional("instance_norm", *excess)
+    call = instance_norm_call(
+        x, weight=weight, bias=bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
+    )
+    return run_with_moments(call) if return_moments else run(call)[0]
 
 
 @overload
@@ -146,6 +187,7 @@ def instance_norm(
 ) -> A | tuple[A, Moments]: ...
 
 
+@runs_as(_instance_norm)
 def instance_norm(
     x: A,
     /,
@@ -207,16 +249,22 @@ def instance_norm(
     [[[-1.0, 1.0], [-1.0, 1.0]]]
 
     """
-    call = instance_norm_call(
-        x, weight=weight, bias=bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
+    return _instance_norm(
+        x,
+        weight=weight,
+        bias=bias,
+        channel_axis=channel_axis,
+        batch_axis=batch_axis,
+        eps=eps,
+        out=out,
+        return_moments=return_moments,
     )
-    return run_with_moments(call) if return_moments else run(call)[0]
 
 
 def instance_norm_call(
     x: Array,
     /,
-    *,
+    *excess: Any,
     weight: Array | None = None,
     bias: Array | None = None,
     channel_axis: SupportsIndex = 1,
@@ -226,6 +274,8 @@ def instance_norm_call(
     return_moments: bool = False,  # noqa: ARG001  the same call either way
 ) -> Call:
     """Check and plan `instance_norm`."""
+    if excess:
+        reject_positional("instance_norm", *excess)
     key = (*_channel_key("instance_norm", channel_axis, batch_axis), None, False)
     return prepare("instance_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, out=out)
 

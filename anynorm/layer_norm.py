@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from anynorm._advice import reject_positional, runs_as
 from anynorm._array import A, Array, Number
 from anynorm._dispatch import run
 from anynorm._plan import AxesLike, axes_argument, over_axes
 from anynorm._prepare import Call, prepare
 
 
+def _layer_norm(
+    x: Any,
+    /,
+    weight: Any = None,
+    bias: Any = None,
+    *excess: Any,
+    axis: Any = -1,
+    eps: Any = 1e-5,
+    out: Any = None,
+) -> Any:
+    if excess:
+        reject_positional("layer_norm", weight, bias, *excess)
+    return run(layer_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]
+
+
+@runs_as(_layer_norm)
 def layer_norm(
     x: A,
     /,
@@ -67,7 +86,7 @@ def layer_norm(
     [[-1.2247, 0.0, 1.2247]]
 
     """
-    return run(layer_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]  # type: ignore[no-any-return]
+    return _layer_norm(x, weight, bias, axis=axis, eps=eps, out=out)  # type: ignore[no-any-return]
 
 
 def layer_norm_call(
@@ -75,16 +94,34 @@ def layer_norm_call(
     /,
     weight: Array | None = None,
     bias: Array | None = None,
-    *,
+    *excess: Any,
     axis: AxesLike = -1,
     eps: Number = 1e-5,
     out: Array | None = None,
 ) -> Call:
     """Check and plan `layer_norm`."""
+    if excess:
+        reject_positional("layer_norm", weight, bias, *excess)
     key = (axes_argument("layer_norm", "axis", axis), True)
     return prepare("layer_norm", x, over_axes, key, weight=weight, bias=bias, eps=eps, out=out)
 
 
+def _rms_norm(
+    x: Any,
+    /,
+    weight: Any = None,
+    bias: Any = None,
+    *excess: Any,
+    axis: Any = -1,
+    eps: Any = 1e-6,
+    out: Any = None,
+) -> Any:
+    if excess:
+        reject_positional("rms_norm", weight, bias, *excess)
+    return run(rms_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]
+
+
+@runs_as(_rms_norm)
 def rms_norm(
     x: A,
     /,
@@ -137,7 +174,7 @@ def rms_norm(
     [[0.8485, 1.1314]]
 
     """
-    return run(rms_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]  # type: ignore[no-any-return]
+    return _rms_norm(x, weight, bias, axis=axis, eps=eps, out=out)  # type: ignore[no-any-return]
 
 
 def rms_norm_call(
@@ -145,11 +182,13 @@ def rms_norm_call(
     /,
     weight: Array | None = None,
     bias: Array | None = None,
-    *,
+    *excess: Any,
     axis: AxesLike = -1,
     eps: Number = 1e-6,
     out: Array | None = None,
 ) -> Call:
     """Check and plan `rms_norm`."""
+    if excess:
+        reject_positional("rms_norm", weight, bias, *excess)
     key = (axes_argument("rms_norm", "axis", axis), False)
     return prepare("rms_norm", x, over_axes, key, weight=weight, bias=bias, eps=eps, out=out)

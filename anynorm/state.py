@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anynorm._array import described
-from anynorm._convert import dtype_name, numpy_dtype, to_numpy
+from anynorm._array import described, dtype_name
+from anynorm._convert import numpy_dtype, to_numpy
 from anynorm._dispatch import library_of
 from anynorm._files import write_whole
 
@@ -152,7 +152,8 @@ def _contiguous(name: str, value: Any) -> NumPyArray:
     array = to_numpy(value)
     own = dtype_name(value.dtype)
     if own not in _DTYPES.values():
-        msg = f"save_state: {name} has dtype {own}, which the format does not have. Cast it first, e.g. to float32."
+        kept = "complex64" if own.startswith("complex") else "float64"  # no cast that drops the imaginary part
+        msg = f"save_state: {name} has dtype {own}, which the format does not have. Cast it first, e.g. to {kept}."
         raise ValueError(msg)
     # numpy_dtype raises where bfloat16 was widened on the way for want of ml_dtypes.
     return np.array(array, dtype=numpy_dtype(own), order="C")

@@ -113,7 +113,9 @@ def test_torch_positional_order(function: str, library: ArrayLibrary) -> None:
     """The order of torch, running mean and variance second and third, fails instead of computing something else."""
     x, one = Of().make(library), Of((6,)).make(library)
     for args in ((one,), (one, one), (one, one, one, one, True, 0.1, 1e-5)):
-        with pytest.raises(TypeError, match=rf"{function}\(\) takes 1 positional argument"):
+        with pytest.raises(
+            TypeError, match=rf"^{function}: only x alone can be given by position, got {len(args) + 1} "
+        ):
             getattr(an, function)(x, *args)
 
 
@@ -130,15 +132,17 @@ def test_explain_of_a_foreign_function(function: Any) -> None:
 
 @pytest.mark.parametrize("argument", ["x", "weight", "out"])
 @pytest.mark.parametrize(
-    ("kind", "advice"), [("ma.MaskedArray", "mask would be ignored: fill it"), ("matrix", "Convert it first")]
+    ("kind", "advice"),
+    [("ma.MaskedArray", r"mask would be ignored, .*\.compressed\(\)"), ("matrix", r"numpy\.asarray\(")],
 )
 @pytest.mark.filterwarnings("ignore:the matrix subclass is not the recommended way:PendingDeprecationWarning")
 def test_arrays_that_mean_something_else(kind: str, advice: str, argument: str) -> None:
     """A masked array and a matrix are no arrays to anynorm: it would drop the mask, and `*` would multiply matrices."""
     plain = np.zeros((4, 6))
     special = np.ma.MaskedArray(plain, plain == 0) if kind == "ma.MaskedArray" else plain.view(np.matrix)
+    said = "Allocate it" if argument == "out" else f".*{advice}"
 
-    with pytest.raises(TypeError, match=rf"^layer_norm: {argument} must be an array .* got numpy\.{kind}\. .*{advice}"):
+    with pytest.raises(TypeError, match=rf"^layer_norm: {argument} must be an array .* got numpy\.{kind}\. {said}"):
         an.layer_norm(special) if argument == "x" else an.layer_norm(plain, **{argument: special})
 
 
@@ -152,7 +156,7 @@ def test_numpy_dtypes(dtype: Any) -> None:
     for argument, args in (("x", (special,)), ("weight", (x, special))):
         with pytest.raises(TypeError, match=f"^layer_norm: {argument} must have a real floating dtype") as caught:
             an.layer_norm(*args)
-        assert f"got {special.dtype}. Cast it first" in str(caught.value)
+        assert re.search(rf"got {re.escape(str(special.dtype))}\. .*[Cc]ast", str(caught.value))
 
 
 @each_library(["numpy", "torch", "jax"])

@@ -21,12 +21,12 @@ from wrong_calls import READ_ONLY, WRITABLE, Of, an, of_library, words
         (
             [0.0],
             TypeError,
-            "out must be an array of a library that follows the array API standard, got list. Convert it",
+            "out must be an array of a library that follows the array API standard, got list. Allocate it",
         ),
         (
             1.0,
             TypeError,
-            "out must be an array of a library that follows the array API standard, got float. Convert it",
+            "out must be an array of a library that follows the array API standard, got float. Allocate it",
         ),
     ],
     ids=["shape", "no-axes", "float64", "int32", "list", "float"],

@@ -154,8 +154,8 @@ def test_numbers(argument: str, kind: str) -> None:
         ("sparse-coo", r"sparse.*\.to_dense\(\)"),
         ("sparse-csr", r"sparse.*\.to_dense\(\)"),
         ("mkldnn", r"mkldnn.*\.to_dense\(\)"),
-        ("nested", r"nested.*\.to_padded_tensor\("),
-        ("jagged", r"nested.*\.to_padded_tensor\("),
+        ("nested", r"nested.*as_nested_tensor\("),
+        ("jagged", r"nested.*as_nested_tensor\("),
         ("quantized", r"quantized.*\.dequantize\(\)"),
     ],
 )

@@ -184,7 +184,7 @@ def test_input_that_does_not_fit(cls: str, arguments: tuple[Any, ...], shape: tu
 def test_nested_tensor(setup: Setup) -> None:
     """A nested tensor, which torch's layer norm takes, is a TypeError that says what to do."""
     nested = torch.nested.nested_tensor([torch.ones(2, 6), torch.ones(3, 6)])
-    with pytest.raises(TypeError, match=r"nested tensor.*to_padded_tensor"):
+    with pytest.raises(TypeError, match=r"nested tensor.*as_nested_tensor"):
         setup.pair()[0](nested)
 
 

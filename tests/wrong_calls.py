@@ -116,16 +116,18 @@ def wrong_arrays(norm: str) -> Iterator[Case]:
     said: tuple[str, ...]
     value: Any
     dtypes = "real floating dtype (float16, bfloat16, float32 or float64)"
-    for dtype in ("int32", "bool", "complex64"):
-        yield wrong(norm, TypeError, f"x must have a {dtypes}", f"got {dtype}", "Cast it", x=Of(dtype=dtype))
+    for dtype, advice in (("int32", "Cast it"), ("bool", "Cast it"), ("complex64", "imaginary part")):
+        yield wrong(norm, TypeError, f"x must have a {dtypes}", f"got {dtype}", advice, x=Of(dtype=dtype))
     for argument in ("weight", "bias"):
         said = (f"{argument} must have a {dtypes}", "got int32", "Cast it")
         yield wrong(norm, TypeError, *said, **{argument: Of((6,), "int32")})
-        for value in ([1.0] * 6, 1.0, "ones"):
-            said = (f"{argument} must be an array", f"got {type(value).__name__}", "Convert it")
+        for value, advice in (([1.0] * 6, "Convert it"), (1.0, "numpy.full"), ("ones", "Pass an array")):
+            said = (f"{argument} must be an array", f"got {type(value).__name__}", advice)
             yield wrong(norm, TypeError, *said, **{argument: value})
-    for value in ([[1.0]], (1.0,), 1.0, None, "x", Frame()):
+    for value in ([[1.0]], (1.0,), Frame()):
         yield wrong(norm, TypeError, "x must be an array", type(value).__name__, "Convert it", x=value)
+    for value, advice in ((1.0, "is no set"), (None, "Pass an array"), ("x", "Pass an array")):
+        yield wrong(norm, TypeError, "x must be an array", type(value).__name__, advice, x=value)
     yield wrong(norm, ValueError, "x is 0-dimensional", "at least one axis", x=Of(()))
     for argument in ("weight", "bias"):
         for shape in ((7,), (), (1, 1, 1, 6), (4, 6, 7), (8, 6, 5)):
@@ -266,7 +268,9 @@ CASES = [
 
 
 def words(message: str) -> str:
-    """Return a message without the names by which a library calls its own dtypes and arrays."""
+    """Return a message without the names by which a library calls its own dtypes and arrays, and casts them."""
+    message = re.sub(r"(\w+)\.(?:astype\('|to\(torch\.)(float\d\d)'?\)", r"xp.astype(\1, xp.\2)", message)
+    message = re.sub(r"(?<!xp\.)\b(x|weight|bias|mean|var)\.(real|imag)\b", r"xp.\2(\1)", message)
     message = re.sub(r"\b(?:torch|array_api_strict|numpy)\.(?=u?int|bfloat|float|bool|complex)", "", message)
     return re.sub(r"got (?:tensor|array|Array|dask)\b.* of type \w+", "got ARRAY", message)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from anynorm._array import Library, check_array, described
-from anynorm._convert import FLOATING, LIKE_NUMPY, default_integer, device_of, dtype_name, dtype_of
+from anynorm._array import Library, check_array, described, dtype_name
+from anynorm._convert import FLOATING, LIKE_NUMPY, default_integer, device_of, dtype_of
 from anynorm._dispatch import library_of
 from anynorm._plan import show
 from anynorm._prepare import check_companion

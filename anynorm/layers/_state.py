@@ -9,8 +9,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
-from anynorm._array import described
-from anynorm._convert import FLOATING, copied, default_integer, device_of, dtype_name, from_numpy, to_numpy
+from anynorm._array import described, dtype_name
+from anynorm._convert import FLOATING, copied, default_integer, device_of, from_numpy, to_numpy
 from anynorm._dispatch import library_of
 from anynorm._plan import show
 from anynorm.layers._arrays import Home, home_named

@@ -20,11 +20,18 @@ jit: Any = torch.jit
 def refuses(x: Any) -> str | None:
     """Return why no norm can take this tensor, or None."""
     if x.is_nested:
-        return "is a nested tensor, whose rows differ in length. Convert it first, e.g. with .to_padded_tensor(0.0)."
+        return (
+            "is a nested tensor, whose rows differ in length; padding would enter the statistics. Take its tensors one "
+            "by one, with `norm` the call for one of them: "
+            "torch.nested.as_nested_tensor([norm(its) for its in x.unbind()], layout=x.layout)."
+        )
     if x.is_quantized:
         return "is quantized. Convert it first with .dequantize()."
     if x.layout is not torch.strided:
-        return f"has layout {x.layout}, whose missing zeros a norm would fill. Convert it first with .to_dense()."
+        return (
+            f"has layout {x.layout}. If its missing elements are meant as zeros, as which they enter the statistics, "
+            "convert it first with .to_dense()."
+        )
     return None
 
 

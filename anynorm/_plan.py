@@ -206,7 +206,8 @@ def _along(
     if given is None:
         return None
     if len(given) == len(shape):
-        fits = [own == 1 or own == length for own, length in zip(given, shape, strict=True)].count(False) == 0
+        # A bool, as lengths are tensors under torch.jit.trace, which would note a comparison with False.
+        fits = [bool(own == 1 or own == length) for own, length in zip(given, shape, strict=True)].count(False) == 0
         laid = given
     else:
         lengths = tuple([shape[axis] for axis in axes])

@@ -85,7 +85,7 @@ def draw(seed: int) -> Case:
         values = "normal"
     operands = {"x": Operand(shape, dtype, values, _layout(random, library, way, "x"))}
     if function != "moments":
-        operands |= _parameters(random, function, shape, along, dtype, library, way)
+        operands |= _parameters(random, function, shape, along, operands["x"], library, way)
     fast = random.random() < 0.85
     case = Case(seed, function, groups, options, operands, library, fast, way)
     if way in REFUSING and random.random() < 0.12:
@@ -156,7 +156,7 @@ def _by_channel(random: Random, function: str, shape: Shape) -> tuple[tuple[Any,
 
 
 def _parameters(
-    random: Random, function: str, shape: Shape, along: Sequence[int], dtype: str, library: str, way: str
+    random: Random, function: str, shape: Shape, along: Sequence[int], x: Operand, library: str, way: str
 ) -> dict[str, Operand]:
     """Draw weight, bias and given statistics."""
     drawn: dict[str, Operand] = {}
@@ -167,7 +167,7 @@ def _parameters(
         dtypes.remove("bfloat16")
 
     def operand(name: str, its: Shape, values: str) -> None:
-        own = dtype if random.random() < 0.75 else random.choice(dtypes)
+        own = x.dtype if random.random() < 0.75 else random.choice(dtypes)
         if values in ("large", "small") and own == "float16":
             values = "ordinary"
         drawn[name] = Operand(its, own, values, _layout(random, library, way, name))
@@ -186,8 +186,10 @@ def _parameters(
         and (random.random() < 0.3 or (alone and random.random() < 0.9))
     ):
         whole = tuple([length if axis in along else 1 for axis, length in enumerate(shape)])
+        # Of NaN·0 nothing is said.
+        kinds = ("variance",) if x.values == "poisoned" else ("variance", "variance", "variance", "variance_0")
         for name in ("mean", "var"):
-            values = "mean" if name == "mean" else random.choice(("variance", "variance", "variance", "variance_0"))
+            values = "mean" if name == "mean" else random.choice(kinds)
             operand(name, laid if random.random() < 0.8 else whole, values)
     return drawn
 

@@ -140,10 +140,13 @@ def _wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _wrong_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _module("anynorm.moments")._unscaled
-    monkeypatch.setattr(
-        _module("anynorm.moments"), "_unscaled", lambda saved: (original(saved)[0], original(saved)[1] * 1.01)
-    )
+    original = _module("anynorm.moments")._of_call
+
+    def of_call(*arguments: Any, **options: Any) -> Any:
+        found = original(*arguments, **options)
+        return found._replace(m2=found.m2 * 1.01)
+
+    monkeypatch.setattr(_module("anynorm.moments"), "_of_call", of_call)
 
 
 # A fault, and the words by which it must be known.

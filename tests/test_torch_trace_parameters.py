@@ -10,7 +10,7 @@ import anynorm as an
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed")
 
-CALLS = {
+CALLS: dict[str, Any] = {
     "layer": lambda x, weight: an.layer_norm(x, weight),
     "group": lambda x, weight: an.group_norm(x, 2, weight),
     "batch": lambda x, weight: an.batch_norm(x, weight=weight),

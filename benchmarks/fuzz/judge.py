@@ -158,43 +158,54 @@ def rows_of(x: NumPyArray, reduced: tuple[int, ...]) -> Any:
 
 
 def check_moments(found: an.Moments, trial: Trial, merges: int = 0) -> None:
-    """Raise unless count, mean and m2 are right to the compute dtype's rounding.
+    """Raise unless moments are as the docstring of Moments has it.
 
-    The mean is rounded to its own size, and its correction to that of the deviations; m2 is a sum of squares that are
-    each off by an eps or two. Merging parts whose means are off by u moves m2 by Σn(2|δ|u + u²) at most.
+    The mean is right to half its ulp and 4 eps of the deviation, m2 and the variance to 12 eps of themselves; a merge
+    adds eps² of the mean to either's share. JAX has no squares that are subnormal.
     """
     case, x = trial.case, trial.exact_arguments()["x"]
     reduced = reduced_axes(case)
     n = math.prod([x.shape[axis] for axis in reduced])
     if int(found.n) != n:
         fail("n of moments is wrong", f"{found.n} for {n}")
-    mean, m2 = native(trial.home.read(found.mean)), native(trial.home.read(found.m2))
+    named = {"mean": found.mean, "m2": found.m2} | ({"var": found.var(), "std": found.std()} if n else {})
+    read = {what: native(trial.home.read(its)) for what, its in named.items()}
     shape = tuple([length for axis, length in enumerate(x.shape) if axis not in reduced])
     name = compute_name(case.x.dtype)
-    if (mean.shape, m2.shape) != (shape, shape) or (str(mean.dtype), str(m2.dtype)) != (name, name):
-        fail("moments have another shape or dtype", f"{mean.dtype}{mean.shape} {m2.dtype}{m2.shape}, {shape}")
-    if not x.size:
-        return
-    rows = rows_of(x, reduced)
-    with np.errstate(all="ignore"):
-        d = rows - rows[:, :1]
-        exact_mean = rows[:, 0] + d.mean(axis=1)
-        d = d - d.mean(axis=1)[:, None]
-        exact_m2 = (d * d).sum(axis=1)
-        finite = np.isfinite(rows).all(axis=1)
-        smallest, largest = np.finfo(name).smallest_normal, np.longdouble(np.finfo(name).max)
-        rounding = EPS[name] * np.abs(exact_mean)
-        of_mean = (merges + 1) * (rounding + 4 * EPS[name] * np.sqrt(exact_m2 / n) + smallest)
-        off = finite & ~(np.abs(mean.reshape(-1) - exact_mean) <= of_mean)
+    for what, its in read.items():
+        if its.shape != shape or its.dtype.name != name:
+            fail(f"{what} of moments has another shape or dtype", f"{its.dtype}{its.shape}, {name}{shape}")
+    if x.size:
+        with np.errstate(all="ignore"):
+            _check_rows({what: its.reshape(-1) for what, its in read.items()}, rows_of(x, reduced), merges)
+
+
+def _check_rows(read: dict[str, NumPyArray], rows: Any, merges: int) -> None:
+    """Raise unless the statistics of each row are within their bounds, wherever they are normal numbers."""
+    n, info = rows.shape[1], np.finfo(read["mean"].dtype)
+    eps = np.longdouble(info.eps)
+    d = rows - rows[:, :1]
+    mean = rows[:, 0] + d.mean(axis=1)
+    d = d - d.mean(axis=1)[:, None]
+    m2 = (d * d).sum(axis=1)
+    deviation = np.sqrt(m2 / n)
+    moved = merges * eps**2 * np.abs(mean)
+    smallest, largest = np.longdouble(info.smallest_normal), np.longdouble(info.max) * (1 - eps)
+    # The exact ones, how far off they may be, and their smallest numbers.
+    judged = {
+        "mean": (mean, eps / 2 * np.abs(mean) + 4 * eps * deviation + moved + smallest),
+        "m2": (m2, 12 * eps * m2 + 2 * n * moved * deviation + smallest),
+        "var": (m2 / n, 13 * eps * m2 / n + 2 * moved * deviation + smallest),
+        "std": (deviation, 8 * eps * deviation + moved + smallest),
+    }
+    finite = np.isfinite(rows).all(axis=1)
+    for what, (exact, bound) in judged.items():
+        got = read[what]
+        off = finite & (np.abs(exact) < largest) & ~(np.abs(got - exact) <= bound)
         if off.any():
             i = int(np.flatnonzero(off)[0])
-            fail("mean of moments is off", f"{mean.reshape(-1)[i]!r} for {exact_mean[i]!r} of {n}")
-        of_m2 = (merges + 1) * (8 * EPS[name] * exact_m2 + n * smallest)
-        of_m2 += merges * (2 * rounding * np.sqrt(n * exact_m2) + n * rounding**2)
-        off = finite & (exact_m2 < largest / 2) & ~(np.abs(m2.reshape(-1) - exact_m2) <= of_m2)
-        if off.any():
-            i = int(np.flatnonzero(off)[0])
-            fail("m2 of moments is off", f"{m2.reshape(-1)[i]!r} for {exact_m2[i]!r} of {n}")
-    bad = ~finite & np.isfinite(m2.reshape(-1))
-    if bad.any():
-        fail("m2 of a set with NaN or infinity is finite")
+            fail(
+                f"{what} of moments is off", f"{got[i]!r} for {exact[i]!r}, of {n}, in {off.sum()} of {len(rows)} sets"
+            )
+        if what != "mean" and (~finite & np.isfinite(got)).any():
+            fail(f"{what} of a set with NaN or infinity is finite")

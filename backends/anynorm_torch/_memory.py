@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.overrides import _get_current_function_mode_stack as _function_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -152,14 +154,49 @@ def _has_addresses(x: Any) -> bool:
 
 
 def laid_out_like(y: Any, x: Any) -> Any:
-    """Return y with its axes in memory as x's are: with other operands beside it, arithmetic follows the first."""
-    if watched() is not None or not (_has_addresses(x) and _has_addresses(y)):
+    """Return y with the strides of `empty_like(x)`: with other operands beside it, arithmetic follows the first.
+
+    A fake y is told of no other strides than the real one has.
+    """
+    if not (_has_strides(x) and _has_strides(y)):
         return y
-    like = torch.empty_like(x)
-    strides = zip(like.stride(), y.stride(), x.shape, strict=True)
-    if all(its == step or length < 2 for its, step, length in strides):
+    strides = _strides_like(x)
+    if strides == y.stride():
         return y
-    return like.copy_(y)
+    return x.new_empty_strided(x.shape, strides).copy_(y)
+
+
+def _strides_like(x: Any) -> Any:
+    """Return the strides of `empty_like(x)`.
+
+    Of a fake x torch itself gets those along axes of length 1, and of tensors without elements, wrong.
+    """
+    lengths, strides, step = x.shape, x.stride(), 1
+    if 0 in lengths:
+        return strides
+    for stride, length in sorted(zip(strides, lengths, strict=True)):
+        if length > 1:
+            if stride != step:
+                return torch.empty_like(x).stride()
+            step *= length
+    return strides  # dense: as they are
+
+
+# Of fake tensors, and of those that are traced without side effects, strides are right, though there is no memory.
+WITH_STRIDES = (FakeTensor, FunctionalTensor)
+
+
+def _has_strides(x: Any) -> bool:
+    """Say whether a tensor's strides are those of memory, or are to be, and are numbers.
+
+    Under torch.compile none are asked for: its own arithmetic follows x but along axes of length 1 and in tensors
+    without elements, and there its copies do not follow either.
+    """
+    if torch.compiler.is_compiling() or jit.is_tracing():
+        return False
+    if type(x) not in WITH_STRIDES and not _has_addresses(x):
+        return False
+    return [isinstance(its, torch.SymInt) for its in (*x.shape, *x.stride())].count(True) == 0
 
 
 def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:

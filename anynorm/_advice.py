@@ -109,6 +109,9 @@ def for_no_array(function: str, argument: str, value: object) -> str:
     for root, advice in _BY_MODULE.items():
         if root in roots:
             return advice.format(argument)
+    if hasattr(value, "todense"):  # BCOO of jax.experimental.sparse, whose module is that of all of JAX
+        zeros = "If its missing elements are meant as zeros, as which they enter the statistics"
+        return f"{zeros}, pass {argument}.todense()."
     if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
         return "Pass an array, such as one of NumPy, torch or JAX."
     if isinstance(value, list | tuple) and value and hasattr(value[0], "shape"):
@@ -129,6 +132,7 @@ _LABELLED = "Pass its values, e.g. {0}.to_numpy().astype('float32'), in which mi
 _BY_MODULE = {
     "scipy": "If its missing elements are meant as zeros, as which they enter the statistics, pass {0}.toarray().",
     "cupyx": "If its missing elements are meant as zeros, as which they enter the statistics, pass {0}.toarray().",
+    "pint": "Pass its numbers, {0}.magnitude: what is normalized has no unit.",
     "h5py": _IN_A_FILE,
     "zarr": _IN_A_FILE,
     "netCDF4": _IN_A_FILE + " After {0}.set_auto_mask(False) what is read has no mask.",

@@ -101,6 +101,7 @@ class Library:
         self.known: dict[Any, Any] = {}
         self.decides_within = bool(getattr(package, "decides_within", False))
         self.refuses = _offered(package, "refuses")
+        self.refuses_beside = _offered(package, "refuses_beside")
         self.refuses_out = _offered(package, "refuses_out")
         self.places_itself = bool(getattr(package, "places_itself", False))
         self.immutable = bool(getattr(package, "immutable", False))
@@ -151,7 +152,16 @@ class Library:
         """Return the accurate sum over `axes`, kept as length 1: the package's, else the halving tree."""
         if not axes:
             return x  # torch reads an empty tuple as "all axes"
-        return tree_sum(x, axes) if self._sum is None else self._sum(x, axes)
+        if self._sum is not None:
+            return self._sum(x, axes)
+        if self.package is not None:
+            return tree_sum(x, axes)
+        # A tree needs lengths. Along one that is not known, as of ONNX graphs, the library's own sum must do: gradients
+        # of parameters are summed so, statistics never.
+        shape = self.shape(x)
+        unknown = tuple([axis for axis in axes if shape[axis] is None])
+        x = tree_sum(x, tuple([axis for axis in axes if shape[axis] is not None]))
+        return self.xp.sum(x, axis=unknown, keepdims=True) if unknown else x
 
     def peak(self, x: Any, axes: tuple[int, ...]) -> Any:
         """Return the largest magnitude over `axes`, kept as length 1."""
@@ -161,9 +171,17 @@ class Library:
 
     def reshape(self, x: Any, shape: Shape) -> Any:
         """Reshape; to lengths that may be unknown (None) if the package knows how."""
+        if self._reshape is not None:
+            return self._reshape(x, shape)
         if self.shape(x) == shape:
             return x
-        return self.xp.reshape(x, shape) if self._reshape is None else self._reshape(x, shape)
+        if shape.count(None) > 1:
+            msg = (
+                f"anynorm: {self.name} has no reshape to {shape}, where None is a length that is not known: at most "
+                "one can be. Make the others known first."
+            )
+            raise ValueError(msg)
+        return self.xp.reshape(x, tuple([-1 if length is None else length for length in shape]))
 
     def spread(self, x: Any, shape: Shape) -> Any:
         """Return x such that it broadcasts to `shape` and its gradient, where the library derives it, is accurate."""
@@ -183,9 +201,29 @@ class Library:
 
     def there(self, x: Any, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Call a function while x's device is the current one, if the library computes on no other."""
-        if self._there is None:
+        if self._there is not None:
+            return self._there(x, partial(function, **options), *arguments)
+        if self.package is not None:
             return function(*arguments, **options)
-        return self._there(x, partial(function, **options), *arguments)
+        return self._tried(x, function, *arguments, **options)
+
+    def _tried(self, x: Any, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Call a function on arrays of a library that nobody has tried, and say whose fault a failure is.
+
+        A library's own errors, for want of memory and the like, are left as they are.
+        """
+        try:
+            result = function(*arguments, **options)
+            for its in result if isinstance(result, tuple) else (result,):
+                if hasattr(its, "dtype"):
+                    _check_own(its, self.name)
+        except (TypeError, AttributeError, LookupError, NotImplementedError, ImportError) as error:
+            msg = (
+                f"anynorm: {self.name} does not follow the array API standard in what a norm asks of "
+                f"{type(x).__module__}.{type(x).__qualname__}: {error}. Convert them first, e.g. to NumPy's."
+            )
+            raise TypeError(msg) from error
+        return result
 
     def fused(self, x: Any, function: Callable[..., Any], /, *arrays: Any, **options: Any) -> Any:
         """Call a function of arrays as `there` does, or compiled as a whole where each step alone costs much more.
@@ -217,6 +255,28 @@ def dtype_name(dtype: Any) -> str:
     """Return a dtype's name, the same in every library."""
     # `name` and not `str`: NumPy prints a big-endian float32 as ">f4" but names it float32.
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def tried(name: str, xp: Any) -> str | None:
+    """Return what a library that nobody has tried does against the standard, on two numbers, or None.
+
+    Where such a step gave arrays of another library, the next may go wrong without a word.
+    """
+    try:
+        two = xp.ones((1, 2))
+        for its in (xp.max(two, axis=1, keepdims=True), xp.where(two > 0, two, two), xp.reshape(two, (2, 1))):
+            _check_own(its, name)
+    except Exception as error:  # whatever a stranger's library raises
+        return str(error)
+    return None
+
+
+def _check_own(array: Any, name: str) -> None:
+    """Raise a TypeError unless an array is of the library of this name."""
+    found = namespace(array)
+    if found is None or found[0] != name:
+        msg = f"it makes {type(array).__module__}.{type(array).__qualname__} of its own arrays"
+        raise TypeError(msg)
 
 
 def _offered(package: Any, name: str) -> Callable[..., Any] | None:
@@ -290,7 +350,8 @@ def check_device(function: str, argument: str, value: Any, x: Any, library: Libr
     """Raise a ValueError unless value and x are on one device, where that is the caller's business."""
     if library.places_itself:
         return
-    here, there = value.device, x.device
+    # Without the attribute, which MLX's arrays lack, there is one device or the library sees to it.
+    here, there = getattr(value, "device", None), getattr(x, "device", None)
     if here != there:
         msg = (
             f"{function}: {beside} is on device {there} but {argument} is on device {here}. "

@@ -26,7 +26,7 @@ def dtype_of(library: Library, name: str, device: Any = None) -> Any:
     found = numpy_dtype(name) if library.name in LIKE_NUMPY else getattr(library.xp, name, None)
     if name == "float64" or name == "int64":
         where = {} if library.name in ("jax", "dask") else {"device": device}
-        if name not in library.xp.__array_namespace_info__().dtypes(**where):
+        if name not in library.xp.__array_namespace_info__().dtypes(kind=None, **where):
             found = None
     if found is None:
         advice = "Set jax_enable_x64 before, or choose" if library.name == "jax" else "Choose"
@@ -65,7 +65,17 @@ def to_numpy(array: Any) -> NumPyArray:
     if library.name == "array_api_strict":
         # On its other devices a strict array refuses NumPy.
         array = array.to_device(library.xp.Device("CPU_DEVICE"))
-    return np.asarray(array)
+    try:
+        values = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise TypeError(_no_way(library, str(error))) from error
+    if values.dtype == object:  # NumPy knew nothing better than to keep the array as it is
+        raise TypeError(_no_way(library, "NumPy makes objects of them"))
+    return values
+
+
+def _no_way(library: Library, why: str) -> str:
+    return f"anynorm: arrays of {library.name} cannot become NumPy's: {why}. Convert them first."
 
 
 def from_numpy(array: NumPyArray, library: Library, dtype: str, device: Any = None) -> Any:

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anynorm import _formula
-from anynorm._array import Library, described, namespace, reject_array
+from anynorm._array import Library, described, namespace, reject_array, tried
+from anynorm._unsuited import kind, unsuited
 
 if TYPE_CHECKING:
     from anynorm._prepare import Call
@@ -77,9 +78,26 @@ def _meet(function: str, argument: str, x: object) -> Library:
     found = namespace(x)
     if found is None:
         reject_array(function, argument, x)
+    if found[0] != "torch":  # whose package knows, and whose compiler need not trace this
+        refusal = unsuited(x)
+        if refusal is not None:
+            if argument == "out":
+                refusal = f"is {kind(x)}, which is more than numbers. Allocate it with xp.empty_like(x)."
+            msg = f"{function}: {argument} {refusal}"
+            raise TypeError(msg)
     name, xp = found
     package = _FIRST_PARTY[name]() if name in _FIRST_PARTY else _third_party(type(x))
+    if package is None:
+        fault = tried(name, xp)
+        if fault is not None:
+            msg = (
+                f"{function}: {argument} is {kind(x)}, whose library does not follow the array API standard: {fault}. "
+                f"Convert it first, e.g. numpy.asarray({argument})."
+            )
+            raise TypeError(msg)
     library = _libraries[type(x)] = Library(name, xp, package)
+    # So array libraries say it of all their arrays; where some can be written to, each is asked.
+    library.immutable = library.immutable or (package is None and not hasattr(type(x), "__setitem__"))
     return library
 
 

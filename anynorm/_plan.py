@@ -171,7 +171,7 @@ def _count(function: str, shape: Shape, axes: tuple[int, ...]) -> int:
         if length is None:
             msg = (
                 f"{function}: the length of x along axis {axis}, which is reduced, is not known: x has shape "
-                f"{show(shape)}. Call x.compute_chunk_sizes() first."
+                f"{show(shape)}. Make it known first, on Dask with x.compute_chunk_sizes()."
             )
             raise ValueError(msg)
     return math.prod(lengths)  # type: ignore[arg-type]
@@ -187,7 +187,7 @@ def _group_size(function: str, shape: Shape, channel: int, num_groups: int) -> i
     if channels is None:
         msg = (
             f"{function}: the number of channels of x, its length along axis {channel}, is not known: x has shape "
-            f"{show(shape)}. Call x.compute_chunk_sizes() first."
+            f"{show(shape)}. Make it known first, on Dask with x.compute_chunk_sizes()."
         )
         raise ValueError(msg)
     if channels % num_groups:

@@ -133,4 +133,8 @@ def check_beside(function: str, argument: str, value: Any, x: Any, library: Libr
             f"Nothing is converted silently: convert {argument} to {library.name} first."
         )
         raise TypeError(msg)
+    refusal = None if library.refuses_beside is None else library.refuses_beside(value, x)
+    if refusal is not None:
+        msg = f"{function}: {argument} {refusal}"
+        raise TypeError(msg)
     check_device(function, argument, value, x, library, beside)

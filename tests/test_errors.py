@@ -187,7 +187,7 @@ def test_unknown_lengths() -> None:
             lambda: an.instance_norm(rows.T, batch_axis=None, channel_axis=0),
             lambda: an.group_norm(rows.T, 2, batch_axis=0),
         ]
-        said = r"axis [01].* is not known.*\?.* Call x\.compute_chunk_sizes\(\) first"
+        said = r"axis [01].* is not known.*\?.* Make it known first, on Dask with x\.compute_chunk_sizes\(\)"
         for call in calls:
             with pytest.raises(ValueError, match=said):
                 call()

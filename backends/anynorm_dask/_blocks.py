@@ -6,8 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import dask.array
+from array_api_compat import array_namespace
 
 from anynorm._array import Shape, tree_sum
+from anynorm_dask._chunks import refuses_chunk
 
 da: Any = dask.array  # its functions are not annotated
 
@@ -38,7 +40,15 @@ def peak(x: Any, axes: tuple[int, ...]) -> Any:
 
 
 def _largest_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -> Any:
-    return block.max(axis=axis, keepdims=keepdims, initial=0)
+    refusal = refuses_chunk(block)
+    if refusal is not None:  # Dask had been told of another kind of chunk
+        msg = f"anynorm: a Dask array {refusal} To Dask they are another kind: pass meta= where it is made."
+        raise TypeError(msg)
+    xp = array_namespace(block)
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    # Not max(initial=0), which the standard does not have and CuPy neither.
+    largest = xp.sum if 0 in [block.shape[its] for its in axes] else xp.max
+    return largest(block, axis=axes, keepdims=keepdims)
 
 
 def reshape(x: Any, lengths: Shape) -> Any:
@@ -46,6 +56,9 @@ def reshape(x: Any, lengths: Shape) -> Any:
 
     Dask's own reshape refuses every unknown length, also along an axis it would leave alone.
     """
+    x = _without_empty_chunks(x)
+    if shape(x) == lengths:
+        return x
     if None not in lengths:
         return da.reshape(x, lengths)
     if x.ndim == 1:
@@ -61,6 +74,12 @@ def reshape(x: Any, lengths: Shape) -> Any:
     x = x.rechunk({axis: -1, axis + 1: -1})
     chunks = (*x.chunks[:axis], (lengths[axis],), *x.chunks[axis + 2 :])
     return x.map_blocks(_join, axis, dtype=x.dtype, chunks=chunks, drop_axis=axis + 1)
+
+
+def _without_empty_chunks(x: Any) -> Any:
+    """Return x in one chunk along axes of length 1: beside an empty one Dask broadcasts the other into its place."""
+    split = [axis for axis, length in enumerate(x.shape) if length == 1 and len(x.chunks[axis]) > 1]
+    return x.rechunk(dict.fromkeys(split, -1)) if split else x
 
 
 def _pair(longer: Shape, shorter: Shape) -> int:

@@ -40,12 +40,19 @@ def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, out: Any
     library = library_of("backward", "x", x)
     if 0 in plan.shape:
         return _formula.backward(plan, dy, x, weight, saved, out=out, library=library)
+    if type(dy) not in _engine.PLAIN or (out is not None and type(out) not in _engine.PLAIN):
+        # A subclass, whose own arithmetic the formula respects. One of x or weight never comes here.
+        return _formula.backward(plan, dy, x, weight, _plain(saved), out=out, library=library)
     dx = np.empty_like(x, subok=False) if out is None else out
     found = _by_engine(plan, dy, x, dx, weight, saved, library)
     if found is not None:
         return found
-    plain = Saved(*[getattr(saved, field) for field in Saved._fields])
-    return _in_slices(plan, dy, x, dx, weight, plain, library)
+    return _in_slices(plan, dy, x, dx, weight, _plain(saved), library)
+
+
+def _plain(saved: Any) -> Saved:
+    """Return what was learned as the formula reads it: the engine leaves it in its own form."""
+    return Saved(*[getattr(saved, field) for field in Saved._fields])
 
 
 def _by_engine(

@@ -16,6 +16,9 @@ from anynorm_numba._address import address
 
 COMPUTE = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 
+# Types whose memory is their value and whose arithmetic is NumPy's own.
+PLAIN = (np.ndarray, np.memmap)
+
 # By dtype, of which only those in the machine's own byte order: its name and what is computed in. bfloat16, another
 # package's dtype, is met by name.
 _kinds = {np.dtype(name): (name, np.dtype(COMPUTE[name])) for name in ("float16", "float32", "float64")}

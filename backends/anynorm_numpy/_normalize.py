@@ -32,15 +32,16 @@ _SAFE = {FLOAT32: (2.0**-100, 2.0**100), FLOAT64: (2.0**-900, 2.0**900)}
 def declines(
     plan: Plan,  # noqa: ARG001
     x: Any,
-    weight: Any,  # noqa: ARG001
-    bias: Any,  # noqa: ARG001
+    weight: Any,
+    bias: Any,
     *,
-    stats: tuple[Any, Any] | None,  # noqa: ARG001
-    out: Any,  # noqa: ARG001
+    stats: tuple[Any, Any] | None,
+    out: Any,
 ) -> str | None:
     """Return why the formula should serve this call, or None."""
-    if type(x) not in (np.ndarray, np.memmap):
-        return f"{type(x).__name__} is a subclass of ndarray, whose own arithmetic the formula respects"
+    for its in (x, weight, bias, out, *(stats or ())):
+        if type(its) not in _engine.PLAIN and its is not None:
+            return f"{type(its).__name__} is a subclass of ndarray, whose own arithmetic the formula respects"
     return None
 
 
@@ -72,9 +73,12 @@ def _where(a: Any) -> _memory.Memory:
 
 def laid_out_like(y: Any, x: Any) -> Any:
     """Return y with its axes in memory as x's are: with several broadcast operands NumPy's arithmetic forgets them."""
-    like = np.empty_like(x)
+    like = np.empty_like(x, subok=False)
     if like.strides == y.strides:
         return y
+    if type(y) is not np.ndarray:  # a copy is of y's class, with all that an instance carries
+        order = sorted(range(y.ndim), key=lambda axis: -like.strides[axis])
+        return y.transpose(order).copy(order="C").transpose(np.argsort(order))
     like[...] = y
     return like
 

@@ -176,8 +176,10 @@ def test_a_function_that_is_missing() -> None:
 class WithUnit:
     """What pint's quantities have."""
 
-    __module__ = "pint"
     magnitude = X
+
+
+WithUnit.__module__ = "pint.testing"
 
 
 class NoArray:
@@ -197,7 +199,7 @@ class NoArray:
 )
 def test_what_wraps_an_array(value: Any, said: str) -> None:
     """Of a wrapper numpy.asarray would drop the unit or make an object; the advice is another."""
-    calls = {"x": lambda: an.layer_norm(value), "weight": lambda: an.layer_norm(X, value)}
+    calls: dict[str, Callable[[], Any]] = {"x": lambda: an.layer_norm(value), "weight": lambda: an.layer_norm(X, value)}
     for argument, call in calls.items():
         with pytest.raises(TypeError, match=rf"^layer_norm: {argument} must be an array .*{said.format(argument)}"):
             call()

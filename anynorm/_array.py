@@ -398,6 +398,11 @@ def check_out(
     function: str, out: Any, x: Any, others: dict[str, Any], library: Library, *, in_place: bool = True
 ) -> None:
     """Raise unless `out` can take the result: an array like x that overlaps nothing, or x itself if `in_place`."""
+    unsuited = None if library.refuses is None else library.refuses(out)
+    if unsuited is not None:
+        what = unsuited.partition(". ")[0]  # the rest advises what to do with what it holds
+        msg = f"{function}: out {what}. Allocate it with xp.empty_like(x)."
+        raise TypeError(msg)
     if out.dtype != x.dtype:
         msg = f"{function}: out must have x's dtype {x.dtype}, got {out.dtype}. Allocate it with xp.empty_like(x)."
         raise TypeError(msg)

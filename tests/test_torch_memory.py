@@ -173,6 +173,43 @@ def test_weight_without_a_norm(kind: str) -> None:
         an.layer_norm(plain(), UNREADABLE[kind](plain()))
 
 
+@pytest.mark.parametrize("kind", ["sparse-coo", "sparse-csr", "nested", "quantized"])
+def test_out_without_a_norm(kind: str) -> None:
+    """As `out` too, where nothing that it holds has to be converted."""
+    out = UNREADABLE[kind](plain())
+    for call in (lambda: an.layer_norm(plain(), out=out), lambda: an.vjp(an.rms_norm, plain())[1](plain(), out=out)):
+        with pytest.raises(TypeError, match=rf"out .*{kind.partition('-')[0]}[^.]*\. Allocate it with xp\.empty_like"):
+            call()
+
+
+MASKED: dict[str, Callable[[Any, Any], Any]] = {
+    "x": lambda whole, _: an.batch_norm(whole),
+    "weight": lambda _, row: an.layer_norm(plain(), row),
+    "mean": lambda _, row: an.batch_norm(plain(), mean=row, var=plain()[0] ** 2, channel_axis=-1),
+    "var": lambda _, row: an.batch_norm(plain(), mean=plain()[0], var=row, channel_axis=-1),
+    "dy": lambda whole, _: an.vjp(an.layer_norm, plain())[1](whole),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors:UserWarning")
+@pytest.mark.parametrize("argument", list(MASKED))
+def test_masked(argument: str) -> None:
+    """A MaskedTensor is a TypeError wherever it stands: torch fails here and there, or lets the mask through."""
+    whole = torch.masked.masked_tensor(plain(), plain() > 0)
+    with pytest.raises(TypeError, match=rf": {argument} is a MaskedTensor, .*\.to_tensor\(float\('nan'\)\)"):
+        MASKED[argument](whole, torch.masked.masked_tensor(plain()[0], plain()[0] > 0))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors:UserWarning")
+def test_masked_as_advised() -> None:
+    """What the refusal advises is right: NaN in the set with a masked element, and in no other."""
+    keep = torch.ones_like(plain(), dtype=torch.bool)
+    keep[0, 0] = False
+    y = an.layer_norm(torch.masked.masked_tensor(plain(), keep).to_tensor(float("nan")))
+    assert torch.isnan(y[0]).all()
+    close(y[1:], layer_norm(plain())[1:])
+
+
 @pytest.mark.parametrize("kind", ["meta", "fake"])
 def test_shapes_alone(kind: str) -> None:
     """A tensor without memory gives one of x's shape and dtype without memory."""

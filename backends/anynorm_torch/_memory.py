@@ -34,6 +34,11 @@ def refuses(x: Any) -> str | None:
             f"has layout {x.layout}. If its missing elements are meant as zeros, as which they enter the statistics, "
             "convert it first with .to_dense()."
         )
+    if type(x).__name__ == "MaskedTensor":
+        return (
+            "is a MaskedTensor, and a norm cannot leave elements out. Convert it first with .to_tensor(float('nan')): "
+            "sets with a masked element then come out NaN, the others right."
+        )
     return None
 
 

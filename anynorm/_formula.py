@@ -202,6 +202,8 @@ def _measure(plan: Plan, z: Any, eps: float, library: Library) -> tuple[Any, Any
     """Return e, the factor that normalizes it, and the statistics of z."""
     xp = library.xp
     peak = library.peak(z, plan.reduced)
+    # Zeros are as they are at any scale, but their change, in forward mode, must not be lifted out of range.
+    peak = xp.where(peak > 0, peak, xp.ones_like(peak))
     compute = _format(z, library)
     by_scale = selector(peak, [rescue for rescue in RESCUES[compute] if eps < rescue.eps_below], xp)
     scale = by_scale(lambda s: s)

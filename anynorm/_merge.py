@@ -119,7 +119,11 @@ def spread(its: Measured, divisor: Any, defined: Any, *, dtype: Any, root: bool,
     if defined is not None:
         m2 = xp.where(defined, m2, xp.zeros_like(m2))
     mean_square = m2 / divisor
-    return xp.sqrt(mean_square) * back if root else mean_square * back * back
+    if not root:
+        return mean_square * back * back
+    # The slope at 0, which is infinite, is kept from derivatives: 0 times that is NaN.
+    positive = mean_square > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, mean_square, xp.ones_like(back))), mean_square) * back
 
 
 def mean_in(its: Measured, dtype: Any, library: Library) -> Any:
@@ -141,7 +145,10 @@ def over_sets(its: Measured, *, axes: tuple[int, ...], library: Library) -> Meas
     number = library.sum(xp.ones_like(its.mean), axes)
 
     def average(a: Any) -> Any:
-        return library.sum(a, axes) / number
+        # A divisor that is no constant, as in the formula: by the product with its inverse XLA fuses what comes after,
+        # and what `first` was rounded by is lost.
+        total = library.sum(a, axes)
+        return total / xp.where(xp.isnan(total), total, number)
 
     first = average(mean)
     correction = average(mean - first + correction)

@@ -81,4 +81,5 @@ def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
         nothing = library.there(batch.mean, lambda: library.xp.sum(batch.mean, axis=axes))
         return Moments(0, nothing, nothing)
     own = measured(batch, library.xp)
-    return Moments(batch.n, *library.fused(batch.mean, over_sets, own, axes=axes, library=library))
+    with library.quiet():
+        return Moments(batch.n, *library.fused(batch.mean, over_sets, own, axes=axes, library=library))

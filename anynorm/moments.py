@@ -266,8 +266,11 @@ def _counts(n: Any, m: Any, library: Library) -> tuple[Any, Any]:
     arrays = [its for its in (n, m) if is_array(its)]
     if all(library.format(its.dtype) is not None for its in arrays):
         return n, m
-    device = None if library.places_itself else arrays[0].device
-    integer = library.xp.__array_namespace_info__().default_dtypes(device=device)["integral"]
+    xp = library.xp
+    device = None if library.places_itself else getattr(arrays[0], "device", None)
+    # torch.compile traces no such question; there, and before the standard had it, 64 bits are the default.
+    asks = hasattr(xp, "__array_namespace_info__") and not library.compiling()
+    integer = xp.__array_namespace_info__().default_dtypes(device=device)["integral"] if asks else xp.int64
     n, m = [library.astype(its, integer) if is_array(its) else its for its in (n, m)]
     return n, m
 

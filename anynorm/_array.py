@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Real
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 
 class Array(Protocol):
@@ -298,6 +298,9 @@ def namespace(x: object) -> tuple[str, Any] | None:
         xp = array_api_compat.array_namespace(x)
     except TypeError:
         return None
+    if xp.__name__ == "jax.numpy" and type(x).__module__ == "numpy":
+        # An array of float0, JAX's "no gradient", which is NumPy's: its type says nothing of those that follow.
+        xp = array_api_compat.array_namespace(cast("Any", x).view("V1"))
     if xp.__name__ == "array_api_compat.numpy" and _ignores_its_class(type(x)):
         return None
     name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]

@@ -6,6 +6,7 @@ from anynorm_jax._compiled import declines as declines
 from anynorm_jax._compiled import forward as forward
 from anynorm_jax._compiled import fused as fused
 from anynorm_jax._compiled import moments as moments
+from anynorm_jax._compiled import refuses as refuses
 from anynorm_jax._derivatives import normalize as normalize
 from anynorm_jax._derivatives import vary_like as vary_like
 from anynorm_jax._pytrees import traced as traced

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from anynorm import _formula
 from anynorm._array import Library
 from anynorm._plan import Plan
+from anynorm_jax._sums import sum as sum  # for `_library`
 
 lax: Any = jax.lax  # its barrier is not annotated
 
@@ -20,6 +22,18 @@ lax: Any = jax.lax  # its barrier is not annotated
 def constant(x: Any) -> Any:
     """Return x without its derivatives."""
     return lax.stop_gradient(x)
+
+
+def refuses(x: Any) -> str | None:
+    """Return why x cannot be computed with as what it is, or None."""
+    if x.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        return (
+            "is float64, which JAX has switched off and would round to float32. Cast it, e.g. x.astype(jnp.float32), "
+            "or switch float64 on: jax.config.update('jax_enable_x64', True)."
+        )
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return "holds random keys, which are no numbers: draw some with them, e.g. jax.random.normal(key, shape)."
+    return None
 
 
 def declines(

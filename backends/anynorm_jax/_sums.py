@@ -15,12 +15,15 @@ import jax.numpy as jnp
 from jax import experimental
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from anynorm._array import tree_sum
 
-# Where JAX keeps this depends on its version, and neither place is annotated; nor is `ad`.
+# Where JAX keeps this depends on its version, and neither place is annotated; nor are these.
 _with_float64: Any = getattr(jax if hasattr(jax, "enable_x64") else experimental, "enable_x64")  # noqa: B009
 _ad: Any = ad
+_PartitionSpec: Any = PartitionSpec
+_jax: Any = jax
 
 _sum: Any = Primitive("anynorm_sum")
 _spread: Any = Primitive("anynorm_spread")
@@ -33,15 +36,17 @@ def sum(x: Any, axes: tuple[int, ...]) -> Any:
 
 def spread(x: Any, shape: tuple[Any, ...]) -> Any:
     """Broadcast x to a shape of as many axes. Its gradient is summed as above."""
-    return x if x.shape == shape else _spread.bind(x, shape=shape)
+    return x if x.shape == shape else _spread.bind(x, shape=shape, sharding=None)
 
 
 def _plain_sum(x: Any, axes: tuple[int, ...]) -> Any:
     return jnp.sum(x, axis=axes, keepdims=True)
 
 
-def _broadcast(x: Any, shape: tuple[Any, ...]) -> Any:
-    return jnp.broadcast_to(x, shape)
+def _broadcast(x: Any, shape: tuple[Any, ...], sharding: Any) -> Any:
+    if sharding is None:
+        return jnp.broadcast_to(x, shape)
+    return _jax.lax.broadcast_in_dim(x, shape, tuple(range(x.ndim)), out_sharding=sharding)
 
 
 def _sum_in_float64(x: Any, axes: tuple[int, ...]) -> Any:
@@ -57,25 +62,43 @@ def _sum_in_float64(x: Any, axes: tuple[int, ...]) -> Any:
 
 
 def _sum_by_halves(x: Any, axes: tuple[int, ...]) -> Any:
-    """Sum by a tree of additions of whole arrays, which XLA leaves as they are; plainly where a length is a symbol."""
+    """Sum by a tree of additions of whole arrays, which XLA leaves as they are.
+
+    Plainly where a length is a symbol, and along what is split over an explicit axis of a mesh, where no half is in
+    one place.
+    """
     for axis in axes:
-        length = x.shape[axis]
-        if not isinstance(length, int):
-            x = _plain_sum(x, (axis,))
-            continue
-        # Within blocks first, then across them: an axis that is sharded is summed where it lies as far as that goes.
-        blocks = min(length & -length, 64)
-        before, after = x.shape[:axis], x.shape[axis + 1 :]
-        x = tree_sum(jnp.reshape(x, (*before, blocks, length // blocks, *after)), (axis + 1, axis))
-        x = jnp.reshape(x, (*before, 1, *after))
+        sharding = _explicit_sharding(jax.typeof(x))
+        split = sharding is not None and sharding.spec[axis] is not None
+        x = _plain_sum(x, (axis,)) if split or not isinstance(x.shape[axis], int) else tree_sum(x, (axis,))
     return x
 
 
+def _explicit_sharding(kind: Any) -> Any:
+    """Return the sharding that is part of an array's type, or None."""
+    sharding = getattr(kind, "sharding", None)
+    return sharding if any(getattr(sharding, "spec", ())) else None
+
+
+def _sum_on_cpu(context: Any, x: Any, *, axes: tuple[int, ...]) -> Any:
+    """Write the program of a sum on CPUs: by halves, which takes half the time and less, if on one device.
+
+    Across devices the halves of an axis would have to be sent around.
+    """
+    alone = getattr(context.module_context.axis_context, "num_devices", None) == 1
+    known = all(isinstance(length, int) for length in context.avals_in[0].shape)
+    return (_program(_sum_by_halves) if alone and known else _program(_sum_in_float64))(context, x, axes=axes)
+
+
+def _program(function: Callable[..., Any]) -> Any:
+    return mlir.lower_fun(function, multiple_results=False)
+
+
 def _transposed_sum(cotangent: Any, x: Any, *, axes: tuple[int, ...]) -> list[Any]:  # noqa: ARG001
-    return [spread(cotangent, x.aval.shape)]
+    return [_spread.bind(cotangent, shape=x.aval.shape, sharding=_explicit_sharding(x.aval))]
 
 
-def _transposed_spread(cotangent: Any, x: Any, *, shape: tuple[Any, ...]) -> list[Any]:
+def _transposed_spread(cotangent: Any, x: Any, *, shape: tuple[Any, ...], sharding: Any) -> list[Any]:  # noqa: ARG001
     return [sum(cotangent, tuple([axis for axis, length in enumerate(x.aval.shape) if length != shape[axis]]))]
 
 
@@ -84,9 +107,11 @@ def _batched_sum(operands: Any, batch_axes: Any, *, axes: tuple[int, ...]) -> tu
     return sum(x, tuple([axis + 1 for axis in axes])), 0
 
 
-def _batched_spread(operands: Any, batch_axes: Any, *, shape: tuple[Any, ...]) -> tuple[Any, int]:
+def _batched_spread(operands: Any, batch_axes: Any, *, shape: tuple[Any, ...], sharding: Any) -> tuple[Any, int]:
     x = jnp.moveaxis(operands[0], batch_axes[0], 0)
-    return spread(x, (x.shape[0], *shape)), 0
+    if sharding is not None:
+        sharding = NamedSharding(sharding.mesh, _PartitionSpec(jax.typeof(x).sharding.spec[0], *sharding.spec))
+    return _spread.bind(x, shape=(x.shape[0], *shape), sharding=sharding), 0
 
 
 @lru_cache(maxsize=1024)
@@ -107,13 +132,14 @@ def _define(primitive: Any, meaning: Callable[..., Any], lowering: Callable[...,
 
     primitive.def_impl(compute)
     primitive.def_abstract_eval(result_type)
-    mlir.register_lowering(primitive, mlir.lower_fun(lowering, multiple_results=False))
+    mlir.register_lowering(primitive, _program(lowering))
 
 
 _define(_sum, _plain_sum, _sum_by_halves)
 _define(_spread, _broadcast, _broadcast)
-for _platform in ("cpu", "cuda", "rocm", "tpu"):  # which have float64
-    mlir.register_lowering(_sum, mlir.lower_fun(_sum_in_float64, multiple_results=False), platform=_platform)
+mlir.register_lowering(_sum, _sum_on_cpu, platform="cpu")
+for _platform in ("cuda", "rocm", "tpu"):  # which have float64
+    mlir.register_lowering(_sum, _program(_sum_in_float64), platform=_platform)
 _ad.deflinear2(_sum, _transposed_sum)
 _ad.deflinear2(_spread, _transposed_spread)
 batching.primitive_batchers[_sum] = _batched_sum

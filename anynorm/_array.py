@@ -119,6 +119,8 @@ class Library:
         self._fused = _offered(package, "fused")
         self._compiling = _offered(package, "compiling")
         self._traced = _offered(package, "traced")
+        self._holds = _offered(package, "holds")
+        self._is_length = _offered(package, "is_length")
         # A context without warnings of what NaN, infinity and rounding to 0 do: they are results like any other.
         self.quiet: Callable[[], AbstractContextManager[Any]] = _offered(package, "quiet") or nullcontext
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
@@ -245,6 +247,22 @@ class Library:
     def traced(self, x: Any) -> bool:
         """Say whether x stands for an array that a function's later calls will bring, so that nothing may keep it."""
         return self._traced is not None and bool(self._traced(x))
+
+    def holds(self, comparison: Any) -> bool:
+        """Say whether a comparison of lengths holds: no where the library is tracing and cannot know."""
+        return bool(comparison) if self._holds is None else self._holds(comparison)
+
+    def is_empty(self, shape: Shape) -> bool:
+        """Say whether a length is 0: no where the library is tracing and cannot know."""
+        if self._holds is None:
+            return 0 in shape
+        return [self.holds(length == 0) for length in shape].count(True) > 0
+
+    def is_length(self, n: Any) -> bool:
+        """Say whether n, which is no array, is an integer or a symbol that stands for one while the library traces."""
+        if isinstance(n, bool):
+            return False
+        return hasattr(n, "__index__") or (self._is_length is not None and bool(self._is_length(n)))
 
     def compiling(self) -> bool:
         """Say whether the library's compiler is tracing this very call (it must then see no caches)."""

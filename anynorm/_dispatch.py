@@ -160,7 +160,7 @@ def _why_no_backend(call: Call) -> str | None:
         return f"{library.name} is compiling the call itself"
     if not _fast_paths.get():
         return "fast paths are turned off"
-    if 0 in plan.shape:
+    if library.is_empty(plan.shape):
         return "x is empty"
     needed = library.moments if plan.function == "moments" else library.forward
     return f"no backend computes on {library.name} arrays" if needed is None else None

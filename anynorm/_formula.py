@@ -98,7 +98,7 @@ def forward(
 ) -> tuple[Any, Saved]:
     """Return y, and what was learned of the statistics on the way."""
     z = _as_computed(x, plan.shape, x, library)
-    if 0 in plan.shape:
+    if library.is_empty(plan.shape):
         # y is computed from all arguments even so, or automatic differentiation would find it depends on none.
         saved = _saved_of_nothing(plan, z, library)
         y = z * saved.rstd
@@ -123,7 +123,7 @@ def backward(
 ) -> tuple[Any, Any, Any]:
     """Return dx like x, or in `out`, and dweight and dbias in the compute dtype and the plan's shapes, or None."""
     dy, z = [_as_computed(its, plan.shape, x, library) for its in (dy, x)]
-    if 0 in plan.shape:
+    if library.is_empty(plan.shape):
         nothing = library.xp.empty_like(x) if out is None else out
         return nothing, *[_sum_of_nothing(dy, its, library) for its in (plan.weight, plan.bias)]
     e = z * saved.scale
@@ -193,7 +193,7 @@ def _shared(parameter: Shape) -> tuple[int, ...]:
 
 def moments(plan: Plan, x: Any, *, library: Library) -> Saved:
     """Return the statistics of each set."""
-    if 0 in plan.shape:
+    if library.is_empty(plan.shape):
         return _saved_of_nothing(plan, _as_computed(x, plan.shape, x, library), library)
     return _measure(plan, _as_computed(x, plan.shape, x, library), 0.0, library)[2]
 

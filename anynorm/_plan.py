@@ -51,12 +51,29 @@ def _plan(function: str, shape: Shape, reduced: tuple[int, ...], n: int, **rest:
     return Plan(function, shape, reduced, n, kept=kept, statistic=statistic, **rest)
 
 
+# What the lengths of a shape are where all of it is settled, or will be by Dask.
+_SETTLED = frozenset([int, type(None)])
+
+
+def settled(shape: Shape | None) -> bool:
+    """Say whether no length of a shape is a tracer's symbol, which a program's later calls will bring.
+
+    A symbol may have no hash (torch.SymInt), be itself alone (torch.jit.trace), or refuse to be compared with those of
+    another program (jax.export). Not to be asked under torch.compile, where symbols pass for ints.
+    """
+    return shape is None or _SETTLED.issuperset(map(type, shape))
+
+
 def cached(build: Callable[..., Plan]) -> Callable[..., Plan]:
-    """Cache a plan builder. Its first argument says whether a compiler is tracing, which caches confuse."""
+    """Cache a plan builder: function, x's shape, what it takes besides, the shapes of weight and bias.
+
+    The first argument says whether a compiler is tracing, which caches confuse. No symbol enters the cache.
+    """
     remembered = lru_cache(maxsize=4096)(build)
 
     def builder(compiling: bool, *key: Any) -> Plan:
-        return build(*key) if compiling else remembered(*key)
+        known = not compiling and settled(key[1]) and settled(key[-2]) and settled(key[-1])
+        return remembered(*key) if known else build(*key)
 
     return builder
 
@@ -138,14 +155,17 @@ def by_channel(
         kept = {axis + (axis > channel) for axis in kept}
         n *= size
     reduced = tuple([axis for axis in range(len(shape)) if axis not in kept])
-    if function == "batch_norm" and n == 1:
-        msg = (
-            f"batch_norm: x of shape {show(shape)} has one value per channel along channel_axis={channel_axis}, so "
-            "its variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= "
-            "(running statistics; a layer does after eval()), or use layer_norm or group_norm."
-        )
-        raise ValueError(msg)
     return _plan(function, shape, reduced, n, given=given, **lies)
+
+
+def refuse_single(plan: Plan) -> None:
+    """Raise the ValueError for a batch norm of one value per channel."""
+    msg = (
+        f"batch_norm: x of shape {show(plan.shape)} has one value per channel along channel_axis={plan.kept[0]}, so "
+        "its variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= (running "
+        "statistics; a layer does after eval()), or use layer_norm or group_norm."
+    )
+    raise ValueError(msg)
 
 
 def _axes(function: str, name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

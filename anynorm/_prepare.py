@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from anynorm._array import Library, check_array, check_device, check_eps, check_out, check_writes
 from anynorm._dispatch import known_library, library_of
-from anynorm._plan import Plan
+from anynorm._plan import Plan, refuse_single
 
 
 class Known:
@@ -72,7 +72,7 @@ def prepare(
     if library is None:
         library = library_of(function, "x", x)
     call = _prepared(function, library, x, build, key, weight, bias, eps, stats, out)
-    if kind is None or 0 in call.plan.shape:
+    if kind is None or call.library.is_empty(call.plan.shape):
         return call
     known = _remember(call.library, kind, call.plan)
     return call._replace(known=known)
@@ -111,6 +111,8 @@ def _prepared(
     eps = check_eps(function, eps, compute)
     shapes = [None if its is None else library.shape(its) for its in (weight, bias)]
     plan = build(library.compiling(), function, shape, *key, *shapes)
+    if function == "batch_norm" and library.holds(plan.n == 1):
+        refuse_single(plan)
     if out is not None:
         check_writes(function, library)
         check_beside(function, "out", out, x, library)

@@ -322,8 +322,7 @@ def _count(function: str, whose: str, its: Moments, library: Library) -> Any:
     if isinstance(n, Integral) and not isinstance(n, bool):
         return n if isinstance(n, int) else int(n)
     if not is_array(n):
-        # A length that a compiler leaves open (torch.SymInt) is no int, but can become one.
-        if hasattr(n, "__index__") and not isinstance(n, bool):
+        if library.is_length(n):  # that a compiler or an export leaves open
             return n
         msg = f"{function}: {whose}n must be an int or a 0-d array, got {described(n)}. Pass the count, e.g. int(n)."
         raise TypeError(msg)

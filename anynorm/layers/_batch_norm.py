@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._array import Array
+from anynorm._dispatch import library_of
 from anynorm._plan import Axes, axes_argument, index_argument
 from anynorm.batch_norm import batch_norm
 from anynorm.group_norm import instance_norm
@@ -35,7 +36,7 @@ class _ByChannel(TrackingLayer):
         return Step(type(self)._function, (), {**options, **self._own_options()}, learns)
 
     def _learn(self, x: Any, batch: Moments) -> None:
-        if 0 not in x.shape:
+        if not library_of(type(self).__name__, "x", x).is_empty(x.shape):
             self._accumulate(self._by_channel(x, batch))
 
     def _by_channel(self, x: Any, batch: Moments) -> Moments:  # noqa: ARG002  who keeps more axes needs x

@@ -7,6 +7,7 @@ from typing import Any
 from anynorm._array import A, Array, Library
 from anynorm._dispatch import library_of
 from anynorm._merge import over_sets
+from anynorm._plan import settled
 from anynorm.batch_norm import update_running
 from anynorm.moments import Moments, at_least, is_array, measured, variance_of
 
@@ -55,8 +56,10 @@ def _accumulated(
         accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(deviation))
     # Those of the new statistics too: what a float32 batch measures may be infinite in float16.
     accepted = accepted & xp.all(xp.isfinite(moved[0])) & xp.all(xp.isfinite(moved[1]))
-    if is_array(batch.n):
-        accepted = accepted & xp.any(batch.n > correction)
+    if not settled((batch.n,)):
+        # An array, or a length that is open: no branch depends on it.
+        counts = batch.n if is_array(batch.n) else xp.full_like(batch.mean, batch.n)
+        accepted = accepted & xp.any(counts > correction)
     elif batch.n <= correction:
         accepted = xp.zeros_like(accepted)
     return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted

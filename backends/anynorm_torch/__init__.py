@@ -17,6 +17,7 @@ from anynorm_torch._engine import moments as moments
 from anynorm_torch._engine import path as path
 from anynorm_torch._formula import compiling as compiling
 from anynorm_torch._formula import constant as constant
+from anynorm_torch._formula import holds as holds
 from anynorm_torch._formula import sum as sum
 from anynorm_torch._formula import writable as writable
 from anynorm_torch._memory import laid_out_like as laid_out_like

@@ -35,6 +35,12 @@ def spread(x: Any, shape: tuple[int, ...]) -> Any:
     The gradient of torch's own broadcasting is a sum over all axes at once, in which the errors of long plain sums
     return: that of the bias of batch norm on (65536, 32, 2) float32 is 1600 eps off if the elements of dy are equal.
     """
+    if jit.is_tracing():
+        # A trace records no autograd.Function, and may be called later with tensors that require a gradient. That of
+        # broadcasting along one axis is accurate; at once the bias's is 1.7 bounds off for batches of (20000, 6, 2, 2).
+        for axis in [axis for axis, length in enumerate(x.shape) if length == 1]:
+            x = x.expand([shape[axis] if its == axis else -1 for its in range(x.ndim)])
+        return x
     if not _differentiated(x):
         return x
     function: Any = _Spread if compiling() else _SpreadWithTangent

@@ -28,11 +28,11 @@ def sum(x: Any, axes: tuple[int, ...]) -> Any:
     Blocks of an open length are slow to compile and to run: batch norm of images of any size took 47 s instead of 6,
     and 8.7 ms instead of 1.5. There float32 is summed in float64, where both exist.
     """
-    an_open = compiling() and [_is_open(x.shape[axis]) for axis in axes].count(True) > 0
+    an_open = [_is_open(x.shape[axis]) for axis in axes].count(True) > 0
     if an_open and x.dtype == torch.float32 and x.device.type in ("cpu", "cuda"):
         return torch.sum(x, dim=axes, keepdim=True, dtype=torch.float64).to(x.dtype)
     for axis in reversed(axes):
-        in_blocks = compiling() or x.shape[axis] > LONG
+        in_blocks = an_open or compiling() or x.shape[axis] > LONG
         x = _sum_in_blocks(x, axis) if in_blocks else torch.sum(x, dim=axis, keepdim=True)
     return x
 
@@ -48,7 +48,7 @@ def _sum_in_blocks(x: Any, axis: int) -> Any:
     """
     for _ in range(LEVELS):
         length = x.shape[axis]
-        if compiling() and _is_open(length):
+        if _is_open(length):
             # At least two blocks, or the compiler asks whether there is one.
             blocks = (length + 2 * BLOCK - 1) // BLOCK
             x = torch.nn.functional.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, blocks * BLOCK - length))
@@ -62,12 +62,32 @@ def _sum_in_blocks(x: Any, axis: int) -> Any:
 
 
 def _is_open(length: Any) -> bool:
-    """Say whether the compiler leaves a length open."""
+    """Say whether a program is being made that is to be right at other lengths too.
+
+    Under torch.compile open lengths pass for ints; for the other tracers they are a SymInt or, under torch.jit.trace, a
+    tensor.
+    """
+    if not compiling():
+        return type(length) is not int
     if not TELLS_OPEN_LENGTHS:
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # here, because it imports sympy
 
     return not has_static_value(length)
+
+
+def holds(comparison: Any) -> bool:
+    """Say whether a comparison of lengths holds; no where the compiler cannot know, as of what a mask takes.
+
+    What it does know from the lengths that are traced it makes a condition of the program.
+    """
+    if type(comparison) is bool and not compiling():
+        return comparison
+    if not TELLS_OPEN_LENGTHS or isinstance(comparison, torch.Tensor):
+        return bool(comparison)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # here, because it imports sympy
+
+    return bool(guard_or_false(comparison))
 
 
 def constant(x: Any) -> Any:

@@ -6,6 +6,7 @@ in one of anynorm's functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.modules import batchnorm, instancenorm
 
 import anynorm as an
 from anynorm.layers._running import accumulate, cumulative_share, over_samples
+from anynorm_torch._formula import holds
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -76,7 +78,7 @@ class _InstanceNorm(instancenorm._InstanceNorm):
         """Normalize each channel of each sample of batched input; by running statistics in evaluation, if tracked."""
         if self.track_running_stats and self.running_mean is not None and not self.training:
             return _by_running(self, input)
-        if input.shape[2:].numel() == 1:
+        if holds(math.prod(input.shape[2:]) == 1):  # Size.numel() makes a constant of lengths that are open
             msg = (
                 f"{type(self).__name__}: input of shape {tuple(input.shape)} has one value per sample and channel, so "
                 "its variance is 0 and the result is the bias whatever the input is. Use larger inputs, or LayerNorm."

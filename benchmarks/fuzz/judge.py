@@ -70,7 +70,7 @@ def check_y(y: Any, trial: Trial, what: str = "y") -> NumPyArray:
     x = trial.x
     # A subclass is respected wherever it is an argument; memory maps are plain arrays.
     subclasses = {type(its) for its in (x, *trial.others.values()) if type(its).__name__ in ("Plain", "Tagged")}
-    if not (type(y) in subclasses if subclasses else isinstance(x, type(y))):
+    if not (type(y) in subclasses if subclasses and trial.before["x"].size else isinstance(x, type(y))):
         fail(f"{what} is a {type(y).__name__}", f"x is a {type(x).__name__}")
     found = trial.home.read(y)
     if trial.home.strided:

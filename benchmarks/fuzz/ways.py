@@ -20,7 +20,9 @@ def call(trial: Trial) -> None:
     if case.function in ("batch_norm", "instance_norm") and "mean" not in case.operands and trial.random.random() < 0.3:
         y, moments = trial.run(return_moments=True)
         check_y(y, trial)
-        check_moments(moments, trial)
+        # From the pass of a norm m2 is as good as its squares, which are not to be subnormal.
+        if case.x.values not in ("subnormal", "minute", "every_magnitude", "spike"):
+            check_moments(moments, trial)
     else:
         check_y(trial.run(), trial)
     trial.check_unchanged()

@@ -68,8 +68,8 @@ def _out_of_range(case: Case, numbers: dict[str, NumPyArray]) -> Any:
 def check_y(y: Any, trial: Trial, what: str = "y") -> NumPyArray:
     """Raise unless a library's result is one of its own arrays, lies as x does and keeps the contract."""
     x = trial.x
-    # A subclass is respected wherever it is an argument, though not all of NumPy's functions keep that of a variance, and
-    # nothing is computed of no elements. Memory maps are plain arrays.
+    # A subclass is respected wherever it is an argument, though not all of NumPy's functions keep that of a variance,
+    # and nothing is computed of no elements. Memory maps are plain arrays.
     named = {name: type(its) for name, its in trial.arrays.items() if type(its).__name__ in ("Plain", "Tagged")}
     kept = [own for name, own in named.items() if name in ("x", "weight", "bias") and trial.before["x"].size]
     if not (type(y) in kept if kept else isinstance(x, type(y)) or type(y) in named.values()):

@@ -76,49 +76,65 @@ def _watch(
     """Run one process from `outcome.next_seed` on, until it ends or has to be ended."""
     command = [*worker, "--seed", str(outcome.next_seed), "--many", str(CALLS), "--only", options.only]
     command += ["--libraries", ",".join(options.libraries), "--seconds", f"{max(end - time.monotonic(), 1):.1f}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT) as process:
-        events, errors = _lines(process.stdout), _lines(process.stderr)
-        seed, started, ended = None, False, False
+    seed, started = None, False
+    with _Watched(command) as watched:
         try:
-            while (line := events.get(timeout=PATIENCE if started else PATIENCE_OF_START)) is not None:
+            while (line := watched.events.get(timeout=PATIENCE if started else PATIENCE_OF_START)) is not None:
                 event, started = json.loads(line), True
-                if "begin" in event and outcome.calls == options.calls:
-                    process.kill()
+                if "end" in event or ("begin" in event and outcome.calls == options.calls):
+                    outcome.next_seed = event.get("end", outcome.next_seed)
                     return
                 if "begin" in event:
                     seed, outcome.next_seed = event["begin"], event["begin"] + 1
                     outcome.calls += 1
                     step(f"{outcome.calls} calls, seed {seed}, {len(outcome.findings)} kinds of findings")
-                elif "skipped" in event:
-                    outcome.skipped += 1
-                elif "finding" in event:
+                outcome.skipped += "skipped" in event
+                if "finding" in event:
                     _note(outcome, event["seed"], event, say)
-                elif "end" in event:
-                    outcome.next_seed, ended = event["end"], True
+            what = f"the process ends with {watched.process.wait()}"
         except queue.Empty:
-            process.kill()
             what = f"hangs, or takes more than {PATIENCE:.0f} s"
-        else:
-            what = f"the process ends with {process.wait()}"
-        if not ended:
-            last = [line for line in iter(errors.get, None) if line.strip()][-3:]
-            if seed is None:
-                msg = f"the fuzzing process does not start: {what}: {' '.join(last)}"
-                raise RuntimeError(msg)
-            _note(outcome, seed, {"finding": what, "details": " ".join(last), "case": _described(seed)}, say)
+        last = watched.last_words()
+    if seed is None:
+        msg = f"the fuzzing process does not start: {what}: {last}"
+        raise RuntimeError(msg)
+    _note(outcome, seed, {"finding": what, "details": last, "case": _described(seed)}, say)
 
 
-def _lines(stream: Any) -> queue.Queue[str | None]:
-    """Return the lines of a stream as they come, and None at its end."""
-    lines: queue.Queue[str | None] = queue.Queue()
+class _Watched:
+    """A process whose lines are read as they come, and which is ended with the block."""
 
-    def read() -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put(None)
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT)
+        self.events: queue.Queue[str | None] = queue.Queue()  # None at the end
+        self.errors: queue.Queue[str | None] = queue.Queue()
+        streams = ((self.process.stdout, self.events), (self.process.stderr, self.errors))
+        self._readers = [threading.Thread(target=_read, args=pair, daemon=True) for pair in streams]
+        for reader in self._readers:
+            reader.start()
 
-    threading.Thread(target=read, daemon=True).start()
-    return lines
+    def last_words(self) -> str:
+        """End the process, and return the last lines that it wrote to the standard error."""
+        self.process.kill()
+        return " ".join([line for line in iter(self.errors.get, None) if line.strip()][-3:])
+
+    def __enter__(self) -> _Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        for reader in self._readers:
+            reader.join()
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _read(stream: Any, lines: queue.Queue[str | None]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
 
 
 def _described(seed: int) -> str:

@@ -139,7 +139,7 @@ def test_moments(reduced: tuple[int, ...], axes: tuple[int, ...]) -> None:
     x = drawn("rows", "float32", 3)
     turned = laid(x, "rows", axes)
     assert an.explain(an.moments, turned, axis=reduced).path == "anynorm_numba"
-    for one, other in zip(an.moments(turned, axis=reduced)[1:3], an.moments(x, axis=reduced)[1:3], strict=True):
+    for one, other in zip(an.moments(turned, axis=reduced)[1:], an.moments(x, axis=reduced)[1:], strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 

@@ -96,8 +96,10 @@ def merged(one: Measured, other: Measured, how: Shares, *, library: Library) -> 
     m2, rest = _two_sum(m2, its_m2)
     m2, more = _two_sum(m2, squares)
     rest = rest + more + (m2_rest + its_m2_rest)
-    # An m2 made by hand may be infinite: it stays so, and its error, NaN, is none.
-    m2, rest = _settled(m2, xp.where(xp.isfinite(m2), rest, xp.zeros_like(rest)))
+    # An m2 made by hand may be infinite: it stays so, and its error, NaN in every sum of it, is none.
+    finite, none = xp.isfinite(m2), xp.zeros_like(m2)
+    m2, rest = _settled(m2, xp.where(finite, rest, none))
+    rest = xp.where(finite, rest, none)
     back = 1 / scale
     own = mean * back
     # Where x's own units flush or round what z holds, the correction takes that too.

@@ -203,6 +203,18 @@ def test_variance_in_range_of_an_m2_that_is_not(library: ArrayLibrary) -> None:
     np.testing.assert_allclose(library.to_numpy(var), 1e36 * 400 / 399, rtol=1e-6)
 
 
+@each_library(ONE_OF_EACH)
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_infinite_m2_made_by_hand(library: ArrayLibrary) -> None:
+    """An m2 made by hand that is infinite stays so in merging, and so do var and std."""
+    mean = library.make(np.zeros(2, "float32"))
+    infinite = an.Moments(10, mean, library.make(np.asarray([np.inf, 10.0], "float32")))
+    finite = an.Moments(10, mean, library.make(np.asarray([10.0, 10.0], "float32")))
+    for merged in (infinite + infinite, infinite + finite, finite + infinite, (infinite + finite) + finite):
+        for found in (merged.var(), merged.std()):
+            assert library.to_numpy(found).tolist() == [np.inf, 1]
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 @each_library(ONE_OF_EACH)
 def test_counts_pass_through_no_float(library: ArrayLibrary, dtype: str) -> None:

@@ -175,6 +175,40 @@ def test_freed_before_the_backward_pass(seen: Seen) -> None:
     assert len(seen.ran) == 1
 
 
+def test_statistics_freed_before_the_backward_pass(seen: Seen) -> None:
+    """What the forward pass keeps may have been freed as well, as where saved tensors are moved elsewhere."""
+    kept: list[Any] = []
+
+    def keep(tensor: Any) -> Any:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = an.layer_norm(plain().requires_grad_(), plain()[0].clone())
+    kept[-1].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="freed"):
+        y.sum().backward()
+    assert len(seen.ran) == 1
+
+
+def test_storages_are_not_asked_in_every_call(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operand that is not given is none whose address is low: asking each storage takes as long as the launch."""
+    from anynorm_torch import _jobs, _memory
+
+    x = plain().requires_grad_()
+    if x.data_ptr() < _memory.LOW:
+        pytest.skip("memory lies low in this program")
+
+    def asked(*_: Any) -> None:
+        pytest.fail("storages are asked")
+
+    monkeypatch.setattr(_jobs, "check_storage", asked)
+    for _ in range(2):
+        an.layer_norm(x).sum().backward()
+        an.moments(x.detach(), axis=1)
+    assert seen.ran
+
+
 def test_set_that_is_too_long(seen: Seen, tmp_path: Path) -> None:
     """What a kernel's numbers of 32 bits cannot count is the formula's."""
     x = torch.from_file(str(tmp_path / "sparse"), shared=True, size=2**31, dtype=torch.float16)

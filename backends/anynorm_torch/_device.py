@@ -24,7 +24,7 @@ from anynorm_torch._jobs import (
     remember,
     steps,
 )
-from anynorm_torch._memory import UNALIGNED, WIDEST, kind_of, unaligned
+from anynorm_torch._memory import LOW, UNALIGNED, WIDEST, kind_of, unaligned
 
 # What weight and bias are read in as they are.
 OWN = (torch.float32, torch.float16, torch.bfloat16)
@@ -150,7 +150,7 @@ class _DeviceJobs(Jobs):
 
     def run(self, x: Any, y: Any, its: Run) -> None:
         _, _, job, weight, bias, eps, planes, given = its
-        begins = [1 if its is None else its.data_ptr() for its in (x, y, weight, bias, *(given or ()))]
+        begins = [LOW if its is None else its.data_ptr() for its in (x, y, weight, bias, *(given or ()))]
         check_memory(begins, x, y, weight, bias, *(given or ()))
         work = _floats(x, job.partial) if job.partial else None
         engine().run.forward(
@@ -169,7 +169,7 @@ class _DeviceJobs(Jobs):
     def run_gradient(
         self, job: Any, x: Any, dy: Any, dx: Any, weight: Any, planes: Any, dweight: Any, dbias: Any
     ) -> None:
-        begins = [1 if its is None else its.data_ptr() for its in (x, dy, dx, weight)]
+        begins = [LOW if its is None else its.data_ptr() for its in (x, dy, dx, weight, planes)]
         check_memory(begins, x, dy, dx, weight, planes)
         if unaligned(planes):
             raise UnalignedError
@@ -181,7 +181,7 @@ class _DeviceJobs(Jobs):
             dy=begins[1],
             dx=begins[2],
             weight=0 if weight is None else begins[3],
-            saved=planes.data_ptr(),
+            saved=begins[4],
             work=work.data_ptr(),
             dweight=0 if dweight is None else dweight.data_ptr(),
             dbias=0 if dbias is None else dbias.data_ptr(),

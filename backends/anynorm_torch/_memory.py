@@ -225,7 +225,8 @@ def length_of(x: Any) -> int:
     return (_memory.reach(x.shape, x.stride())[1] + 1) * size
 
 
-# No memory lies below it. Where a storage was freed, the address of its tensors is their offset in it, in bytes.
+# Where a storage was freed, the address of its tensors is their offset in it, in bytes, which is less than this. Where
+# memory itself lies lower, as in programs that are not position-independent, storages are asked in every call.
 LOW = 2**40
 
 

@@ -24,8 +24,8 @@ _OWN = {
     "layer_norm": "x, weight and bias",
     "rms_norm": "x, weight and bias",
     "group_norm": "x, num_groups, weight and bias",
-    "instance_norm": "x alone",
-    "batch_norm": "x alone",
+    "instance_norm": "x",
+    "batch_norm": "x",
 }
 
 

@@ -235,3 +235,18 @@ def test_graphs_travel() -> None:
     bits = y.compute().tobytes()
     for same in (pickle.loads(pickle.dumps(y)), dask.optimize(y)[0], y.persist()):
         assert same.compute(scheduler="threads").tobytes() == bits
+
+
+@pytest.mark.parametrize("channel_axis", [0, 1])
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 4, 2), (4, 2, 0), (0, 0)], ids=str)
+def test_groups_without_elements(shape: tuple[int, ...], channel_axis: int) -> None:
+    """Group norm of an array without elements, in several chunks, returns one like it, and gradients of zeros."""
+    channels = shape[channel_axis]
+    x = da.zeros(shape, chunks=tuple([(0, length) for length in shape]))
+    weight = da.ones(channels, chunks=((0, channels),))
+    axes = {"channel_axis": channel_axis, "batch_axis": 1 - channel_axis}
+    y, pullback = an.vjp(an.group_norm, x, 2, weight, weight, **axes)
+    found = pullback(x)
+    assert [np.asarray(a).shape for a in (y, found.x)] == [shape, shape]
+    for gradient in (found.weight, found.bias):
+        np.testing.assert_array_equal(gradient, np.zeros(channels))

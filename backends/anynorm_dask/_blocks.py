@@ -60,7 +60,8 @@ def reshape(x: Any, lengths: Shape) -> Any:
     if shape(x) == lengths:
         return x
     if None not in lengths:
-        return da.reshape(x, lengths)
+        # Where such an array has several chunks, Dask's own raises a TypeError: (0, 3) to (2, 0, 3).
+        return da.zeros_like(x, shape=lengths) if 0 in lengths else da.reshape(x, lengths)
     if x.ndim == 1:
         return x[tuple([slice(None) if length is None else None for length in lengths])]
     known = shape(x)

@@ -244,8 +244,8 @@ def test_groups_without_elements(shape: tuple[int, ...], channel_axis: int) -> N
     channels = shape[channel_axis]
     x = da.zeros(shape, chunks=tuple([(0, length) for length in shape]))
     weight = da.ones(channels, chunks=((0, channels),))
-    axes = {"channel_axis": channel_axis, "batch_axis": 1 - channel_axis}
-    y, pullback = an.vjp(an.group_norm, x, 2, weight, weight, **axes)
+    batch = 1 - channel_axis
+    y, pullback = an.vjp(an.group_norm, x, 2, weight, weight, channel_axis=channel_axis, batch_axis=batch)
     found = pullback(x)
     assert [np.asarray(a).shape for a in (y, found.x)] == [shape, shape]
     for gradient in (found.weight, found.bias):

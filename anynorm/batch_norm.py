@@ -321,8 +321,10 @@ def _moved(
         step = new - old
         close = xp.isfinite(step)
         step = xp.where(close, step, xp.zeros_like(step))
-        near_old, near_new = old + share * step, new - (1 - share) * step
-        near = xp.where(share < 0.5, near_old, near_new) if is_array(share) else near_old if share < 0.5 else near_new
+        if is_array(share):
+            near = xp.where(share < 0.5, old + share * step, new - (1 - share) * step)
+        else:
+            near = old + share * step if share < 0.5 else new - (1 - share) * step
         updated = xp.where(close, near, (1 - share) * old + share * new)
         return library.astype(xp.where(enters, updated, old), running.dtype)
 

@@ -37,7 +37,8 @@ class Moments(NamedTuple):
         Mean of each set, in the compute dtype; 0 where n is 0.
     m2 : array
         Σ(x − mean)² of each set, in the compute dtype; infinite or 0 where that is beyond or below its numbers, which
-        neither var nor std minds.
+        neither var nor std minds. (Of a norm's own pass, `return_moments=True`, they mind what is below: squares beside
+        which eps is large are not measured as carefully as `moments` does.)
     rest : Rest or None
         What mean and m2 cannot hold. None in moments made by hand, `Moments(n, mean, m2)`, whose numbers are then
         taken as exact; fields that are replaced count as they are. A loop under `jax.lax.scan` starts from the
@@ -101,11 +102,17 @@ class Moments(NamedTuple):
             There is none, or parts do not fit together.
 
         """
+        if isinstance(parts, Moments):  # itself an iterable, of its fields
+            msg = "Moments.merge: parts is one Moments. Pass an iterable of them, e.g. Moments.merge([one, other])."
+            raise TypeError(msg)
         # The k-th entry holds the moments of 2ᵏ parts: merged as a binary counter carries.
         waiting: list[Moments | None] = []
         for part in parts:
-            merged: Moments = part + cls(0, 0.0, 0.0) if isinstance(part, cls) else cls(0, 0.0, 0.0) + part
-            place = 0
+            if not isinstance(part, Moments):
+                advice = "Pass what moments(...) returned."
+                msg = f"Moments.merge: every part must be a Moments, got {described(part)}. {advice}"
+                raise TypeError(msg)
+            merged, place = part, 0
             while place < len(waiting) and (earlier := waiting[place]) is not None:
                 merged, waiting[place] = earlier + merged, None
                 place += 1
@@ -125,7 +132,7 @@ class Moments(NamedTuple):
     def var(self, correction: Number = 0) -> Any:
         """Return the variance m2 / max(n − correction, 0), NaN where that divisor is 0.
 
-        It is in range wherever the quotient is, also where m2 is not.
+        It is in range wherever the quotient is, also where m2 is not; see `m2` for moments of a norm's own pass.
 
         Parameters
         ----------
@@ -138,7 +145,8 @@ class Moments(NamedTuple):
     def std(self, correction: Number = 0) -> Any:
         """Return the standard deviation √(m2 / max(n − correction, 0)), NaN where that divisor is 0.
 
-        It is in range wherever the deviations are, also where the variance is not.
+        It is in range wherever the deviations are, also where the variance is not; see `m2` for moments of a norm's own
+        pass.
 
         Parameters
         ----------
@@ -320,6 +328,9 @@ def _count(function: str, whose: str, its: Moments, library: Library) -> Any:
     """Return n as an int, or as the array that it is; raise where it is neither."""
     n = its.n
     if isinstance(n, Integral) and not isinstance(n, bool):
+        if n < 0:
+            msg = f"{function}: {whose}n must be 0 or more, got {n}. Pass the number of elements in each set."
+            raise ValueError(msg)
         return n if isinstance(n, int) else int(n)
     if not is_array(n):
         if library.is_length(n):  # that a compiler or an export leaves open

@@ -266,8 +266,20 @@ def test_merge_takes_any_iterable() -> None:
     with pytest.raises(ValueError, match=r"^Moments\.merge: there are no parts\. Pass"):
         an.Moments.merge([])
     strangers: Any = [parts[0], 3]
-    with pytest.raises(TypeError, match=r"other must be a Moments too, got 3"):
+    with pytest.raises(TypeError, match=r"^Moments\.merge: every part must be a Moments, got 3 of type int\. Pass"):
         an.Moments.merge(strangers)
+    alone: Any = parts[0]
+    with pytest.raises(TypeError, match=r"^Moments\.merge: parts is one Moments\. Pass an iterable of them"):
+        an.Moments.merge(alone)
+
+
+def test_counts_are_not_negative() -> None:
+    """A count below 0, of which merging could make 0, is refused."""
+    part = an.moments(np.ones((3, 2)), axis=0)
+    with pytest.raises(ValueError, match=r"^Moments \+ Moments: the other n must be 0 or more, got -3\. Pass"):
+        part + part._replace(n=-3)
+    with pytest.raises(ValueError, match=r"^Moments\.var: n must be 0 or more, got -3\. Pass"):
+        part._replace(n=-3).var()
 
 
 @each_library(["dask"])

@@ -1,9 +1,13 @@
-"""The fuzzer itself: what it draws, and what it must notice if it is there."""
+"""The fuzzer: a while of it without a finding, and what it must notice if it is there.
+
+ANYNORM_FUZZ_SECONDS is another time than 20 seconds: .ci/run fuzzes for a minute itself.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
 import signal
 import sys
@@ -24,6 +28,18 @@ from benchmarks.fuzz.trial import SkippedError
 
 for package in ("jax", "torch", "dask", "array_api_strict", "ml_dtypes"):
     pytest.importorskip(package)
+
+
+SECONDS = float(os.environ.get("ANYNORM_FUZZ_SECONDS", "20"))
+
+
+def test_a_while_without_a_finding() -> None:
+    """Whatever is drawn keeps the contract, or is refused in our words."""
+    said: list[str] = []
+    outcome = run.fuzz(run.Options(SECONDS, libraries=list(LIBRARIES)), lambda _: None, said.append)
+    assert not outcome.findings, "\n".join(said)
+    assert outcome.calls > SECONDS / 10
+    assert outcome.skipped < outcome.calls / 2 + 5
 
 
 @functools.cache

@@ -64,13 +64,13 @@ def _sum_in_float64(x: Any, axes: tuple[int, ...]) -> Any:
 def _sum_by_halves(x: Any, axes: tuple[int, ...]) -> Any:
     """Sum by a tree of additions of whole arrays, which XLA leaves as they are.
 
-    Plainly where a length is a symbol, and along what is split over an explicit axis of a mesh, where no half is in
-    one place.
+    Plainly where a length is a symbol or 0, and along what is split over an explicit axis of a mesh, where no half is
+    in one place.
     """
     for axis in axes:
-        sharding = _explicit_sharding(jax.typeof(x))
+        sharding, length = _explicit_sharding(jax.typeof(x)), x.shape[axis]
         split = sharding is not None and sharding.spec[axis] is not None
-        x = _plain_sum(x, (axis,)) if split or not isinstance(x.shape[axis], int) else tree_sum(x, (axis,))
+        x = _plain_sum(x, (axis,)) if split or not isinstance(length, int) or not length else tree_sum(x, (axis,))
     return x
 
 

@@ -27,6 +27,9 @@ _CHANNELS = "S"
 _VARYING = "SR"  # reduced, and weight or bias varies along it
 _UNIFORM = "PRS"  # reduced, and neither does
 
+_REPEATS = "repeats its elements along an axis, with a stride of 0"
+_BACKWARDS = "runs backwards along an axis"
+
 _KINDS = {_KEPT: "kept", _CHANNELS: "channels of a group", _VARYING: "reduced with weight", _UNIFORM: "reduced"}
 
 
@@ -60,13 +63,15 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
     Along kept axes a tensor may run backwards: what is one set, and in which order it lies, is as if it ran forwards.
     """
     for name, own in (("weight", weight), ("bias", bias)):
-        if own is not None and any(length > 1 and step <= 0 for length, step in zip(*own, strict=True)):
-            return f"{name} has a zero or negative stride"
+        fault = None if own is None else _fault(*own, ())
+        if fault is not None:
+            return f"{name} {fault}"
     laid: list[Ints | None] = [_along(plan.shape, (shape, its)) for its in strides]
     for which, along in enumerate(laid):
-        if not _runs_on(plan, cast("Ints", along)):
-            name = "an array beside x" if which else "x"
-            return f"{name} has a zero stride, or a negative one along a reduced axis"
+        fault = _fault(cast("Ints", plan.shape), cast("Ints", along), plan.kept)
+        if fault is not None:
+            along_reduced = f"{fault} that is reduced" if fault == _BACKWARDS else fault
+            return f"{'an array beside x' if which else 'x'} {along_reduced}"
     laid += [_along(its, own) for its, own in ((plan.weight, weight), (plan.bias, bias))]
     axes = _axes(plan, shape, laid)
     if not _nested(axes):
@@ -75,7 +80,7 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
     places = _places(axes)
     if places is None:
         order = ", ".join([_KINDS[axis.places] for axis in axes])
-        return f"the order of x's axes in memory, outermost first, is {order}, which no five-dimensional view holds"
+        return f"the order of x's axes in memory, outermost first, is {order}, for which the kernels have no loops"
     taken = dict(zip(places, axes, strict=True))
     absent = _Axis(1, (0,) * len(laid), "", ())
     five = [taken.get(place, absent) for place in _PLACES]
@@ -89,10 +94,22 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
     )
 
 
-def _runs_on(plan: Plan, steps: Ints) -> bool:
-    """Say whether no step along an axis of the plan longer than 1 is 0, and none along a reduced axis is negative."""
-    axes = enumerate(zip(cast("Ints", plan.shape), steps, strict=True))
-    return all(length == 1 or step > 0 or (step < 0 and axis in plan.kept) for axis, (length, step) in axes)
+def why_apart(run: int, step: int, needed: int, where: str) -> str:
+    """Return in half a sentence why runs of this many elements, `step` apart, are not the one memory of `needed`."""
+    what = "neighbours in x's innermost axis" if run == 1 else f"sets lie in runs of {run} elements, and those"
+    if step == -needed:
+        return f"{what} follow each other backwards {where}"
+    return f"{what} do not {'lie side by side' if run == 1 else 'follow each other without a gap'} {where}"
+
+
+def _fault(lengths: Ints, steps: Ints, kept: Ints) -> str | None:
+    """Return what is wrong with an array that repeats, or runs backwards along an axis not `kept`; else None."""
+    for axis, (length, step) in enumerate(zip(lengths, steps, strict=True)):
+        if length > 1 and step == 0:
+            return _REPEATS
+        if length > 1 and step < 0 and axis not in kept:
+            return _BACKWARDS
+    return None
 
 
 def _along(lengths: tuple[int | None, ...] | None, own: Layout | None) -> Ints | None:

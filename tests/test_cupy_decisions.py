@@ -107,7 +107,10 @@ UNSERVED: dict[str, tuple[Callable[[], Any], str]] = {
     "float64": (lambda: an.explain(an.rms_norm, normal(4, 6, dtype="float64")), "the kernels have no float64"),
     "subclass": (lambda: an.explain(an.rms_norm, _subclass(normal(4, 6))), "Own is a subclass of ndarray"),
     "weight": (lambda: an.explain(an.rms_norm, normal(4, 6), _subclass(normal(6))), "Own is a subclass of ndarray"),
-    "reversed": (lambda: an.explain(an.rms_norm, normal(4, 6)[:, ::-1]), "a negative one along a reduced axis"),
+    "reversed": (
+        lambda: an.explain(an.rms_norm, normal(4, 6)[:, ::-1]),
+        "runs backwards along an axis that is reduced",
+    ),
     "sliced": (lambda: an.explain(an.rms_norm, normal(4, 6)[:, ::2]), "do not lie side by side"),
     "bytes": (lambda: an.explain(an.rms_norm, _between()), "whole elements apart"),
     "empty": (lambda: an.explain(an.rms_norm, normal(0, 6)), "x is empty"),
@@ -138,7 +141,7 @@ def test_what_is_not_served(why: str, host: Host) -> None:
 def test_explaining_needs_no_memory(host: Host) -> None:
     """To say which path would run, nothing is computed or allocated, and x may be larger than what is free."""
     x = cupy.broadcast_to(normal(1, 1), (2**20, 2**20))
-    assert "x has a zero stride" in str(an.explain(an.layer_norm, x))
+    assert "x repeats its elements" in str(an.explain(an.layer_norm, x))
     assert an.explain(an.layer_norm, normal(3, 8)).path == "anynorm_cuda"
     assert not host.launches
     assert not host.allocated

@@ -45,14 +45,15 @@ def _case(function: str, x: NumPyArray, weight: NumPyArray | None = None, **opti
 X = np.random.default_rng(5).normal(3, 2, size=(3, 6, 5, 8)).astype("float32")
 APART = "the order of x's axes in memory, outermost first, is "
 BESIDE = "neighbours in x's innermost axis do not lie side by side in memory"
-STANDS = "x has a zero stride, or a negative one along a reduced axis"
+BACKWARDS = "x runs backwards along an axis that is reduced"
+REPEATS = "x repeats its elements along an axis, with a stride of 0"
 OTHERWISE = "an array is not aligned, or of another byte order"
 ALONG = "weight or bias does not lie along x's innermost axis as x does"
 SIDES = "weight or bias varies along axes on both sides of one along which it does not"
 
 UNFIT: dict[str, tuple[Case, str]] = {
-    "backwards": (_case("layer_norm", LAYOUTS["reversed"](X)), STANDS),
-    "repeated": (_case("layer_norm", _repeated(X)), STANDS),
+    "backwards": (_case("layer_norm", LAYOUTS["reversed"](X)), BACKWARDS),
+    "repeated": (_case("layer_norm", _repeated(X)), REPEATS),
     "overlapping": (
         _case("layer_norm", np.lib.stride_tricks.sliding_window_view(X.reshape(-1), 9)),
         "axes of x overlap in memory",

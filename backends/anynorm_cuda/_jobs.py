@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anynorm._plan import Plan
-from anynorm._view import Ints, Layout, View, view
+from anynorm._view import Ints, Layout, View, view, why_apart
 from anynorm_cuda._build import KINDS, LONGEST, MOST_ROWS, as_rows
 from anynorm_cuda._build import WIDEST as WIDEST
 from anynorm_cuda._build import Job as Job
@@ -70,10 +70,11 @@ def _unfit(its: View) -> str | None:
     along = [("P", p, 1), ("S", s, p), ("B", b, s * p)]
     if rows:
         along = along[:1] if p > 1 else along[1:2]
-    for steps in its.steps:
+    for which, steps in enumerate(its.steps):
         for place, length, needed in along:
             if length > 1 and steps["ARBSP".index(place)] != needed:
-                return "neighbours in x's innermost axis do not lie side by side in memory"
+                where = "in the memory of an array beside x" if which else "in memory"
+                return why_apart(needed, steps["ARBSP".index(place)], needed, where)
     parameters = [steps for steps in (its.weight, its.bias) if steps is not None]
     if not rows and any(steps[1] and (steps[2] or steps[3]) for steps in parameters):
         return "weight or bias varies along rows and columns of a table whose columns are normalized"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anynorm._plan import Plan
-from anynorm._view import Ints, Layout, View, view
+from anynorm._view import Ints, Layout, View, view, why_apart
 from anynorm_numba import _geometry as at
 from anynorm_numba._parameters import Way, way_of
 
@@ -173,7 +173,7 @@ def _unfit(its: View, kind: str) -> str | None:
         for place, length, needed in along:
             if length > 1 and steps["ARBSP".index(place)] != needed:
                 where = f"in {NAMES[len(its.steps)][which]}'s memory" if which else "in memory"
-                return f"neighbours in x's innermost axis do not lie side by side {where}"
+                return why_apart(needed // size, steps["ARBSP".index(place)], needed, where)
     parameters = [steps for steps in (its.weight, its.bias) if steps is not None]
     by_row = [steps[at.R] != 0 for steps in parameters]
     by_column = [steps[at.B] != 0 or steps[at.S] != 0 for steps in parameters]

@@ -12,6 +12,9 @@ from typing import Any, NoReturn, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Stands for a number of groups that was not given.
+MISSING: Any = object()
+
 # What torch.nn.functional's function of the same name takes after x.
 _TORCH = {
     "layer_norm": ("normalized_shape", "weight", "bias", "eps"),
@@ -42,45 +45,125 @@ def runs_as(body: Callable[..., Any]) -> Callable[[F], F]:
     return with_body
 
 
-def reject_positional(function: str, *given: Any) -> NoReturn:
-    """Raise the TypeError for more arguments by position than a function takes; `given` are those after x."""
-    msg = f"{function}: only {_OWN[function]} can be given by position, got {len(given) + 1} arguments so. "
+def reject_call(function: str, excess: tuple[Any, ...], unknown: dict[str, Any], **own: Any) -> NoReturn:
+    """Raise the TypeError for more arguments by position than a function takes, or for keywords that it does not know.
+
+    `excess` are those by position that are too many, `own` the function's other arguments.
+    """
     order = _TORCH[function]
-    if len(given) > len(order) or (order[0] == "normalized_shape" and not _is_shape(given[0])):
-        msg += f"Give the others by keyword, e.g. eps=..., as help(anynorm.{function}) shows them."
+    if own.get("num_groups") is MISSING:
+        del own["num_groups"]
+    before = [name for name in ("num_groups", "weight", "bias") if name in own] if order[0] != "running_mean" else []
+    given = (*[own.pop(name) for name in before], *excess) if excess else ()
+    known = {name: value for name, value in own.items() if not _is_default(function, name, value)}
+    named = dict(zip(order, given, strict=False))
+    msg = f"{function}: "
+    if given:
+        msg += f"only {_OWN[function]} can be given by position, got {len(given) + 1} arguments so. "
+    if unknown:
+        names = " and ".join(unknown)
+        msg += f"It has no keyword {names}. " if len(unknown) == 1 else f"It has no keywords {names}. "
+    elif not excess:
+        msg += "num_groups is missing. Give it by position, e.g. anynorm.group_norm(x, 1)."
         raise TypeError(msg)
-    if order[0] == "running_mean" and len(given) <= 2:
+    twice = named.keys() & (unknown.keys() | known.keys()) or unknown.keys() & known.keys()
+    all_of_it = named | unknown | known
+    if twice or len(given) > len(order) or not _is_torchs(function, all_of_it, set(order) | own.keys()):
+        others = "Give the others by keyword, e.g. eps=..." if excess else "Leave it out, or give what it has"
+        msg += f"{others}, as help(anynorm.{function}) shows them."
+        raise TypeError(msg)
+    if order[0] == "running_mean" and 0 < len(given) <= 2:
         msg += "Give weight=..., bias=... by keyword. "
-    code = _instead(function, dict(zip(order, given, strict=False)))
-    msg += f"In torch's order, (x, {', '.join(order[: len(given)])}), the same call is {code}"
-    raise TypeError(msg)
+    if function == "instance_norm" and all_of_it.get("running_mean") is not None and _flag(all_of_it, True):
+        msg += "Each instance has its own statistics here; running_mean and running_var do not enter. "
+    if function == "rms_norm" and all_of_it.get("eps") is None:
+        msg += _EPS_OF_RMS
+    order_given = ", ".join([*order[: len(given)], *[f"{name}=..." for name in unknown]])
+    msg += f"In torch's {'order' if given else 'words'}, (x, {order_given}), the same call is "
+    raise TypeError(msg + _instead(function, all_of_it))
+
+
+_EPS_OF_RMS = "Where none is given torch's eps is the machine epsilon, anynorm's 1e-6. "
+
+# What distinguishes an argument that was given: torch's own and arrays are None where they were not.
+_DEFAULTS = {"axis": -1, "channel_axis": 1, "batch_axis": 0, "return_moments": False}
+
+
+def _is_default(function: str, name: str, value: Any) -> bool:
+    default = (1e-6 if function == "rms_norm" else 1e-5) if name == "eps" else _DEFAULTS.get(name)
+    return value is default or (name == "eps" and isinstance(value, float) and value == default)
+
+
+def _is_torchs(function: str, given: dict[str, Any], known: set[str]) -> bool:
+    """Say whether these arguments mean something in torch's words, mixed with our keywords."""
+    if not given.keys() <= known:
+        return False
+    if function in ("layer_norm", "rms_norm"):
+        return is_shape(given.get("normalized_shape")) and "axis" not in given
+    if function == "group_norm":
+        return "num_groups" in given
+    if ("running_mean" in given) != ("running_var" in given):
+        return False
+    flag = given.get("use_input_stats" if function == "instance_norm" else "training", False)
+    if type(flag).__name__ not in ("bool", "bool_", "int") or "mean" in given or "var" in given:
+        return False
+    by_running = not _flag(given, function == "instance_norm")
+    if by_running and function == "instance_norm" and given.get("running_mean") is None:
+        return False
+    return not (by_running and given.get("running_mean") is not None and "return_moments" in given)
+
+
+def _flag(given: dict[str, Any], default: bool) -> bool:
+    return bool(given.get("use_input_stats", given.get("training", default)))
 
 
 def _instead(function: str, given: dict[str, Any]) -> str:
     """Return the call that does what torch's does with these arguments."""
+    running = given.get("running_mean") is not None
+    by_running = running and not _flag(given, function == "instance_norm")
+    measures = running and function == "batch_norm" and not by_running
     own = ["x", *(["num_groups"] if "num_groups" in given else [])]
     weight, bias = [given.get(name) is not None for name in ("weight", "bias")]
-    by_position = "running_mean" not in given
+    by_position = function in ("layer_norm", "rms_norm", "group_norm")
     own += ["weight" if by_position else "weight=weight"] * weight
     own += ["bias" if by_position and weight else "bias=bias"] * bias
     if "normalized_shape" in given:
         own.append(f"axis={_axes(given['normalized_shape'])}")
-    own += ["eps=eps"] * ("eps" in given)
-    call = f"anynorm.{function}({', '.join(own)}"
-    if given.get("running_mean") is None:
-        return f"{call})."
-    if function == "instance_norm":
-        return f"{call}), with each instance's own statistics; given ones are batch_norm's mean= and var=."
-    if not given.get("training"):
-        return f"{call}, mean=running_mean, var=running_var)."
-    momentum = ", momentum=momentum" if "momentum" in given else ""
+    if by_running:
+        own += ["mean=running_mean", "var=running_var"]
+    kept = ["channel_axis"] if by_running else ["channel_axis", "batch_axis"]
+    kept += ["eps", "out"] if measures else ["eps", "out", "return_moments"]
+    own += [
+        f"{name}={name}" for name in kept if given.get(name) is not None or (name == "batch_axis" and name in given)
+    ]
+    own += ["return_moments=True"] * measures
+    call = f"anynorm.{'batch_norm' if by_running else function}({', '.join(own)})"
+    if not measures:
+        return f"{call}."
+    momentum = ", momentum=momentum" if given.get("momentum") is not None else ""
     return (
-        f"y, batch = {call}, return_moments=True); "
+        f"y, batch = {call}; "
         f"running_mean, running_var = anynorm.update_running(running_mean, running_var, batch{momentum})."
     )
 
 
-def _is_shape(value: object) -> bool:
+def reject_shape(function: str, shape: Any, bias: Any, eps: Any, out: Any) -> NoReturn:
+    """Raise the TypeError for integers in the place of weight; torch's weight may then have come as `bias`."""
+    options = [f"{name}={name}" for name, its in (("eps", eps), ("out", out)) if not _is_default(function, name, its)]
+    ending = ", ".join([f"axis={_axes(shape)}", *options])
+    calls = [f"the call is anynorm.{function}(x, {'weight, ' * (bias is not None)}{ending})."]
+    if function == "layer_norm" and bias is not None:
+        calls.append(f"With bias=bias after it, the call is anynorm.{function}(x, bias=bias, {ending}).")
+    note = _EPS_OF_RMS if function == "rms_norm" and _is_default(function, "eps", eps) else ""
+    msg = (
+        f"{function}: weight must be an array of a library that follows the array API standard, got "
+        f"{type(shape).__name__}. As a weight, convert it first, e.g. numpy.asarray(weight, dtype='float32'); axes and "
+        f"eps go by keyword: axis=..., eps=.... {note}If it is torch's normalized_shape, {' '.join(calls)}"
+    )
+    raise TypeError(msg)
+
+
+def is_shape(value: object) -> bool:
     lengths = value if isinstance(value, tuple | list) else [value]
     return bool(lengths) and all(isinstance(length, int) for length in lengths)
 
@@ -148,9 +231,6 @@ def _for_parameter(function: str, argument: str, value: Any) -> str:
     along = "-1:" if function in ("layer_norm", "rms_norm") else "1:2"
     if isinstance(value, int | float):
         convert = f"Pass one number for each place, e.g. numpy.full(x.shape[{along}], {value!r}, dtype='float32')."
-    elif argument == "weight" and along == "-1:" and _is_shape(value):
-        # In torch the second argument is the shape of what is normalized.
-        return f"If it is torch's normalized_shape, the call is anynorm.{function}(x, axis={_axes(value)})."
     else:
         convert = f"Convert it first, e.g. numpy.asarray({argument}, dtype='float32')."
     if argument in ("mean", "var"):
@@ -174,6 +254,50 @@ def for_dtype(argument: str, name: str, library: str) -> str:
     if name in ("bool", "int8", "uint8", "int16", "uint16") or "float" in name:
         return f"Cast it first, e.g. {_cast(argument, 'float32', library)}."
     return f"If its elements are numbers, cast it first, e.g. {_cast(argument, 'float64', library)}."
+
+
+def for_no_entry(its: str, value: Any) -> str:
+    """Return how to store what is no array; `its` is the code that reaches it in a state."""
+    names = {cls.__name__ for cls in type(value).__mro__}
+    if "MaskedArray" in names:
+        return f"A file has no masks: store {its}.data and numpy.ma.getmaskarray({its}) under two names."
+    if hasattr(value, "m2") and hasattr(value, "_asdict"):
+        return (
+            f'Store its fields, {{"n": numpy.asarray({its}.n), "mean": {its}.mean, "m2": {its}.m2}}; of what is read '
+            "anynorm.Moments(n, mean, m2) makes it again, without the digits in its rest."
+        )
+    if hasattr(value, "state_dict"):
+        return f"Store what it holds, {its}.state_dict()."
+    if hasattr(value, "nnz") or hasattr(value, "todense"):
+        dense = "toarray" if hasattr(value, "toarray") else "todense"
+        return f"Store it with its zeros, {its}.{dense}()."
+    if hasattr(value, "to_numpy"):
+        return f"Store its values, {its}.to_numpy()."
+    if hasattr(value, "magnitude"):
+        return f"Store its numbers, {its}.magnitude."
+    if "matrix" in names or isinstance(value, Real):
+        return f"Convert it first, numpy.asarray({its})."
+    if isinstance(value, tuple | list) and value:
+        return f"Convert it first, numpy.asarray({its}), or give each part a name, dict(zip(names, {its}))."
+    return "The format holds arrays of numbers and nothing else: keep it elsewhere, e.g. in a JSON file."
+
+
+def for_entry_dtype(its: str, own: str, library: str) -> str:
+    """Return how to store an array of a dtype that no file has; `its` is the code that reaches it in a state."""
+    if own.startswith(("str", "bytes")):
+        return "The format holds numbers and nothing else: keep strings elsewhere, e.g. in a JSON file."
+    if own.startswith(("datetime", "timedelta")):
+        return f"Store the count, {its}.astype('int64'), whose unit is {own.partition('64')[2] or 'none'}."
+    if own.startswith("void"):
+        return f"Store its fields one by one, {{field: {its}[field] for field in {its}.dtype.names}}."
+    if "key<" in own:
+        return f"Store its numbers, jax.random.key_data({its})."
+    if own.startswith("q"):
+        return f"Store its numbers, {its}.dequantize(), or {its}.int_repr() beside scale and zero point."
+    if own == "object":
+        return f"If its elements are numbers, cast it first, {_cast(its, 'float64', library)}, which makes None NaN."
+    # No cast that drops an imaginary part.
+    return f"Cast it first, e.g. {_cast(its, 'complex64' if own.startswith('complex') else 'float64', library)}."
 
 
 def _cast(argument: str, dtype: str, library: str) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+from anynorm._advice import is_shape, reject_shape
 from anynorm._array import Library, check_array, check_device, check_eps, check_out, check_writes
 from anynorm._dispatch import known_library, library_of
 from anynorm._plan import Plan, refuse_single
@@ -104,6 +105,8 @@ def _prepared(
         msg = f"{function}: x is 0-dimensional, so there is nothing to normalize over. Give it at least one axis."
         raise ValueError(msg)
     mean, var = (None, None) if stats is None else stats
+    if isinstance(weight, tuple | list) and function in ("layer_norm", "rms_norm") and is_shape(weight):
+        reject_shape(function, weight, bias, eps, out)
     others = {"weight": weight, "bias": bias, "mean": mean, "var": var}
     for argument, value in others.items():
         if value is not None:

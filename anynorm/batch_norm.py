@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, overload
 
-from anynorm._advice import reject_positional, runs_as
+from anynorm._advice import reject_call, runs_as
 from anynorm._array import A, Array, Library, Number, real_number
 from anynorm._dispatch import run
 from anynorm._merge import mean_in
@@ -35,9 +35,22 @@ def _batch_norm(
     eps: Any = 1e-5,
     out: Any = None,
     return_moments: Any = False,
+    **unknown: Any,
 ) -> Any:
-    if excess:
-        reject_positional("batch_norm", *excess)
+    if excess or unknown:
+        reject_call(
+            "batch_norm",
+            excess,
+            unknown,
+            weight=weight,
+            bias=bias,
+            channel_axis=channel_axis,
+            mean=mean,
+            var=var,
+            eps=eps,
+            out=out,
+            return_moments=return_moments,
+        )
     call = batch_norm_call(
         x,
         weight=weight,
@@ -207,10 +220,23 @@ def batch_norm_call(
     eps: Number = 1e-5,
     out: Array | None = None,
     return_moments: bool = False,
+    **unknown: Any,
 ) -> Call:
     """Check and plan `batch_norm`."""
-    if excess:
-        reject_positional("batch_norm", *excess)
+    if excess or unknown:
+        reject_call(
+            "batch_norm",
+            excess,
+            unknown,
+            weight=weight,
+            bias=bias,
+            channel_axis=channel_axis,
+            mean=mean,
+            var=var,
+            eps=eps,
+            out=out,
+            return_moments=return_moments,
+        )
     if (mean is None) != (var is None):
         missing, present = ("mean", "var") if mean is None else ("var", "mean")
         msg = f"batch_norm: {present} is given without {missing}. Give both, or neither to use the batch's own."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, SupportsIndex, overload
 
-from anynorm._advice import reject_positional, runs_as
+from anynorm._advice import MISSING, reject_call, runs_as
 from anynorm._array import A, Array, Number
 from anynorm._dispatch import run
 from anynorm._plan import Axes, AxesLike, axes_argument, by_channel, index_argument
@@ -14,7 +14,7 @@ from anynorm.moments import Moments, run_with_moments
 
 def _group_norm(
     x: Any,
-    num_groups: Any,
+    num_groups: Any = MISSING,
     /,
     weight: Any = None,
     bias: Any = None,
@@ -23,9 +23,21 @@ def _group_norm(
     batch_axis: Any = 0,
     eps: Any = 1e-5,
     out: Any = None,
+    **unknown: Any,
 ) -> Any:
-    if excess:
-        reject_positional("group_norm", num_groups, weight, bias, *excess)
+    if excess or unknown or num_groups is MISSING:
+        reject_call(
+            "group_norm",
+            excess,
+            unknown,
+            num_groups=num_groups,
+            weight=weight,
+            bias=bias,
+            channel_axis=channel_axis,
+            batch_axis=batch_axis,
+            eps=eps,
+            out=out,
+        )
     call = group_norm_call(
         x, num_groups, weight, bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
     )
@@ -104,7 +116,7 @@ def group_norm(
 
 def group_norm_call(
     x: Array,
-    num_groups: SupportsIndex,
+    num_groups: SupportsIndex = MISSING,
     /,
     weight: Array | None = None,
     bias: Array | None = None,
@@ -113,10 +125,22 @@ def group_norm_call(
     batch_axis: AxesLike = 0,
     eps: Number = 1e-5,
     out: Array | None = None,
+    **unknown: Any,
 ) -> Call:
     """Check and plan `group_norm`."""
-    if excess:
-        reject_positional("group_norm", num_groups, weight, bias, *excess)
+    if excess or unknown or num_groups is MISSING:
+        reject_call(
+            "group_norm",
+            excess,
+            unknown,
+            num_groups=num_groups,
+            weight=weight,
+            bias=bias,
+            channel_axis=channel_axis,
+            batch_axis=batch_axis,
+            eps=eps,
+            out=out,
+        )
     groups = index_argument("group_norm", "num_groups", num_groups)
     key = (*_channel_key("group_norm", channel_axis, batch_axis), groups, False)
     return prepare("group_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, out=out)
@@ -133,9 +157,21 @@ def _instance_norm(
     eps: Any = 1e-5,
     out: Any = None,
     return_moments: Any = False,
+    **unknown: Any,
 ) -> Any:
-    if excess:
-        reject_positional("instance_norm", *excess)
+    if excess or unknown:
+        reject_call(
+            "instance_norm",
+            excess,
+            unknown,
+            weight=weight,
+            bias=bias,
+            channel_axis=channel_axis,
+            batch_axis=batch_axis,
+            eps=eps,
+            out=out,
+            return_moments=return_moments,
+        )
     call = instance_norm_call(
         x, weight=weight, bias=bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
     )
@@ -271,11 +307,23 @@ def instance_norm_call(
     batch_axis: AxesLike = 0,
     eps: Number = 1e-5,
     out: Array | None = None,
-    return_moments: bool = False,  # noqa: ARG001  the same call either way
+    return_moments: bool = False,
+    **unknown: Any,
 ) -> Call:
     """Check and plan `instance_norm`."""
-    if excess:
-        reject_positional("instance_norm", *excess)
+    if excess or unknown:
+        reject_call(
+            "instance_norm",
+            excess,
+            unknown,
+            weight=weight,
+            bias=bias,
+            channel_axis=channel_axis,
+            batch_axis=batch_axis,
+            eps=eps,
+            out=out,
+            return_moments=return_moments,
+        )
     key = (*_channel_key("instance_norm", channel_axis, batch_axis), None, False)
     return prepare("instance_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, out=out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._advice import reject_positional, runs_as
+from anynorm._advice import reject_call, runs_as
 from anynorm._array import A, Array, Number
 from anynorm._dispatch import run
 from anynorm._plan import AxesLike, axes_argument, over_axes
@@ -20,9 +20,10 @@ def _layer_norm(
     axis: Any = -1,
     eps: Any = 1e-5,
     out: Any = None,
+    **unknown: Any,
 ) -> Any:
-    if excess:
-        reject_positional("layer_norm", weight, bias, *excess)
+    if excess or unknown:
+        reject_call("layer_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
     return run(layer_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]
 
 
@@ -98,10 +99,11 @@ def layer_norm_call(
     axis: AxesLike = -1,
     eps: Number = 1e-5,
     out: Array | None = None,
+    **unknown: Any,
 ) -> Call:
     """Check and plan `layer_norm`."""
-    if excess:
-        reject_positional("layer_norm", weight, bias, *excess)
+    if excess or unknown:
+        reject_call("layer_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
     key = (axes_argument("layer_norm", "axis", axis), True)
     return prepare("layer_norm", x, over_axes, key, weight=weight, bias=bias, eps=eps, out=out)
 
@@ -115,9 +117,10 @@ def _rms_norm(
     axis: Any = -1,
     eps: Any = 1e-6,
     out: Any = None,
+    **unknown: Any,
 ) -> Any:
-    if excess:
-        reject_positional("rms_norm", weight, bias, *excess)
+    if excess or unknown:
+        reject_call("rms_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
     return run(rms_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]
 
 
@@ -186,9 +189,10 @@ def rms_norm_call(
     axis: AxesLike = -1,
     eps: Number = 1e-6,
     out: Array | None = None,
+    **unknown: Any,
 ) -> Call:
     """Check and plan `rms_norm`."""
-    if excess:
-        reject_positional("rms_norm", weight, bias, *excess)
+    if excess or unknown:
+        reject_call("rms_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
     key = (axes_argument("rms_norm", "axis", axis), False)
     return prepare("rms_norm", x, over_axes, key, weight=weight, bias=bias, eps=eps, out=out)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anynorm._advice import for_entry_dtype, for_no_entry
 from anynorm._array import described, dtype_name
 from anynorm._convert import numpy_dtype, to_numpy
 from anynorm._dispatch import library_of
@@ -51,7 +52,7 @@ def save_state(state: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        state is not a mapping, a name not a str or a value not an array; nothing is written.
+        state is not a mapping, a name not a str or a value not an array that NumPy can read; nothing is written.
     ValueError
         Two entries come to the same name, one is named "__metadata__", or a dtype is none of the format's.
     OSError
@@ -74,14 +75,14 @@ def save_state(state: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
         msg = f"save_state: state must be a dict of arrays, got {described(state)}. Pass e.g. layer.state_dict()."
         raise TypeError(msg)
     arrays: dict[str, NumPyArray] = {}
-    for name, value in _flat(state, ""):
+    for name, place, value in _flat(state, "", "state"):
         if name == "__metadata__":
             msg = "save_state: the format keeps the name '__metadata__' for itself. Rename that entry."
             raise ValueError(msg)
         if name in arrays:
             msg = f"save_state: two entries come to the name {name!r}. Rename one of them."
             raise ValueError(msg)
-        arrays[name] = _contiguous(name, value)
+        arrays[name] = _contiguous(name, place, value)
     numpy_format = _safetensors("save_state").numpy
     write_whole(file, numpy_format.save(arrays))
 
@@ -132,29 +133,40 @@ def load_state(file: str | os.PathLike[str]) -> dict[str, NumPyArray]:
     return arrays
 
 
-def _flat(state: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield the arrays of nested mappings with their dotted names."""
+def _flat(state: Mapping[str, Any], prefix: str, place: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield the arrays of nested mappings with their dotted names, and how they are reached."""
     for name, value in state.items():
         if not isinstance(name, str):
             msg = f"save_state: names must be str, got {described(name)}" + (f" in {prefix!r}." if prefix else ".")
             raise TypeError(msg)
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.", f"{place}[{name!r}]")
         else:
-            yield prefix + name, value
+            yield prefix + name, f"{place}[{name!r}]", value
 
 
-def _contiguous(name: str, value: Any) -> NumPyArray:
+def _contiguous(name: str, place: str, value: Any) -> NumPyArray:
     """Return an array's values as NumPy's, in C order and native bytes, with its own shape and dtype."""
     import numpy as np
 
-    library_of("save_state", name, value)  # a TypeError unless it is an array
-    array = to_numpy(value)
+    try:
+        library = library_of("save_state", name, value)
+    except TypeError:
+        # That error is about what a norm can take.
+        msg = f"save_state: {name} must be an array, got {described(value)}. {for_no_entry(place, value)}"
+        raise TypeError(msg) from None
     own = dtype_name(value.dtype)
     if own not in _DTYPES.values():
-        kept = "complex64" if own.startswith("complex") else "float64"  # no cast that drops the imaginary part
-        msg = f"save_state: {name} has dtype {own}, which the format does not have. Cast it first, e.g. to {kept}."
-        raise ValueError(msg)
+        msg = f"save_state: {name} has dtype {value.dtype}, which the format does not have. "
+        raise ValueError(msg + for_entry_dtype(place, own, library.name))
+    try:
+        array = to_numpy(value)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        # Sparse, nested, traced or without numbers: why is in the library's own words.
+        said = str(error).removeprefix("anynorm: ").splitlines()[0]
+        msg = f"save_state: {name}, {described(value)[:200]}, cannot be read: {said.removesuffix('.')}. "
+        msg += "Store arrays whose numbers NumPy can read."
+        raise TypeError(msg) from error
     # numpy_dtype raises where bfloat16 was widened on the way for want of ml_dtypes.
     return np.array(array, dtype=numpy_dtype(own), order="C")
 

@@ -87,7 +87,10 @@ def test_arrays_that_nobody_writes_to() -> None:
 
 def test_state_without_a_way_to_numpy() -> None:
     """An array of which NumPy makes an object has no place in a file, and the error says so."""
-    with pytest.raises(TypeError, match=r"^anynorm: arrays of bare cannot become NumPy's: NumPy makes objects of them"):
+    with pytest.raises(
+        TypeError,
+        match=r"^save_state: weight, .* cannot be read: arrays of bare cannot become NumPy's: NumPy makes objects",
+    ):
         an.save_state({"weight": bare(W)}, "never-written")
 
 

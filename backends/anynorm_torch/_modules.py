@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules import batchnorm, instancenorm
 
 import anynorm as an
+from anynorm._array import described
 from anynorm.layers._running import accumulate, cumulative_share, over_samples
 from anynorm_torch._formula import holds
 
@@ -25,6 +26,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name: it may be passed by keyword
         """Normalize over the trailing axes of length `normalized_shape`."""
+        _check_tensor(self, input)
         axis = _trailing_axes(self, input)
         return an.layer_norm(input, self.weight, self.bias, axis=axis, eps=self.eps)
 
@@ -34,6 +36,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale over the trailing axes of length `normalized_shape`; eps=None is the compute dtype's own."""
+        _check_tensor(self, x)
         axis = _trailing_axes(self, x)
         eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if self.eps is None else self.eps
         return an.rms_norm(x, self.weight, axis=axis, eps=eps)
@@ -44,15 +47,20 @@ class GroupNorm(torch.nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalize each of `num_groups` groups of channels of each sample."""
+        _check_tensor(self, input)
         return an.group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
 
 
 class _BatchNorm(batchnorm._BatchNorm):
     """The forward pass that the three batch norms share."""
 
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's name
+        _check_tensor(self, input)
+        super()._check_input_dim(input)  # type: ignore[no-untyped-call]
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalize each channel: by the batch in training, else by the running statistics, where there are any."""
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        self._check_input_dim(input)
         if not self.training:
             return _by_running(self, input)
         y, batch = an.batch_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
@@ -73,6 +81,10 @@ class _BatchNorm(batchnorm._BatchNorm):
 
 class _InstanceNorm(instancenorm._InstanceNorm):
     """The forward pass that the three instance norms share. Unbatched input and its checks are torch's forward's."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's name
+        _check_tensor(self, input)
+        super()._check_input_dim(input)  # type: ignore[no-untyped-call]
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalize each channel of each sample of batched input; by running statistics in evaluation, if tracked."""
@@ -165,6 +177,16 @@ def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in tracking:
             layer.track_running_stats = True
+
+
+def _check_tensor(layer: torch.nn.Module, value: object) -> None:
+    """Raise a TypeError unless a layer is given a tensor."""
+    if not isinstance(value, Tensor):
+        msg = (
+            f"{type(layer).__name__}: input must be a tensor of torch, got {described(value)}. Convert it first, e.g. "
+            "torch.as_tensor(input, dtype=torch.float32)."
+        )
+        raise TypeError(msg)
 
 
 def _trailing_axes(layer: LayerNorm | RMSNorm, x: Tensor) -> tuple[int, ...]:

@@ -90,7 +90,7 @@ def test_layouts(layout: str, name: str) -> None:
     route = explained(case, LIBRARY.make_all(case.arrays) | {"x": x})
     if name in UNREAD.get(layout, ()):
         assert route.path == "formula"
-        assert any(words in str(route.reason) for words in ("backwards", "side by side", "no loops"))
+        assert any(words in str(route.reason) for words in ("backwards", "side by side", "without a gap", "no loops"))
         return
     assert route == ("anynorm_cuda", None)
     dy = make(LAYOUTS[layout](cotangent(case)))

@@ -330,35 +330,39 @@ def _moved(
     xp = library.xp
     compute = xp.result_type(*[library.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
     share = share if isinstance(share, float) else library.astype(share, compute)
-    # Also where n is an int: one expression for eager and traced, and never the caller's own array back.
-    counts = n if is_array(n) else count_like(n, batch.mean, library)
-    enters = counts > correction
-    if not isinstance(share, float):
-        enters = enters & (share != 0)
-    elif share == 0:
-        enters = xp.zeros_like(enters)
+    enters = _enters(n, share, correction, batch.mean, library)
 
     def moved(running: Any, new: Any) -> Any:
         old = library.astype(running, compute)
-        # What does not enter may be NaN or infinite, and 0 times that is NaN.
-        new = xp.where(enters, new, old)
-        # Nearer to the old value, or nearer to the new one: either is off by half an ulp of what it returns. The
-        # weighted mean is off by more, but between any two numbers it does not overflow.
-        step = new - old
-        close = xp.isfinite(step)
-        step = xp.where(close, step, xp.zeros_like(step))
-        if is_array(share):
-            near = xp.where(share < 0.5, old + share * step, new - (1 - share) * step)
-        else:
-            near = old + share * step if share < 0.5 else new - (1 - share) * step
-        updated = xp.where(close, near, (1 - share) * old + share * new)
-        return library.astype(xp.where(enters, updated, old), running.dtype)
+        if enters is not None:
+            # What does not enter may be NaN or infinite, and 0 times that is NaN.
+            new = xp.where(enters, new, old)
+        updated = None
+        if is_array(share) or share <= 0.5:
+            # A value that is there already stays; by halves, so that no difference overflows.
+            updated = old + 2 * share * (0.5 * new - 0.5 * old)
+        if is_array(share) or share > 0.5:
+            weighted = xp.where(new == old, old, (1 - share) * old + share * new)
+            updated = weighted if updated is None else xp.where(share <= 0.5, updated, weighted)
+        return library.astype(updated if enters is None else xp.where(enters, updated, old), running.dtype)
 
     # Where there is no variance none enters, and no NaN is made either.
     some = at_least(n, correction + 1, batch.mean, library)
     new_mean = mean_in(measured(batch, xp), compute, library)
     new_var = variance_of(batch, some, correction, compute, library)
     return moved(running_mean, new_mean), moved(running_var, new_var)
+
+
+def _enters(n: Any, share: Any, correction: int, mean: Any, library: Library) -> Any:
+    """Return where a batch enters, or None where it does so everywhere, which numbers that are known tell."""
+    xp = library.xp
+    known = isinstance(n, int) and not library.compiling()
+    if known and n > correction and isinstance(share, float) and share > 0:
+        return None
+    enters = (n if is_array(n) else count_like(n, mean, library)) > correction
+    if not isinstance(share, float):
+        return enters & (share != 0)
+    return enters if share > 0 else xp.zeros_like(enters)
 
 
 def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Library]:

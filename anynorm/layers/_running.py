@@ -49,20 +49,30 @@ def _accumulated(
 ) -> tuple[Any, Any, Any]:
     xp = library.xp
     moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
-    # The deviation, and not m2 or the variance: these may be infinite in the batch's dtype where what enters is not.
-    some = at_least(batch.n, 1, batch.mean, library)
-    with library.quiet():
-        deviation = variance_of(batch, some, 0, batch.mean.dtype, library, root=True)
-        accepted = xp.all(xp.isfinite(batch.mean)) & xp.all(xp.isfinite(deviation))
-    # Those of the new statistics too: what a float32 batch measures may be infinite in float16.
-    accepted = accepted & xp.all(xp.isfinite(moved[0])) & xp.all(xp.isfinite(moved[1]))
-    if not settled((batch.n,)):
+    # Of the new statistics: what a float32 batch measures may be infinite in float16.
+    accepted = xp.all(xp.isfinite(moved[0]) & xp.isfinite(moved[1]))
+    known = settled((batch.n,))
+    if known and batch.n <= correction:
+        accepted = xp.zeros_like(accepted)
+    elif not (known and isinstance(momentum, float) and momentum > 0):
+        # Some of it may not have entered.
+        accepted = accepted & _finite(batch, library)
+    if not known:
         # An array, or a length that is open: no branch depends on it.
         counts = batch.n if is_array(batch.n) else xp.full_like(batch.mean, batch.n)
         accepted = accepted & xp.any(counts > correction)
-    elif batch.n <= correction:
-        accepted = xp.zeros_like(accepted)
     return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted
+
+
+def _finite(batch: Moments, library: Library) -> Any:
+    """Say whether a batch is finite, as a 0-d bool.
+
+    By its deviation, and not m2 or the variance: these may be infinite in the batch's dtype where what enters is not.
+    """
+    xp, some = library.xp, at_least(batch.n, 1, batch.mean, library)
+    with library.quiet():
+        deviation = variance_of(batch, some, 0, batch.mean.dtype, library, root=True)
+        return xp.all(xp.isfinite(batch.mean) & xp.isfinite(deviation))
 
 
 def cumulative_share(tracked: Any, running_mean: Any, batch: Moments) -> Any:

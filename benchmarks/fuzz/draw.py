@@ -19,10 +19,10 @@ T = TypeVar("T")
 LIBRARIES = {"numpy": 40, "numpy_alone": 12, "torch": 36, "array_api_strict": 6, "dask": 3, "jax": 2}
 
 _ANY = {"call": 30, "again": 8, "moments": 5, "merge": 3, "layer": 4, "vjp": 20, "poison": 3, "threads": 1}
-_WRITES = {"out": 12, "in_place": 6, "overlap": 10, "vjp_out": 8}
+_WRITES = {"alone": 4, "out": 12, "in_place": 6, "overlap": 10, "vjp_out": 8}
 WAYS: dict[str, Mapping[str, float]] = {
     "numpy": _ANY | _WRITES | {"files": 0.02},
-    "numpy_alone": _ANY | _WRITES,
+    "numpy_alone": {way: often for way, often in (_ANY | _WRITES).items() if way != "alone"},
     "array_api_strict": _ANY | {"out": 12, "in_place": 6, "vjp_out": 8},
     "dask": {"call": 30, "vjp": 10, "unknown": 10, "moments": 5, "merge": 3, "layer": 2},
     "jax": {

@@ -135,8 +135,10 @@ def check_gradients(found: an.Gradients, trial: Trial, *names: str, times: float
                 beyond = np.abs(_reference_of(case, numbers, "mean", "var").exact) > np.finfo(compute).max
                 left_out = left_out | (beyond if name == "x" else beyond.any())
             units = reference.units(np.where(left_out, reference.exact.astype(got.dtype), got))
-        if not units <= 1:
-            fail(f"d{name} is off", f"{units:.3g} bounds")
+        # By way of float32, a half of a float64 is rounded twice: by 2^-13 of half an ulp more.
+        twice = compute == "float64" and got.dtype.itemsize == 2
+        if not units <= (1 + 2.0**-12 if twice else 1):
+            fail(f"d{name} is off", f"{units:.6g} bounds")
 
 
 def reduced_axes(case: Case) -> tuple[int, ...]:

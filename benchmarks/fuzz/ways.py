@@ -257,7 +257,37 @@ def _namespace(library: str) -> Any:
     return importlib.import_module(names.get(library, library))
 
 
+def alone(trial: Trial) -> None:
+    """Where the engine serves, a sample has the bits that it has among others, and so it has where they run backwards.
+
+    Of dense arrays, along the outermost axis of memory: of a cropped image the order of rows may be another, and so it
+    may be of groups of one channel, whose other axes are then taken for channels.
+    """
+    case = trial.case
+    shape, steps = case.x.shape, [abs(its) for its in trial.placed["x"].array.strides]
+    kept = set(range(len(shape))) - set(reduced_axes(case)) - {case.options.get("channel_axis", -1) % len(shape)}
+    axis = steps.index(max(steps))
+    whole = any(len(its.shape) == len(shape) for name, its in case.operands.items() if name != "x")
+    if whole or axis not in kept or shape[axis] < 2 or 0 in shape or "mean" in case.operands:
+        raise SkippedError
+    if case.x.layout.order not in ("C", "F", "permuted", "channels_last", "reversed"):
+        raise SkippedError
+    if case.function == "group_norm" and case.groups[0] == shape[case.options["channel_axis"]]:
+        raise SkippedError
+    i = trial.random.randrange(shape[axis])
+    backwards = case.library != "torch" and trial.random.random() < 0.5
+    part = (slice(None),) * axis + (slice(None, None, -1) if backwards else slice(i, i + 1),)
+    both = {"x": trial.x, **trial.others}, {"x": trial.x[part], **trial.others}
+    for its in both:
+        others = {name: array for name, array in its.items() if name != "x"}
+        if an.explain(trial.function, its["x"], *case.groups, **others, **case.options).path != "anynorm_numba":
+            raise SkippedError
+    every, one = [native(trial.home.read(trial.of(its))) for its in both]
+    if native(every[part]).tobytes() != one.tobytes():
+        fail("a sample has other bits alone or backwards", f"{part}")
+
+
 ANY: dict[str, Way] = {
     its.__name__: its
-    for its in (call, again, poison, threads, out, in_place, overlap, vjp, vjp_out, moments, merge, layer)
+    for its in (call, again, poison, threads, out, in_place, overlap, vjp, vjp_out, moments, merge, layer, alone)
 }

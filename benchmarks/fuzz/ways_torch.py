@@ -192,6 +192,7 @@ def exported(trial: Trial) -> None:
         raise SkippedError
     axis = _open_axis(trial)
     names, tensors = _tensors(trial)
+    tensors[0] = tensors[0].contiguous()  # torch exports no open length that might be a step of x
     module = _Module(lambda *its: trial.of(dict(zip(names, its, strict=True))))
     open_length = {axis: torch.export.Dim("length", min=2, max=4096)}
     dynamic = ((open_length, *[None] * (len(names) - 1)),)

@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     proof.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results are written")
     fuzzer = commands.add_parser("fuzz", help="calls drawn by chance, judged by the exact reference")
     fuzzer.add_argument("--seconds", type=float, default=60, help="stop after so many")
-    fuzzer.add_argument("--seed", type=int, default=0, metavar="N", help="the first call's; the others' follow it")
-    fuzzer.add_argument("--case", type=int, metavar="SEED", help="make this one call, and say what it is")
+    fuzzer.add_argument("--seed", type=_seed, default=0, metavar="N", help="the first call's; the others' follow it")
+    fuzzer.add_argument("--case", type=_seed, metavar="SEED", help="make this one call, and say what it is")
     fuzzer.add_argument(
         "--only", metavar="PATTERN", default="", type=_expression, help="only calls whose description matches"
     )
@@ -68,6 +68,13 @@ def _choices(parser: argparse.ArgumentParser, what: str, quick: str) -> None:
         parser.add_argument(
             f"--{name}", type=_file, nargs="?", const=default, metavar="FILE", help=f"write it: {default}"
         )
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        msg = f"{text!r} is no seed, which is 0 or a positive integer."
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _expression(text: str) -> str:
@@ -190,13 +197,18 @@ def _fuzz(options: argparse.Namespace) -> int:
         try:
             found = worker.run_one(options.case)
         except SkippedError:
-            print("left out: this way says nothing of this call")
+            print("nothing was judged: it cannot be made, or is wrong where refusals have no rule")
             return 0
         print(f"FINDING {found['details']}" if found else "as it should be")
         return 1 if found else 0
     began = time.monotonic()
     with progress(lines=True) as steps:
         outcome = run.fuzz(run.Options(options.seconds, options.seed, options.only, libraries), steps.step, print)
+    if not outcome.calls:
+        chosen = f" whose description matches {options.only!r}" if options.only else ""
+        seeds = f"none of the {outcome.next_seed - options.seed} seeds from {options.seed} on is a call{chosen}"
+        msg = f"nothing was tried: {seeds} on {', '.join(libraries)}."
+        raise UsageError(msg)
     print(run.report(outcome, time.monotonic() - began))
     return 1 if outcome.findings else 0
 

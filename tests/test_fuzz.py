@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -22,9 +23,10 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks.fuzz import run, worker
 from benchmarks.fuzz.case import Case, FindingError, Layout
-from benchmarks.fuzz.draw import LIBRARIES, WAYS, draw
+from benchmarks.fuzz.draw import LIBRARIES, REFUSING, WAYS, draw
 from benchmarks.fuzz.memory import ORDERS, place
 from benchmarks.fuzz.trial import SkippedError
+from benchmarks.fuzz.wrong import refusals
 
 for package in ("jax", "torch", "dask", "array_api_strict", "ml_dtypes"):
     pytest.importorskip(package)
@@ -223,6 +225,71 @@ def test_crash_and_hang_are_found(fault: str, words: str, monkeypatch: pytest.Mo
     outcome = run.fuzz(options, lambda _: None, lambda _: None, program)
     assert [(words in kind, seeds) for kind, seeds in outcome.findings.items()] == [(True, [seed])]
     assert outcome.calls == 4
+
+
+_CUT = """
+import os, sys
+from benchmarks.fuzz import worker
+def judge(case):
+    if case.seed == {seed}:
+        os.write(2, b"last words")
+        os.write({events}, b'{{"seed": 1, "find')
+        os._exit(7)
+worker.judge = judge
+worker.main()
+"""
+
+
+def test_line_that_is_cut_short() -> None:
+    """A process that is killed while it writes a line is a finding like one that is killed elsewhere."""
+    seed = next(seed for seed in range(1000) if draw(seed).library == "numpy")
+    # The worker writes events to a copy of its standard output, the lowest number that is free.
+    program = (sys.executable, "-c", _CUT.format(seed=seed, events=3))
+    options = run.Options(300.0, seed=seed, libraries=["numpy"], calls=3)
+    outcome = run.fuzz(options, lambda _: None, lambda _: None, program)
+    assert [("ends with 7" in kind, seeds) for kind, seeds in outcome.findings.items()] == [(True, [seed])]
+
+
+def test_every_seed_is_judged_or_said_to_be_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that nothing judged count as skipped, and what time left no room for is where the next run begins."""
+    judged, said = [], list[dict[str, Any]]()
+
+    def judge(case: Case) -> None:
+        judged.append(case.seed)
+        if len(judged) == 3:
+            monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+
+    options = worker.parsed(["--seed", "5", "--libraries", "numpy_alone"])
+    monkeypatch.setattr(worker, "judge", judge)
+    worker.work(options, lambda **event: said.append(event))
+    end = said[-1]["end"]
+    assert end == judged[-1] + 1
+    assert [its["begin"] for its in said if "begin" in its] == judged
+
+
+def test_wrong_calls_without_a_rule_are_skipped() -> None:
+    """A wrong call by a way of which nothing is known about refusals is not counted as judged."""
+    wrong = next(case for case in _many() if refusals(case) and case.way not in REFUSING)
+    with pytest.raises(SkippedError):
+        worker.judge(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--case", "-1"], "is no seed"),
+        (["--seed", "-1"], "is no seed"),
+        (["--only", "never drawn", "--seconds", "3", "--libraries", "numpy_alone"], "nothing was tried"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can only be a mistake of the command line is no finding and no success."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "fuzz", *arguments])
+    with pytest.raises(SystemExit, match="2"):  # argparse exits by itself
+        sys.exit(command.main())
+    assert said in capsys.readouterr().err
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def check_y(y: Any, trial: Trial, what: str = "y") -> NumPyArray:
     named = {name: type(its) for name, its in trial.arrays.items() if type(its).__name__ in ("Plain", "Tagged")}
     kept = [own for name, own in named.items() if name in ("x", "weight", "bias") and trial.before["x"].size]
     if not (type(y) in kept if kept else isinstance(x, type(y)) or type(y) in named.values()):
-        fail(f"{what} is a {type(y).__name__}", f"x is a {type(x).__name__}")
+        expected = sorted([own.__name__ for own in kept]) or [type(x).__name__]
+        fail(f"{what} is of another type than the arguments", f"{type(y).__name__} instead of {' or '.join(expected)}")
     found = trial.home.read(y)
     if trial.home.strided:
         check_layout(found, trial.placed["x"].array, what)

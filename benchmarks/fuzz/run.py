@@ -80,7 +80,10 @@ def _watch(
     with _Watched(command) as watched:
         try:
             while (line := watched.events.get(timeout=PATIENCE if started else PATIENCE_OF_START)) is not None:
-                event, started = json.loads(line), True
+                try:
+                    event, started = json.loads(line), True
+                except json.JSONDecodeError:  # it ended while it wrote this one
+                    continue
                 if "end" in event or ("begin" in event and outcome.calls == options.calls):
                     outcome.next_seed = event.get("end", outcome.next_seed)
                     return
@@ -153,8 +156,9 @@ def _note(outcome: Outcome, seed: int, event: dict[str, Any], say: Callable[[str
 def report(outcome: Outcome, seconds: float) -> str:
     """Return the summary."""
     lines = [
-        f"{outcome.calls} calls in {seconds:.0f} s, {outcome.skipped} of them left out; the next seed "
-        f"is {outcome.next_seed}; {len(outcome.findings)} kinds of findings"
+        f"{outcome.calls} calls in {seconds:.0f} s; of {outcome.skipped} nothing was judged, as what was drawn cannot "
+        f"be made, or is wrong where refusals have no rule; the next seed is {outcome.next_seed}; "
+        f"{len(outcome.findings)} kinds of findings"
     ]
     for kind, seeds in sorted(outcome.findings.items(), key=lambda its: -len(its[1])):
         lines.append(f"  {len(seeds)} × {kind}: --case {seeds[0]}")

@@ -41,10 +41,10 @@ def way_of(case: Case) -> Way:
 
 
 def judge(case: Case) -> None:
-    """Make a call; a FindingError tells what is wrong with what it does."""
+    """Make a call; a FindingError tells what is wrong with what it does, a SkippedError that nothing was judged."""
     expected = refusals(case)
     if expected and case.way not in REFUSING:
-        return
+        raise SkippedError
     try:
         with warnings.catch_warnings(), home(case.library).context(), an.fast_paths(case.fast):
             warnings.simplefilter("ignore")
@@ -98,13 +98,13 @@ def work(options: argparse.Namespace, say: Callable[..., None]) -> None:
     """Judge calls until time is up or as many as were asked for are done."""
     wanted = wanted_by(options.only, options.libraries.split(","))
     end = time.monotonic() + options.seconds
-    seed = options.seed
     for library in options.libraries.split(","):
         home(library)
     say(ready=True)
-    for seed in range(options.seed, options.seed + options.many * options.step, options.step):
+    for seed in range(options.seed, options.seed + options.many):
         if time.monotonic() > end:
-            break
+            say(end=seed)
+            return
         case = draw(seed)
         if not wanted(case):
             continue
@@ -116,19 +116,23 @@ def work(options: argparse.Namespace, say: Callable[..., None]) -> None:
             continue
         if found:
             say(seed=seed, **found)
-    say(end=seed + options.step)
+    say(end=options.seed + options.many)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Work, with what libraries print on the standard error."""
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--step", type=int, default=1)
     parser.add_argument("--many", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--only", default="")
     parser.add_argument("--libraries", default=",".join(LIBRARIES))
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Work, with what libraries print on the standard error."""
+    options = parsed()
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1) as events:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

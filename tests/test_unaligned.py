@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -342,6 +342,24 @@ def test_freed_before_backward(which: str) -> None:
     memory.untyped_storage().resize_(0)
     with pytest.raises(ValueError, match="it was freed or cut"):
         y.sum().backward()
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize("which", ["x", "out"])
+@pytest.mark.parametrize("offset", [0, 3000])
+def test_cut_tensors_of_a_known_kind(offset: int, which: str) -> None:
+    """A storage of x or out that is an element too short is an error in later calls too; one that suffices is none."""
+    shapes = {"x": (4, 98), "out": (4, 98)}
+    weight = torch.ones(98)
+    for left in (-4, 0, -4):
+        given = {name: torch.ones(shape) for name, shape in shapes.items()}
+        for _ in range(3):
+            an.layer_norm(given["x"], weight)
+            an.layer_norm(given["x"], weight, out=given["out"])
+        given[which] = freed(shapes[which], 4 * (offset + 4 * 98) + left, offset)
+        for out in (given["out"], None) if which == "x" else (given["out"],):
+            with pytest.raises(ValueError, match="it was freed or cut") if left else nullcontext():
+                an.layer_norm(given["x"], weight, out=out)
 
 
 @pytest.mark.usefixtures("_torch")

@@ -14,6 +14,8 @@ from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
+from anynorm._frames import is_own
+
 
 class Array(Protocol):
     """What the annotations ask of an array: a shape and a dtype. The rest is the array API standard's."""
@@ -99,6 +101,8 @@ class Library:
         self.again = _offered(package, "again")
         self.kind = None if self.again is None else _offered(package, "kind")
         self.known: dict[Any, Any] = {}
+        self.differ = False  # whether arrays of this type may differ in what they mean: see `anynorm._unsuited`
+        self._passed: set[Any] = set()  # what gave arrays of the library's own, of those functions that `_tried` called
         self.decides_within = bool(getattr(package, "decides_within", False))
         self.refuses = _offered(package, "refuses")
         self.refuses_beside = _offered(package, "refuses_beside")
@@ -216,10 +220,15 @@ class Library:
         """
         try:
             result = function(*arguments, **options)
-            for its in result if isinstance(result, tuple) else (result,):
-                if hasattr(its, "dtype"):
-                    _check_own(its, self.name)
+            code = getattr(function, "__code__", function)  # of a lambda, which is another function each time
+            if code not in self._passed:
+                for its in result if isinstance(result, tuple) else (result,):
+                    if hasattr(its, "dtype"):
+                        _check_own(its, self.name)
+                self._passed.add(code)
         except (TypeError, AttributeError, LookupError, NotImplementedError, ImportError) as error:
+            if is_own(error):
+                raise
             msg = (
                 f"anynorm: {self.name} does not follow the array API standard in what a norm asks of "
                 f"{type(x).__module__}.{type(x).__qualname__}: {error}. Convert them first, e.g. to NumPy's."

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anynorm import _formula
 from anynorm._array import Library, described, namespace, reject_array, tried
-from anynorm._unsuited import kind, unsuited
+from anynorm._frames import users_level
+from anynorm._unsuited import kind, may_differ, unsuited
 
 if TYPE_CHECKING:
     from anynorm._prepare import Call
@@ -65,7 +66,11 @@ _fast_paths: ContextVar[bool] = ContextVar("anynorm.fast_paths", default=True)
 def library_of(function: str, argument: str, x: object) -> Library:
     """Return the library an array belongs to; a TypeError if it is no array."""
     library = _libraries.get(type(x))
-    return _meet(function, argument, x) if library is None else library
+    if library is None:
+        return _meet(function, argument, x)
+    if library.differ:
+        refuse_unsuited(function, argument, x)
+    return library
 
 
 def known_library(x: object) -> Library | None:
@@ -79,12 +84,7 @@ def _meet(function: str, argument: str, x: object) -> Library:
     if found is None:
         reject_array(function, argument, x)
     if found[0] != "torch":  # whose package knows, and whose compiler need not trace this
-        refusal = unsuited(x)
-        if refusal is not None:
-            if argument == "out":
-                refusal = f"is {kind(x)}, which is more than numbers. Allocate it with xp.empty_like(x)."
-            msg = f"{function}: {argument} {refusal}"
-            raise TypeError(msg)
+        refuse_unsuited(function, argument, x)
     name, xp = found
     package = _FIRST_PARTY[name]() if name in _FIRST_PARTY else _third_party(type(x))
     if package is None:
@@ -96,9 +96,21 @@ def _meet(function: str, argument: str, x: object) -> Library:
             )
             raise TypeError(msg)
     library = _libraries[type(x)] = Library(name, xp, package)
+    library.differ = name != "torch" and may_differ(type(x))
     # So array libraries say it of all their arrays; where some can be written to, each is asked.
     library.immutable = library.immutable or (package is None and not hasattr(type(x), "__setitem__"))
     return library
+
+
+def refuse_unsuited(function: str, argument: str, x: object) -> None:
+    """Raise a TypeError if an array means more than its numbers."""
+    refusal = unsuited(x)
+    if refusal is None:
+        return
+    if argument == "out":
+        refusal = f"is {kind(x)}, which is more than numbers. Allocate it with xp.empty_like(x)."
+    msg = f"{function}: {argument} {refusal}"
+    raise TypeError(msg)
 
 
 def _third_party(cls: type) -> ModuleType | None:
@@ -115,7 +127,7 @@ def _third_party(cls: type) -> ModuleType | None:
         except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
             backend = f"the backend {entry_point.value!r} for {array_type}"
             msg = f"anynorm: {backend} failed to import and is not used: {error!r}"
-            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+            warnings.warn(msg, RuntimeWarning, stacklevel=users_level())
         else:
             return package
     return None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from anynorm._advice import is_shape, reject_shape
 from anynorm._array import Library, check_array, check_device, check_eps, check_out, check_writes
-from anynorm._dispatch import known_library, library_of
+from anynorm._dispatch import known_library, library_of, refuse_unsuited
 from anynorm._plan import Plan, refuse_single
 
 
@@ -72,6 +72,8 @@ def prepare(
                 return Call(known.plan, library, x, weight, bias, eps, stats, out, known)
     if library is None:
         library = library_of(function, "x", x)
+    elif library.differ:
+        refuse_unsuited(function, "x", x)
     call = _prepared(function, library, x, build, key, weight, bias, eps, stats, out)
     if kind is None or call.library.is_empty(call.plan.shape):
         return call

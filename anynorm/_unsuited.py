@@ -12,26 +12,39 @@ from anynorm._array import dtype_name
 def unsuited(x: object, *, chunks: bool = False) -> str | None:
     """Return why no norm can take an array like x, or None; with `chunks` one whose chunks are like x."""
     has = "has chunks of" if chunks else "is"
-    if hasattr(x, "mask"):
+    if _has(x, "mask"):
         fill = "it with dask.array.ma.filled(..., numpy.nan)" if chunks else "it with NaN"
         return (
             f"{has} {kind(x)}, which is masked, and a norm cannot leave elements out. Fill {fill}: sets with a masked "
             "element then come out NaN, the others right. Any other fill counts like data and shifts the rest of its "
             "set."
         )
-    if hasattr(x, "nnz"):
+    if _has(x, "nnz"):
+        dense = _by(x, chunks, "toarray()", "todense()") or "by its library's own function"
+        return f"{has} {kind(x)}, whose missing zeros a norm would fill. Convert it first, {dense}."
+    if _has(x, "unit") or _has(x, "units"):
+        numbers = _by(x, chunks, "magnitude", "value") or f"with {_called('numpy.asarray', x, chunks)}"
         return (
-            f"{has} {kind(x)}, whose missing zeros a norm would fill. Convert it first, {_with(_dense(x), x, chunks)}."
-        )
-    if hasattr(x, "unit") or hasattr(x, "units"):
-        number = ".magnitude" if hasattr(x, "magnitude") else ".value"
-        return (
-            f"{has} {kind(x)}, which has a unit, and eps has none. Pass its numbers, {_with(number, x, chunks)}; "
+            f"{has} {kind(x)}, which has a unit, and eps has none. Pass its numbers, {numbers}; "
             "what is normalized has no unit."
         )
     if getattr(type(x), "__array_ufunc__", "absent") is None and hasattr(x, "__array_wrap__"):
         return f"{has} {kind(x)}, which takes no part in NumPy's arithmetic. Convert it first, with numpy.asarray."
     return None
+
+
+def may_differ(cls: type) -> bool:
+    """Say whether one array of a type may be unsuited and another not, so that each is to be asked."""
+    # Slots and properties are the class's own attributes; what has a dict may be given any.
+    return cls.__dictoffset__ != 0 or hasattr(cls, "__getattr__") or any(hasattr(cls, name) for name in _MARKS)
+
+
+_MARKS = ("mask", "nnz", "unit", "units")
+
+
+def _has(x: object, name: str) -> bool:
+    """Say whether an array has an attribute that says something: None is how some say that there is no unit or mask."""
+    return getattr(x, name, None) is not None
 
 
 def kind(x: object) -> str:
@@ -45,9 +58,13 @@ def advised(function: str, x: object) -> str:
     return f'.map_blocks({function}, dtype="{dtype_name(getattr(x, "dtype", "float32"))}")'
 
 
-def _with(attribute: str, x: object, chunks: bool) -> str:
-    return f"with {advised('lambda block: block' + attribute, x) if chunks else attribute}"
+def _by(x: object, chunks: bool, *attributes: str) -> str | None:
+    """Return how to convert x by the first of these attributes that it has, or None."""
+    for attribute in attributes:
+        if hasattr(x, attribute.removesuffix("()")):
+            return f"with {advised(f'lambda block: block.{attribute}', x) if chunks else f'.{attribute}'}"
+    return None
 
 
-def _dense(x: object) -> str:
-    return ".toarray()" if hasattr(x, "toarray") else ".todense()"
+def _called(function: str, x: object, chunks: bool) -> str:
+    return advised(function, x) if chunks else function

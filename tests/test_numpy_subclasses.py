@@ -129,7 +129,7 @@ def test_what_a_subclass_carries(argument: str, path: str) -> None:
     ("cls", "said"),
     [
         (Aloof, r"takes no part in NumPy's arithmetic.*numpy\.asarray"),
-        (Metres, r"has a unit, and eps has none.*\.value"),
+        (Metres, r"has a unit, and eps has none.*numpy\.asarray"),
         (Masked, r"is masked.*Fill it with NaN"),
     ],
 )
@@ -140,6 +140,58 @@ def test_every_path_refuses_alike(name: str, cls: type, said: str, path: str) ->
         said = r"is more than numbers\. Allocate it with xp\.empty_like\(x\)"
     with PATHS[path](), pytest.raises(TypeError, match=rf"^[\w ]+: \w+ is .*{cls.__name__}, which {said}"):
         call(values.view(cls))
+
+
+class Quantity(np.ndarray):
+    """A subclass whose arrays may have a unit, or None."""
+
+    unit: Any = None
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+@pytest.mark.parametrize("name", [*SMALL, *LARGE])
+@pytest.mark.parametrize(("attribute", "said"), [("mask", "is masked"), ("unit", "has a unit")])
+def test_each_array_is_asked(name: str, attribute: str, said: str, path: str) -> None:
+    """What an array of a type was given itself counts, whatever others of the type were served before it."""
+    call, values = (SMALL[name], W) if name in SMALL else (LARGE[name], X)
+
+    class Marked(Quantity):
+        def __array_finalize__(self, other: Any) -> None:
+            vars(self).update({} if other is None else vars(other) if type(other) is Marked else {})
+
+    its: Any = values.view(Marked)
+    said = "is more than numbers" if name.endswith("out") else said
+    with PATHS[path]():
+        call(its)
+        setattr(its, attribute, np.zeros(values.shape, bool))
+        with pytest.raises(TypeError, match=said):
+            call(its)
+        delattr(its, attribute)
+        call(its)
+
+
+@pytest.mark.parametrize("attribute", ["mask", "nnz", "unit", "units"])
+def test_none_says_nothing(attribute: str) -> None:
+    """A unit or mask of None is none."""
+    cls: Any = type("Unmarked", (np.ndarray,), {attribute: None})
+    np.testing.assert_allclose(an.layer_norm(X.view(cls)), an.layer_norm(X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"unit": "m"}, r"numbers, with numpy\.asarray;"),
+        ({"unit": "m", "value": X}, r"numbers, with \.value;"),
+        ({"unit": "m", "magnitude": X}, r"numbers, with \.magnitude;"),
+        ({"nnz": 3}, r"first, by its library's own function\."),
+        ({"nnz": 3, "todense": lambda self: self}, r"first, with \.todense\(\)\."),
+    ],
+)
+def test_advice_names_what_there_is(attributes: dict[str, Any], said: str) -> None:
+    """No attribute is advised that the array does not have."""
+    cls: Any = type("Marked", (np.ndarray,), attributes)
+    with pytest.raises(TypeError, match=said):
+        an.layer_norm(X.view(cls))
 
 
 @pytest.mark.parametrize("path", list(PATHS))

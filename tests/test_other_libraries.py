@@ -6,7 +6,7 @@ The libraries are stand-ins, so that nothing has to be installed; the real ones 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import bare_library
@@ -16,7 +16,7 @@ from bare_library import UNKNOWN, Bare, bare, opened
 from inputs import NORMS, Norm, make_case, verify
 
 import anynorm as an
-from anynorm import _reference, _reference_gradients
+from anynorm import _array, _formula, _reference, _reference_gradients
 
 X = np.random.default_rng(0).normal(3, 2, size=(4, 6, 5)).astype("float32")
 OPEN = np.random.default_rng(1).normal(3, 2, size=(UNKNOWN, 6, 5)).astype("float32")
@@ -174,6 +174,65 @@ def test_a_function_that_is_missing() -> None:
 
     with pytest.raises(MemoryError, match="the library's own"):
         an.layer_norm(another({"sqrt": full}))
+
+
+def _misspelt(*_: Any, **__: Any) -> Any:
+    return None.shape  # type: ignore[attr-defined]
+
+
+def _looked_up_in_vain(*_: Any, **__: Any) -> Any:
+    nothing: dict[str, Any] = {}
+    return nothing["scale"]
+
+
+def _refusing(*_: Any, **__: Any) -> Any:
+    msg = "layer_norm: eps must be a real number."
+    raise TypeError(msg)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [(_misspelt, AttributeError), (_looked_up_in_vain, KeyError), (_refusing, TypeError)],
+)
+def test_own_errors_blame_nobody(fault: Any, error: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails in anynorm's own lines, and what it refuses, is said as it is, not of a library."""
+    ours = FunctionType(fault.__code__, vars(_formula))
+    monkeypatch.setattr(_formula, "normalize", ours)
+    with pytest.raises(error) as caught:
+        an.layer_norm(another({}))
+    assert type(caught.value) is error
+    assert "standard" not in str(caught.value)
+
+
+def _lacks_operator(self: Any, other: Any) -> Any:  # noqa: ARG001
+    return NotImplemented
+
+
+def test_what_python_says_of_a_library_in_our_line() -> None:
+    """An operand or a keyword that a library does not take raises in anynorm's line, and is the library's fault."""
+    for spoilt in (another({}, __sub__=_lacks_operator), another({"full_like": lambda: None})):
+        with pytest.raises(TypeError, match=r"^anynorm: another does not follow the array API standard"):
+            an.layer_norm(spoilt)
+
+
+def test_results_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a function gives the library's own arrays is asked once for each type; of another function, anew."""
+    asked = []
+    original = _array._check_own
+
+    def check(its: Any, name: str) -> None:
+        asked.append(name)
+        original(its, name)
+
+    monkeypatch.setattr(_array, "_check_own", check)
+    x = another({})
+    an.layer_norm(x)
+    first = len(asked)
+    an.layer_norm(x)
+    an.batch_norm(x)
+    assert len(asked) == first > 0
+    an.moments(x)
+    assert len(asked) > first
 
 
 class WithUnit:

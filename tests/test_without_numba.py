@@ -21,7 +21,13 @@ import numpy as np
 import anynorm as an
 
 warned = []
-warnings.showwarning = lambda message, category, *_: warned.append((category.__name__, str(message)))
+where = []
+
+def showwarning(message, category, filename, line, *_):
+    warned.append((category.__name__, str(message)))
+    where.append((filename, line))
+
+warnings.showwarning = showwarning
 warnings.simplefilter("always")
 """
 BARRED = 'import sys; sys.modules["numba"] = None\n'
@@ -32,6 +38,20 @@ import torch
 an.explain(an.layer_norm, torch.ones(200, 200))
 an.moments(torch.ones(200, 200), axis=0)
 print(json.dumps(len(warned)))
+"""
+
+LINES = """
+import torch
+import anynorm_torch
+
+calls = {
+    "function": lambda: an.layer_norm(torch.ones(200, 200)),
+    "moments": lambda: an.moments(torch.ones(200, 200), axis=0),
+    "vjp": lambda: an.vjp(an.layer_norm, torch.ones(200, 200)),
+    "module": lambda: anynorm_torch.LayerNorm(200)(torch.ones(200, 200)),
+}
+calls[sys.argv[1]]()
+print(json.dumps([where, calls[sys.argv[1]].__code__.co_firstlineno]))
 """
 
 SILENCED = """
@@ -113,6 +133,14 @@ def test_said_of_moments() -> None:
     """Moments, which are measured on a way of their own, warn too."""
     pytest.importorskip("torch", reason="torch is not installed")
     assert run(BARRED + WATCH + MOMENTS) == 1
+
+
+@pytest.mark.parametrize("call", ["function", "moments", "vjp", "module"])
+def test_said_of_the_line_that_calls(call: str) -> None:
+    """The warning is about the line that calls anynorm, however deep in anynorm and torch it is found out."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    where, line = run(BARRED + WATCH + LINES, call)
+    assert where == [["<string>", line]]
 
 
 def test_silenced(others: Any) -> None:

@@ -13,6 +13,7 @@ from ctypes import addressof, c_char_p
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from anynorm._frames import users_level
 from anynorm_cuda._program import CompileError, Kernel, Launch
 from anynorm_cuda._teams import Device
 
@@ -207,7 +208,7 @@ class Launcher:
             self._said.add(refused.words)
             served = "so the formula serves, which is slower"
             msg = f"anynorm: on CUDA device {self._driver.device} {refused.what}, {served}: {refused.words}"
-            warnings.warn(msg, RuntimeWarning, stacklevel=2)
+            warnings.warn(msg, RuntimeWarning, stacklevel=users_level())
 
 
 def _first_line(text: str) -> str:

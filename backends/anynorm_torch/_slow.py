@@ -7,6 +7,7 @@ from typing import Any
 
 import anynorm_cuda
 import anynorm_numba
+from anynorm._frames import users_level
 from anynorm_torch._memory import memory_of
 
 _ENGINES = {"cpu": anynorm_numba, "cuda": anynorm_cuda}
@@ -31,4 +32,4 @@ def say_if_slow(reason: str, x: Any) -> None:
         f"operators, because {reason}. This is said once; to silence it: "
         'warnings.filterwarnings("ignore", message="anynorm: torch tensors")'
     )
-    warnings.warn(msg, RuntimeWarning, stacklevel=2)
+    warnings.warn(msg, RuntimeWarning, stacklevel=users_level())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import anynorm as an
+from anynorm._advice import MISSING
 from anynorm._calls import _CALLS
 
 # Unlike the functions, the others take what is too much as well, to say what is wrong with it.
@@ -18,7 +19,9 @@ SURPLUS = {"excess", "unknown"}
 def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Return how each argument is passed, and its default, as they are when the function runs."""
     found = inspect.signature(function, follow_wrapped=False).parameters
-    return {name: (its.kind, its.default) for name, its in found.items() if name not in SURPLUS}
+    given = {name: (its.kind, its.default) for name, its in found.items() if name not in SURPLUS}
+    # What stands for an argument that was left out is no default.
+    return {name: (kind, its if its is not MISSING else inspect.Parameter.empty) for name, (kind, its) in given.items()}
 
 
 @pytest.mark.parametrize("function", list(_CALLS), ids=lambda its: its.__name__)

@@ -90,9 +90,14 @@ def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
     if not axes:
         return batch
     library = library_of("over_samples", "batch.mean", batch.mean)
-    if 0 in library.shape(batch.mean):
-        nothing = library.there(batch.mean, lambda: library.xp.sum(batch.mean, axis=axes))
-        return Moments(0, nothing, nothing)
-    own = measured(batch, library.xp)
     with library.quiet():
-        return Moments(batch.n, *library.fused(batch.mean, over_sets, own, axes=axes, library=library))
+        return library.there(batch.mean, _over_samples, batch, axes, library)  # type: ignore[no-any-return]
+
+
+def _over_samples(batch: Moments, axes: tuple[int, ...], library: Library) -> Moments:
+    xp = library.xp
+    if 0 in library.shape(batch.mean):
+        nothing = xp.sum(batch.mean, axis=axes)
+        return Moments(0, nothing, nothing)
+    own = measured(batch, xp)
+    return Moments(batch.n, *library.fused(batch.mean, over_sets, own, axes=axes, library=library))

@@ -112,7 +112,7 @@ def twice(trial: Trial) -> None:
         its = its.detach().requires_grad_() if not its.requires_grad else its
         return torch.autograd.grad(trial.of({"x": its, **others}), its, dy, create_graph=True)[0]
 
-    if not deviation or "mean" in case.operands:  # of given statistics the first derivative is constant
+    if not deviation:
         raise SkippedError
     leaf = x.clone().requires_grad_()
     first = slope(leaf)

@@ -207,3 +207,12 @@ def test_results_out_of_range_are_not_judged() -> None:
     reference = _reference.layer_norm(x, np.asarray([1e5, 1.0], "float32"), eps=0.0)
     assert reference.units(np.asarray([[-np.inf, 1.0]], "float16")) <= 1
     assert reference.units(np.asarray([[-np.inf, 2.0]], "float16")) > 1
+
+
+def test_layout_does_not_matter() -> None:
+    """A channel among others has the bits that it has alone: its sums are pairwise, however it lies in memory."""
+    x = np.random.default_rng(0).normal(0.5, 0.05, size=(30_000, 3))
+    among = _reference.batch_norm(x, channel_axis=-1, eps=1e-12).exact
+    for channel in range(3):
+        alone = _reference.layer_norm(x[:, channel].copy(), eps=1e-12).exact
+        np.testing.assert_array_equal(among[:, channel], alone)

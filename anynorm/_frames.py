@@ -8,8 +8,7 @@ from types import FrameType, ModuleType
 
 # What a refusal of anynorm's begins with.
 _OWN_WORDS = re.compile(
-    "(pullback of )?"
-    "(anynorm|layer_norm|rms_norm|group_norm|instance_norm|batch_norm|moments|merge_moments|update_running|vjp): "
+    "(pullback of )?(anynorm|layer_norm|rms_norm|group_norm|instance_norm|batch_norm|moments|update_running|vjp): "
 )
 
 _PACKAGES = {"anynorm", *[f"anynorm_{name}" for name in ("numpy", "numba", "torch", "cuda", "cupy", "jax", "dask")]}

@@ -235,7 +235,7 @@ def _code(step: Step, stream: Any) -> int | None:
 
 def _environment() -> dict[str, str]:
     """Return the environment in which the checkout's own packages are found, installed or not."""
-    paths = [str(ROOT), str(ROOT / "backends"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "backends"), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join([path for path in paths if path]), "PYTHONUNBUFFERED": "1"}
 
 

@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.user_properties.append(("tested", family))
         for mark in item.iter_markers("feature"):
             if mark.args[0] not in features.FEATURES:
-                msg = f"{item.nodeid}: {mark.args[0]!r} is no feature. Add it to tests/features.py."
+                msg = f"{item.nodeid}: {mark.args[0]!r} is no feature. Add it to tests/support/features.py."
                 raise pytest.UsageError(msg)
             item.user_properties.append(("feature", (family, mark.args[0])))
 

@@ -18,12 +18,12 @@ from hostile import ARRANGEMENTS, HOSTILE
 from inputs import NORMS, Case, make_case, verify
 from layouts import STRIDED
 from libraries import NumPyArray, numpy_dtype
-from test_cuda_kernels import DTYPES, judge, launch, make
-from test_numba_hostile import hostile_sets
 
 from anynorm._plan import over_axes
 from anynorm_cuda import _geometry, _jobs
 from anynorm_cuda._engine import Launcher
+from tests.cuda.test_cuda_kernels import DTYPES, judge, launch, make
+from tests.numpy.test_numba_hostile import hostile_sets
 
 if cuda_host.missing() is not None:
     pytest.skip(str(cuda_host.missing()), allow_module_level=True)

@@ -21,7 +21,7 @@ import anynorm as an
 for needed in ("matplotlib", "rich", "safetensors", "sklearn"):
     pytest.importorskip(needed, reason=f"{needed} is not installed")
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(EXAMPLES))
     digits = importlib.import_module("digits")

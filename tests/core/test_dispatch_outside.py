@@ -51,7 +51,7 @@ import anynorm as an
 
 def example() -> tuple[str, str, str]:
     """Return the complete backend that backends/README.md shows: the array type, the package's name and its source."""
-    text = (Path(__file__).parents[1] / "backends" / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "backends" / "README.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (source,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     ((array_type, value),) = tomllib.loads(table)["project"]["entry-points"]["anynorm.backends"].items()

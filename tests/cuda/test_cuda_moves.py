@@ -16,9 +16,9 @@ from cuda_numpy import H200, RTX, on_cuda
 from gradients import cotangent, vjp
 from inputs import Case, verify
 from libraries import NumPyArray
-from test_cuda_kernels import judge, make
 
 import anynorm as an
+from tests.cuda.test_cuda_kernels import judge, make
 
 if cuda_host.missing() is not None:
     pytest.skip(str(cuda_host.missing()), allow_module_level=True)

@@ -370,7 +370,7 @@ def test_picture_is_drawn(tmp_path: Path) -> None:
 
 def _benchmarks(*arguments: str, code: str = "") -> str:
     command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "benchmarks", *arguments]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=120)
     return done.stdout
 

@@ -42,9 +42,10 @@ def test_marks_must_be_there_once(text: str) -> None:
 
 def _pytest(libraries: str, *options: str, **environment: str) -> tuple[int, str]:
     """Run one norm of the matrix on libraries, given as for -k; return exit status and output."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     selection = ["-k", f"layer-all and float32-contiguous and {libraries}", "-p", "no:cacheprovider", "-p", "no:cov"]
-    command = [sys.executable, "-m", "pytest", "-q", str(root / "tests" / "test_matrix.py"), *selection, *options]
+    matrix = root / "tests" / "core" / "test_matrix.py"
+    command = [sys.executable, "-m", "pytest", "-q", str(matrix), *selection, *options]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")} | environment
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout

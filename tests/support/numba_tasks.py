@@ -1,4 +1,4 @@
-"""Small kernels for numba, and what is done with them in processes of their own: `python tests/numba_tasks.py NAME`.
+"""Small kernels for numba, and what is done with them in processes: `python tests/support/numba_tasks.py NAME`.
 
 A scenario returns what is printed as JSON, or raises. No norm is computed here.
 """

@@ -248,7 +248,7 @@ def test_the_page_about_layers() -> None:
     """Every Python block of docs/layers.md runs, one after the other, and what they assert holds."""
     for package in ("torch", "safetensors", "equinox", "flax"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 10
     names: dict[str, Any] = {"__name__": "layers_page"}

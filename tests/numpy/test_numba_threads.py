@@ -1,6 +1,6 @@
 """In how many threads compiled tasks run, and that every way of making threads and processes is survived.
 
-The scenarios are in tests/numba_tasks.py, each in a process of its own, because what goes wrong here ends the process.
+The scenarios are in tests/support/numba_tasks.py, each in a process of its own: what goes wrong here ends the process.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from engine_runs import both_passes, in_threads
 from gradients import bits
 from inputs import Case
 from libraries import ALL_DTYPES
-from test_numba_past_caches import past_caches
 
 import anynorm as an
+from tests.numpy.test_numba_past_caches import past_caches
 
 pytest.importorskip("numba", reason="numba is not installed")
 

@@ -343,7 +343,7 @@ def test_transformers_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BLOCKS = re.findall(
     r"```python\n(.*?)```",
-    (Path(__file__).parents[1] / "docs" / "torch.md").read_text(encoding="utf-8"),
+    (Path(__file__).parents[2] / "docs" / "torch.md").read_text(encoding="utf-8"),
     flags=re.DOTALL,
 )
 

@@ -1,4 +1,4 @@
-"""Whether a built wheel holds what it should: python tests/check_wheel.py WHEEL. Nothing is imported or installed."""
+"""Whether a built wheel holds what it should: python tests/support/check_wheel.py WHEEL. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def declared_packages() -> set[str]:
@@ -52,7 +52,7 @@ def complaints(wheel: Path) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Check the wheel that is named; return 1 after saying what is wrong with it, 0 if nothing is."""
     if len(arguments) != 1 or not zipfile.is_zipfile(arguments[0]):
-        print("Name one wheel: python tests/check_wheel.py WHEEL", file=sys.stderr)
+        print("Name one wheel: python tests/support/check_wheel.py WHEEL", file=sys.stderr)
         return 1
     said = complaints(Path(arguments[0]))
     for sentence in said:

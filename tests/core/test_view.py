@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from libraries import NumPyArray
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
-from test_properties import _by_channel, _over_axes
 
 import anynorm as an
 from anynorm._calls import NORMS, call_of
 from anynorm._prepare import Call
 from anynorm._view import Five, Ints, View, view
+from tests.core.test_properties import _by_channel, _over_axes
 
 # Elements of memory before, between and after those of an axis.
 Margin = tuple[int, int, int]

@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn, whose digits the examples learn from, is not installed")
 pytest.importorskip("PIL", reason="Pillow, which reads scikit-learn's photographs, is not installed")
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NORMS = ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm")
 
 

@@ -18,7 +18,7 @@ import pytest
 import anynorm as an
 from anynorm._files import write_png, write_whole
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("anynorm", "backends", "benchmarks", "examples")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the permissions and signals of POSIX")

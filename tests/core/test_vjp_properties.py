@@ -17,9 +17,9 @@ from gradients import NAMES, bits, check_gradients, cotangent, exact_gradients, 
 from hypothesis import HealthCheck, given, settings
 from inputs import Case, Norm
 from libraries import BOTH_NUMPY, EACH_WAY, LIBRARIES, ArrayLibrary, NumPyArray, each_library
-from test_properties import _arrays, _calls
 
 from anynorm import _reference, _reference_gradients
+from tests.core.test_properties import _arrays, _calls
 
 FAST = (*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
 EXAMPLES = {"numpy": 200, "numpy_alone": 100, "torch": 50, "strict_CPU_DEVICE": 25, "dask": 8, "jax": 8}

@@ -1,10 +1,10 @@
 """Normalization layers, written once against the Python array API standard."""
 
-from anynorm._dispatch import Route as Route
-from anynorm._dispatch import fast_paths as fast_paths
-from anynorm._plan import AxisError as AxisError
+from anynorm._core.dispatch import fast_paths as fast_paths
+from anynorm._core.plan import AxisError as AxisError
 from anynorm.batch_norm import batch_norm as batch_norm
 from anynorm.batch_norm import update_running as update_running
+from anynorm.explain import Route as Route
 from anynorm.explain import explain as explain
 from anynorm.group_norm import group_norm as group_norm
 from anynorm.group_norm import instance_norm as instance_norm

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anynorm._array import Library, dtype_name
-from anynorm._dispatch import library_of
+from anynorm._core.arrays import dtype_name
+from anynorm._core.backends import ops_of
+from anynorm._core.ops import ArrayOps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,30 +22,30 @@ FLOATING = ("float16", "bfloat16", "float32", "float64")
 LIKE_NUMPY = ("numpy", "cupy", "dask", "jax")
 
 
-def dtype_of(library: Library, name: str, device: Any = None) -> Any:
+def dtype_of(ops: ArrayOps, name: str, device: Any = None) -> Any:
     """Return the library's dtype of this name; a ValueError where it has none, on this device or as it is set."""
-    found = numpy_dtype(name) if library.name in LIKE_NUMPY else getattr(library.xp, name, None)
+    found = numpy_dtype(name) if ops.name in LIKE_NUMPY else getattr(ops.xp, name, None)
     if name == "float64" or name == "int64":
-        where = {} if library.name in ("jax", "dask") else {"device": device}
-        if name not in library.xp.__array_namespace_info__().dtypes(kind=None, **where):
+        where = {} if ops.name in ("jax", "dask") else {"device": device}
+        if name not in ops.xp.__array_namespace_info__().dtypes(kind=None, **where):
             found = None
     if found is None:
-        advice = "Set jax_enable_x64 before, or choose" if library.name == "jax" else "Choose"
-        msg = f"{library.name} has no {name} here. {advice} another dtype, e.g. float32."
+        advice = "Set jax_enable_x64 before, or choose" if ops.name == "jax" else "Choose"
+        msg = f"{ops.name} has no {name} here. {advice} another dtype, e.g. float32."
         raise ValueError(msg)
     return found
 
 
-def default_integer(library: Library, device: Any = None) -> str:
+def default_integer(ops: ArrayOps, device: Any = None) -> str:
     """Return the name of the library's default integer dtype: int64 where it has that."""
-    where = {} if library.name in ("jax", "dask") else {"device": device}
-    return dtype_name(library.xp.__array_namespace_info__().default_dtypes(**where)["integral"])
+    where = {} if ops.name in ("jax", "dask") else {"device": device}
+    return dtype_name(ops.xp.__array_namespace_info__().default_dtypes(**where)["integral"])
 
 
 def device_of(array: Any) -> Any:
     """Return where an array lies, or None where its library places arrays itself."""
-    library = library_of("device_of", "array", array)
-    return None if library.name in ("numpy", "jax", "dask") else array.device
+    ops = ops_of("device_of", "array", array)
+    return None if ops.name in ("numpy", "jax", "dask") else array.device
 
 
 def to_numpy(array: Any) -> NumPyArray:
@@ -55,30 +56,30 @@ def to_numpy(array: Any) -> NumPyArray:
     """
     import numpy as np
 
-    library = library_of("to_numpy", "array", array)
-    if library.name == "torch":
+    ops = ops_of("to_numpy", "array", array)
+    if ops.name == "torch":
         return _from_torch(array)
-    if library.name == "dask":
+    if ops.name == "dask":
         return to_numpy(array.compute())
-    if library.name == "cupy":
+    if ops.name == "cupy":
         array = array.get()
-    if library.name == "array_api_strict":
+    if ops.name == "array_api_strict":
         # On its other devices a strict array refuses NumPy.
-        array = array.to_device(library.xp.Device("CPU_DEVICE"))
+        array = array.to_device(ops.xp.Device("CPU_DEVICE"))
     try:
         values = np.asarray(array)
     except (TypeError, ValueError) as error:
-        raise TypeError(_no_way(library, str(error))) from error
+        raise TypeError(_no_way(ops, str(error))) from error
     if values.dtype == object:  # NumPy knew nothing better than to keep the array as it is
-        raise TypeError(_no_way(library, "NumPy makes objects of them"))
+        raise TypeError(_no_way(ops, "NumPy makes objects of them"))
     return values
 
 
-def _no_way(library: Library, why: str) -> str:
-    return f"anynorm: arrays of {library.name} cannot become NumPy's: {why}. Convert them first."
+def _no_way(ops: ArrayOps, why: str) -> str:
+    return f"anynorm: arrays of {ops.name} cannot become NumPy's: {why}. Convert them first."
 
 
-def from_numpy(array: NumPyArray, library: Library, dtype: str, device: Any = None) -> Any:
+def from_numpy(array: NumPyArray, ops: ArrayOps, dtype: str, device: Any = None) -> Any:
     """Return the values as a library's array of the dtype of this name, on `device` (None: the library's choice).
 
     The result shares no memory with `array`. A ValueError where the library has no such dtype, or where a value that is
@@ -86,8 +87,8 @@ def from_numpy(array: NumPyArray, library: Library, dtype: str, device: Any = No
     """
     import numpy as np
 
-    wanted = dtype_of(library, dtype, device)
-    through = wanted if library.name in LIKE_NUMPY else np.dtype("float32" if dtype == "bfloat16" else dtype)
+    wanted = dtype_of(ops, dtype, device)
+    through = wanted if ops.name in LIKE_NUMPY else np.dtype("float32" if dtype == "bfloat16" else dtype)
     # A copy of NumPy's own, in C order and native bytes, may be given away: torch and JAX take it over as it is.
     with np.errstate(all="ignore"):
         own = np.array(array, dtype=through, order="C", copy=True)
@@ -95,17 +96,17 @@ def from_numpy(array: NumPyArray, library: Library, dtype: str, device: Any = No
     if wrong.any():
         msg = f"{array[wrong].flat[0]} does not fit {dtype}. Choose a dtype that holds it."
         raise ValueError(msg)
-    if library.name == "numpy":
+    if ops.name == "numpy":
         return own
-    placed = library.xp.asarray(own) if device is None else library.xp.asarray(own, device=device)
-    return library.astype(placed, wanted)
+    placed = ops.xp.asarray(own) if device is None else ops.xp.asarray(own, device=device)
+    return ops.astype(placed, wanted)
 
 
 def copied(array: Any, dtype: str) -> Any:
     """Return the values as a new array of the same library, on the same device, in the dtype of this name."""
-    library = library_of("copied", "array", array)
-    wanted = dtype_of(library, dtype, device_of(array))
-    return library.xp.astype(library.constant(array), wanted, copy=True)
+    ops = ops_of("copied", "array", array)
+    wanted = dtype_of(ops, dtype, device_of(array))
+    return ops.xp.astype(ops.constant(array), wanted, copy=True)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, overload
 
-from anynorm._advice import reject_call, runs_as
-from anynorm._array import A, Array, Library, Number, real_number
-from anynorm._dispatch import run
-from anynorm._merge import mean_in
-from anynorm._plan import by_channel, index_argument, show
-from anynorm._prepare import Call, check_companion, prepare
+from anynorm._core.arrays import A, Array, Number
+from anynorm._core.checks import check_companion, real_number
+from anynorm._core.dispatch import norm
+from anynorm._core.merge import mean_in
+from anynorm._core.ops import ArrayOps
+from anynorm._core.plan import by_channel, index_argument, show
+from anynorm.backend import Backend
 from anynorm.moments import (
     Moments,
     at_least,
@@ -18,51 +19,9 @@ from anynorm.moments import (
     count_like,
     is_array,
     measured,
-    run_with_moments,
+    moments_of,
     variance_of,
 )
-
-
-def _batch_norm(
-    x: Any,
-    /,
-    *excess: Any,
-    weight: Any = None,
-    bias: Any = None,
-    channel_axis: Any = 1,
-    mean: Any = None,
-    var: Any = None,
-    eps: Any = 1e-5,
-    out: Any = None,
-    return_moments: Any = False,
-    **unknown: Any,
-) -> Any:
-    if excess or unknown:
-        reject_call(
-            "batch_norm",
-            excess,
-            unknown,
-            weight=weight,
-            bias=bias,
-            channel_axis=channel_axis,
-            mean=mean,
-            var=var,
-            eps=eps,
-            out=out,
-            return_moments=return_moments,
-        )
-    call = batch_norm_call(
-        x,
-        weight=weight,
-        bias=bias,
-        channel_axis=channel_axis,
-        mean=mean,
-        var=var,
-        eps=eps,
-        out=out,
-        return_moments=return_moments,
-    )
-    return run_with_moments(call) if return_moments else run(call)[0]
 
 
 @overload
@@ -113,7 +72,7 @@ def batch_norm(
 ) -> A | tuple[A, Moments]: ...
 
 
-@runs_as(_batch_norm)
+@norm(moments_of)
 def batch_norm(
     x: A,
     /,
@@ -195,78 +154,20 @@ def batch_norm(
     [[0.0, 0.0], [1.0, 2.0]]
 
     """
-    return _batch_norm(
-        x,
-        weight=weight,
-        bias=bias,
-        channel_axis=channel_axis,
-        mean=mean,
-        var=var,
-        eps=eps,
-        out=out,
-        return_moments=return_moments,
-    )
-
-
-def batch_norm_call(
-    x: Array,
-    /,
-    *excess: Any,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    channel_axis: SupportsIndex = 1,
-    mean: Array | None = None,
-    var: Array | None = None,
-    eps: Number = 1e-5,
-    out: Array | None = None,
-    return_moments: bool = False,
-    **unknown: Any,
-) -> Call:
-    """Check and plan `batch_norm`."""
-    if excess or unknown:
-        reject_call(
-            "batch_norm",
-            excess,
-            unknown,
-            weight=weight,
-            bias=bias,
-            channel_axis=channel_axis,
-            mean=mean,
-            var=var,
-            eps=eps,
-            out=out,
-            return_moments=return_moments,
-        )
     if (mean is None) != (var is None):
         missing, present = ("mean", "var") if mean is None else ("var", "mean")
         msg = f"batch_norm: {present} is given without {missing}. Give both, or neither to use the batch's own."
         raise ValueError(msg)
-    stats = None if mean is None else (mean, var)
-    if stats is not None and return_moments:
+    given = None if mean is None else (mean, var)
+    if given is not None and return_moments:
         msg = (
             "batch_norm: return_moments=True measures the batch, but mean and var are given, so nothing is measured. "
             "Leave them out, or call moments on x."
         )
         raise ValueError(msg)
-    key = (index_argument("batch_norm", "channel_axis", channel_axis), None, None, stats is not None)
-    call = prepare("batch_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, stats=stats, out=out)
-    for name, its in (("mean", mean), ("var", var)):
-        if its is not None:
-            _check_statistic(name, its, call)
-    return call
-
-
-def _check_statistic(name: str, statistic: Array, call: Call) -> None:
-    """Raise a ValueError unless there is one value per channel."""
-    needed = call.plan.statistic
-    channels = call.plan.shape[call.plan.kept[0]]
-    shape = call.library.shape(statistic)
-    if shape not in (needed, (channels,)):
-        msg = (
-            f"batch_norm: {name} has shape {show(shape)}, which does not fit x of shape {show(call.plan.shape)}. "
-            f"It must have shape {show((channels,))}, one value per channel, or {show(needed)}."
-        )
-        raise ValueError(msg)
+    channel = channel_axis if type(channel_axis) is int else index_argument("batch_norm", "channel_axis", channel_axis)
+    numbers = channel, None, None, given is not None
+    return "batch_norm", by_channel, numbers, x, weight, bias, given, eps, out, return_moments
 
 
 def update_running(
@@ -314,26 +215,24 @@ def update_running(
     ([1.0], [1.5])
 
     """
-    n, share, library = _check_running(running_mean, running_var, batch, momentum)
+    n, share, backend = _check_running(running_mean, running_var, batch, momentum)
     taken = _correction(correction)
-    with library.quiet():
-        moved: tuple[A, A] = library.there(
-            running_mean, _moved, running_mean, running_var, batch, n, share, taken, library
-        )
-        return moved
+    ops = backend.ops
+    moved: tuple[A, A] = ops.on_device(running_mean, _moved, running_mean, running_var, batch, n, share, taken, ops)
+    return moved
 
 
 def _moved(
-    running_mean: Any, running_var: Any, batch: Moments, n: Any, share: Any, correction: int, library: Library
+    running_mean: Any, running_var: Any, batch: Moments, n: Any, share: Any, correction: int, ops: ArrayOps
 ) -> tuple[Any, Any]:
     """Return what `update_running` does, of arguments that were checked."""
-    xp = library.xp
-    compute = xp.result_type(*[library.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
-    share = share if isinstance(share, float) else library.astype(share, compute)
-    enters = _enters(n, share, correction, batch.mean, library)
+    xp = ops.xp
+    compute = xp.result_type(*[ops.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
+    share = share if isinstance(share, float) else ops.astype(share, compute)
+    enters = _enters(n, share, correction, batch.mean, ops)
 
     def moved(running: Any, new: Any) -> Any:
-        old = library.astype(running, compute)
+        old = ops.astype(running, compute)
         if enters is not None:
             # What does not enter may be NaN or infinite, and 0 times that is NaN.
             new = xp.where(enters, new, old)
@@ -344,29 +243,29 @@ def _moved(
         if is_array(share) or share > 0.5:
             weighted = xp.where(new == old, old, (1 - share) * old + share * new)
             updated = weighted if updated is None else xp.where(share <= 0.5, updated, weighted)
-        return library.astype(updated if enters is None else xp.where(enters, updated, old), running.dtype)
+        return ops.astype(updated if enters is None else xp.where(enters, updated, old), running.dtype)
 
     # Where there is no variance none enters, and no NaN is made either.
-    some = at_least(n, correction + 1, batch.mean, library)
-    new_mean = mean_in(measured(batch, xp), compute, library)
-    new_var = variance_of(batch, some, correction, compute, library)
+    some = at_least(n, correction + 1, batch.mean, ops)
+    new_mean = mean_in(measured(batch, xp), compute, ops)
+    new_var = variance_of(batch, some, correction, compute, ops)
     return moved(running_mean, new_mean), moved(running_var, new_var)
 
 
-def _enters(n: Any, share: Any, correction: int, mean: Any, library: Library) -> Any:
+def _enters(n: Any, share: Any, correction: int, mean: Any, ops: ArrayOps) -> Any:
     """Return where a batch enters, or None where it does so everywhere, which numbers that are known tell."""
-    xp = library.xp
-    known = isinstance(n, int) and not library.compiling()
+    xp = ops.xp
+    known = isinstance(n, int) and not ops.compiling()
     if known and n > correction and isinstance(share, float) and share > 0:
         return None
-    enters = (n if is_array(n) else count_like(n, mean, library)) > correction
+    enters = (n if is_array(n) else count_like(n, mean, ops)) > correction
     if not isinstance(share, float):
         return enters & (share != 0)
     return enters if share > 0 else xp.zeros_like(enters)
 
 
-def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Library]:
-    """Return n, momentum as a float or array, and the library; raise unless update_running's arguments fit together."""
+def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Backend]:
+    """Return n, momentum as a float or array, and the backend; raise unless update_running's arguments fit together."""
     function = "update_running"
     if not isinstance(batch, Moments):
         msg = (
@@ -374,18 +273,18 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
             "batch_norm(..., return_moments=True) returned."
         )
         raise TypeError(msg)
-    n, library = check_moments(function, "batch.", batch)
+    n, backend = check_moments(function, "batch.", batch)
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
-        check_companion(function, name, running, batch.mean, library, "batch.mean")
-        if library.shape(running) != library.shape(batch.mean):
+        check_companion(function, name, running, batch.mean, backend, "batch.mean")
+        if backend.ops.shape(running) != backend.ops.shape(batch.mean):
             msg = (
-                f"{function}: {name} has shape {show(library.shape(running))}, but batch.mean has shape "
-                f"{show(library.shape(batch.mean))}. Pass both with one value per channel."
+                f"{function}: {name} has shape {show(backend.ops.shape(running))}, but batch.mean has shape "
+                f"{show(backend.ops.shape(batch.mean))}. Pass both with one value per channel."
             )
             raise ValueError(msg)
     if not isinstance(momentum, Real) and getattr(momentum, "shape", None) == ():
-        check_companion(function, "momentum", momentum, batch.mean, library, "batch.mean")
-        return n, momentum, library
+        check_companion(function, "momentum", momentum, batch.mean, backend, "batch.mean")
+        return n, momentum, backend
     share = real_number(function, "momentum", momentum)
     if not 0 <= share <= 1:
         msg = (
@@ -393,7 +292,7 @@ def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: An
             "another library's momentum m is the weight of the old one, pass 1 - m."
         )
         raise ValueError(msg)
-    return n, share, library
+    return n, share, backend
 
 
 def _correction(value: object) -> int:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
-from anynorm._calls import NORMS, call_of
-from anynorm._dispatch import Route, route
+from anynorm._core.dispatch import bound
+from anynorm._functions import NORMS, one_of
 from anynorm.moments import moments
 
 P = ParamSpec("P")
+
+
+class Route(NamedTuple):
+    """Which implementation serves a call, and the one reason a faster one does not."""
+
+    path: str
+    reason: str | None
+
+    def __str__(self) -> str:
+        return self.path if self.reason is None else f"{self.path} ({self.reason})"
 
 
 def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -> Route:
@@ -44,4 +54,5 @@ def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -
     anynorm_numba
 
     """
-    return route(call_of("explain", function, [*NORMS, moments])(*args, **options))
+    executable = bound(one_of("explain", function, [*NORMS, moments]), args, options).entry.executable
+    return Route(executable.engine, executable.reason)

@@ -4,47 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, SupportsIndex, overload
 
-from anynorm._advice import MISSING, reject_call, runs_as
-from anynorm._array import A, Array, Number
-from anynorm._dispatch import run
-from anynorm._plan import Axes, AxesLike, axes_argument, by_channel, index_argument
-from anynorm._prepare import Call, prepare
-from anynorm.moments import Moments, run_with_moments
+from anynorm._core.arrays import A, Array, Number
+from anynorm._core.dispatch import norm
+from anynorm._core.plan import Axes, AxesLike, axes_argument, by_channel, index_argument
+from anynorm.moments import Moments, moments_of
 
 
-def _group_norm(
-    x: Any,
-    num_groups: Any = MISSING,
-    /,
-    weight: Any = None,
-    bias: Any = None,
-    *excess: Any,
-    channel_axis: Any = 1,
-    batch_axis: Any = 0,
-    eps: Any = 1e-5,
-    out: Any = None,
-    **unknown: Any,
-) -> Any:
-    if excess or unknown or num_groups is MISSING:
-        reject_call(
-            "group_norm",
-            excess,
-            unknown,
-            num_groups=num_groups,
-            weight=weight,
-            bias=bias,
-            channel_axis=channel_axis,
-            batch_axis=batch_axis,
-            eps=eps,
-            out=out,
-        )
-    call = group_norm_call(
-        x, num_groups, weight, bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
-    )
-    return run(call)[0]
-
-
-@runs_as(_group_norm)
+@norm()
 def group_norm(
     x: A,
     num_groups: SupportsIndex,
@@ -111,71 +77,10 @@ def group_norm(
     [[-1.0, 1.0, -1.0, 1.0]]
 
     """
-    return _group_norm(x, num_groups, weight, bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out)  # type: ignore[no-any-return]
-
-
-def group_norm_call(
-    x: Array,
-    num_groups: SupportsIndex = MISSING,
-    /,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *excess: Any,
-    channel_axis: SupportsIndex = 1,
-    batch_axis: AxesLike = 0,
-    eps: Number = 1e-5,
-    out: Array | None = None,
-    **unknown: Any,
-) -> Call:
-    """Check and plan `group_norm`."""
-    if excess or unknown or num_groups is MISSING:
-        reject_call(
-            "group_norm",
-            excess,
-            unknown,
-            num_groups=num_groups,
-            weight=weight,
-            bias=bias,
-            channel_axis=channel_axis,
-            batch_axis=batch_axis,
-            eps=eps,
-            out=out,
-        )
     groups = index_argument("group_norm", "num_groups", num_groups)
-    key = (*_channel_key("group_norm", channel_axis, batch_axis), groups, False)
-    return prepare("group_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, out=out)
-
-
-def _instance_norm(
-    x: Any,
-    /,
-    *excess: Any,
-    weight: Any = None,
-    bias: Any = None,
-    channel_axis: Any = 1,
-    batch_axis: Any = 0,
-    eps: Any = 1e-5,
-    out: Any = None,
-    return_moments: Any = False,
-    **unknown: Any,
-) -> Any:
-    if excess or unknown:
-        reject_call(
-            "instance_norm",
-            excess,
-            unknown,
-            weight=weight,
-            bias=bias,
-            channel_axis=channel_axis,
-            batch_axis=batch_axis,
-            eps=eps,
-            out=out,
-            return_moments=return_moments,
-        )
-    call = instance_norm_call(
-        x, weight=weight, bias=bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps, out=out
-    )
-    return run_with_moments(call) if return_moments else run(call)[0]
+    numbers = (*_axes("group_norm", channel_axis, batch_axis), groups, False)
+    call: Any = "group_norm", by_channel, numbers, x, weight, bias, None, eps, out, False
+    return call  # type: ignore[no-any-return]
 
 
 @overload
@@ -223,7 +128,7 @@ def instance_norm(
 ) -> A | tuple[A, Moments]: ...
 
 
-@runs_as(_instance_norm)
+@norm(moments_of)
 def instance_norm(
     x: A,
     /,
@@ -285,50 +190,11 @@ def instance_norm(
     [[[-1.0, 1.0], [-1.0, 1.0]]]
 
     """
-    return _instance_norm(
-        x,
-        weight=weight,
-        bias=bias,
-        channel_axis=channel_axis,
-        batch_axis=batch_axis,
-        eps=eps,
-        out=out,
-        return_moments=return_moments,
-    )
+    numbers = (*_axes("instance_norm", channel_axis, batch_axis), None, False)
+    return "instance_norm", by_channel, numbers, x, weight, bias, None, eps, out, return_moments
 
 
-def instance_norm_call(
-    x: Array,
-    /,
-    *excess: Any,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    channel_axis: SupportsIndex = 1,
-    batch_axis: AxesLike = 0,
-    eps: Number = 1e-5,
-    out: Array | None = None,
-    return_moments: bool = False,
-    **unknown: Any,
-) -> Call:
-    """Check and plan `instance_norm`."""
-    if excess or unknown:
-        reject_call(
-            "instance_norm",
-            excess,
-            unknown,
-            weight=weight,
-            bias=bias,
-            channel_axis=channel_axis,
-            batch_axis=batch_axis,
-            eps=eps,
-            out=out,
-            return_moments=return_moments,
-        )
-    key = (*_channel_key("instance_norm", channel_axis, batch_axis), None, False)
-    return prepare("instance_norm", x, by_channel, key, weight=weight, bias=bias, eps=eps, out=out)
-
-
-def _channel_key(function: str, channel_axis: object, batch_axis: object) -> tuple[int, Axes]:
+def _axes(function: str, channel_axis: object, batch_axis: object) -> tuple[int, Axes]:
     """Return the channel and batch axes as ints."""
-    channel = index_argument(function, "channel_axis", channel_axis)
-    return channel, axes_argument(function, "batch_axis", batch_axis)
+    channel = channel_axis if type(channel_axis) is int else index_argument(function, "channel_axis", channel_axis)
+    return channel, batch_axis if type(batch_axis) is int else axes_argument(function, "batch_axis", batch_axis)

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._advice import reject_call, runs_as
-from anynorm._array import A, Array, Number
-from anynorm._dispatch import run
-from anynorm._plan import AxesLike, axes_argument, over_axes
-from anynorm._prepare import Call, prepare
+from anynorm._core.arrays import A, Array, Number
+from anynorm._core.dispatch import norm
+from anynorm._core.plan import AxesLike, axes_argument, over_axes
 
 
-def _layer_norm(
-    x: Any,
-    /,
-    weight: Any = None,
-    bias: Any = None,
-    *excess: Any,
-    axis: Any = -1,
-    eps: Any = 1e-5,
-    out: Any = None,
-    **unknown: Any,
-) -> Any:
-    if excess or unknown:
-        reject_call("layer_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
-    return run(layer_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]
-
-
-@runs_as(_layer_norm)
+@norm()
 def layer_norm(
     x: A,
     /,
@@ -87,44 +69,12 @@ def layer_norm(
     [[-1.2247, 0.0, 1.2247]]
 
     """
-    return _layer_norm(x, weight, bias, axis=axis, eps=eps, out=out)  # type: ignore[no-any-return]
+    axes = axis if type(axis) is int else axes_argument("layer_norm", "axis", axis)
+    call: Any = "layer_norm", over_axes, (axes, True), x, weight, bias, None, eps, out, False
+    return call  # type: ignore[no-any-return]
 
 
-def layer_norm_call(
-    x: Array,
-    /,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *excess: Any,
-    axis: AxesLike = -1,
-    eps: Number = 1e-5,
-    out: Array | None = None,
-    **unknown: Any,
-) -> Call:
-    """Check and plan `layer_norm`."""
-    if excess or unknown:
-        reject_call("layer_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
-    key = (axes_argument("layer_norm", "axis", axis), True)
-    return prepare("layer_norm", x, over_axes, key, weight=weight, bias=bias, eps=eps, out=out)
-
-
-def _rms_norm(
-    x: Any,
-    /,
-    weight: Any = None,
-    bias: Any = None,
-    *excess: Any,
-    axis: Any = -1,
-    eps: Any = 1e-6,
-    out: Any = None,
-    **unknown: Any,
-) -> Any:
-    if excess or unknown:
-        reject_call("rms_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
-    return run(rms_norm_call(x, weight, bias, axis=axis, eps=eps, out=out))[0]
-
-
-@runs_as(_rms_norm)
+@norm()
 def rms_norm(
     x: A,
     /,
@@ -177,22 +127,6 @@ def rms_norm(
     [[0.8485, 1.1314]]
 
     """
-    return _rms_norm(x, weight, bias, axis=axis, eps=eps, out=out)  # type: ignore[no-any-return]
-
-
-def rms_norm_call(
-    x: Array,
-    /,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *excess: Any,
-    axis: AxesLike = -1,
-    eps: Number = 1e-6,
-    out: Array | None = None,
-    **unknown: Any,
-) -> Call:
-    """Check and plan `rms_norm`."""
-    if excess or unknown:
-        reject_call("rms_norm", excess, unknown, weight=weight, bias=bias, axis=axis, eps=eps, out=out)
-    key = (axes_argument("rms_norm", "axis", axis), False)
-    return prepare("rms_norm", x, over_axes, key, weight=weight, bias=bias, eps=eps, out=out)
+    axes = axis if type(axis) is int else axes_argument("rms_norm", "axis", axis)
+    call: Any = "rms_norm", over_axes, (axes, False), x, weight, bias, None, eps, out, False
+    return call  # type: ignore[no-any-return]

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from anynorm._array import Array, Library, Number, check_array, described, real_number
-from anynorm._dispatch import library_of, measure, run
-from anynorm._formula import Saved
-from anynorm._merge import Measured, Rest, merged, of_numbers, of_saved, shares, spread, traced_shares
-from anynorm._plan import AxesLike, axes_argument, over_axes, show
-from anynorm._prepare import Call, check_beside, check_companion, prepare
+from anynorm._core.arrays import Array, Number, described
+from anynorm._core.backends import backend_of
+from anynorm._core.checks import check_array, check_beside, check_companion, real_number
+from anynorm._core.dispatch import measuring
+from anynorm._core.merge import Measured, Rest, merged, of_numbers, of_saved, shares, traced_shares, variance
+from anynorm._core.ops import ArrayOps
+from anynorm._core.plan import AxesLike, Plan, axes_argument, over_axes, show
+from anynorm.backend import Backend, PackedResiduals, Residuals, Statistics
 
 
 class Moments(NamedTuple):
@@ -80,9 +82,9 @@ class Moments(NamedTuple):
             return self
         if isinstance(self.n, Integral) and not self.n:
             return other
-        n, m, library = _check_alike(self, other)
-        with library.quiet():
-            return library.there(self.mean, _merged, self, other, n, m, library)  # type: ignore[no-any-return]
+        n, m, backend = _check_alike(self, other)
+        ops = backend.ops
+        return ops.on_device(self.mean, _merged, self, other, n, m, ops)  # type: ignore[no-any-return]
 
     def __radd__(self, other: object) -> Moments:
         """Let sum() start from its 0."""
@@ -160,21 +162,21 @@ class Moments(NamedTuple):
         return self._spread("Moments.std", correction, root=True)
 
     def _spread(self, function: str, correction: Number, *, root: bool) -> Any:
-        n, library = check_moments(function, "", self)
+        n, backend = check_moments(function, "", self)
+        ops = backend.ops
         taken = real_number(function, "correction", correction)
-        with library.quiet():
-            return library.there(self.mean, variance_of, self, n, taken, self.mean.dtype, library, root=root)
+        return ops.on_device(self.mean, variance_of, self, n, taken, self.mean.dtype, ops, root=root)
 
 
-def _merged(one: Moments, other: Moments, n: Any, m: Any, library: Library) -> Moments:
+def _merged(one: Moments, other: Moments, n: Any, m: Any, ops: ArrayOps) -> Moments:
     """Return the moments of both sets together; n and m are their counts, which may be arrays or open lengths."""
-    xp, total = library.xp, n + m
-    if isinstance(n, int) and isinstance(m, int) and not library.compiling():
+    xp, total = ops.xp, n + m
+    if isinstance(n, int) and isinstance(m, int) and not ops.compiling():
         how = shares(n, m)
     else:
-        n, m, both = [count_like(its, one.mean, library) for its in (n, m, total)]
+        n, m, both = [count_like(its, one.mean, ops) for its in (n, m, total)]
         how = traced_shares(n, m, both, xp)
-    found = library.fused(one.mean, merged, measured(one, xp), measured(other, xp), how, library=library)
+    found = ops.fused(one.mean, merged, measured(one, xp), measured(other, xp), how, ops=ops)
     return Moments(total, *found)
 
 
@@ -183,31 +185,37 @@ def measured(its: Moments, xp: Any) -> Measured:
     return of_numbers(its.mean, its.m2, xp) if its.rest is None else Measured(its.mean, its.m2, its.rest)
 
 
-def count_like(n: Any, mean: Any, library: Library) -> Any:
+def count_like(n: Any, mean: Any, ops: ArrayOps) -> Any:
     """Return a count, which may be an array or an open length, as an array in the dtype of the mean."""
-    return library.astype(n, mean.dtype) if is_array(n) else library.xp.full_like(mean, n)
+    return ops.astype(n, mean.dtype) if is_array(n) else ops.xp.full_like(mean, n)
 
 
-def at_least(n: Any, least: int, mean: Any, library: Library) -> Any:
+def at_least(n: Any, least: int, mean: Any, ops: ArrayOps) -> Any:
     """Return a count, or `least` where it is smaller: for variances that are looked at nowhere else."""
-    if isinstance(n, int) and not library.compiling():
+    if isinstance(n, int) and not ops.compiling():
         return max(n, least)
-    counts = n if is_array(n) else count_like(n, mean, library)
-    return library.xp.where(counts >= least, counts, library.xp.full_like(counts, least))
+    counts = n if is_array(n) else count_like(n, mean, ops)
+    return ops.xp.where(counts >= least, counts, ops.xp.full_like(counts, least))
 
 
-def variance_of(its: Moments, n: Any, taken: float, dtype: Any, library: Library, *, root: bool = False) -> Any:
+def variance_of(its: Moments, n: Any, taken: float, dtype: Any, ops: ArrayOps, *, root: bool = False) -> Any:
     """Return m2 / max(n − taken, 0) in a dtype, or its root; NaN where that divisor is 0."""
-    xp, own = library.xp, measured(its, library.xp)
-    if isinstance(n, int) and not library.compiling() and n > taken:
+    xp, own = ops.xp, measured(its, ops.xp)
+    if isinstance(n, int) and not ops.compiling() and n > taken:
         divisor, defined = n - taken, None
     else:
-        divisor = library.astype(count_like(n, its.mean, library), dtype) - taken
+        divisor = ops.astype(count_like(n, its.mean, ops), dtype) - taken
         defined = divisor > 0
         divisor = xp.where(defined, divisor, xp.zeros_like(divisor))
-    return library.fused(its.mean, spread, own, divisor, defined, dtype=dtype, root=root, library=library)
+    return ops.fused(its.mean, variance, own, divisor, defined, dtype=dtype, root=root, ops=ops)
 
 
+def _measured_moments(plan: Plan, ops: ArrayOps, x: Any, statistics: Statistics, keepdims: bool) -> Moments:
+    """Return the moments of x, differentiable where the library is."""
+    return Moments(plan.n, *_in_own_units(plan, ops, x, statistics, keepdims=keepdims))
+
+
+@measuring(_measured_moments)
 def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Moments:
     """Return count, mean and sum of squared deviations of x over `axis`.
 
@@ -246,69 +254,63 @@ def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Mo
     ([2.0, 4.0], [2.0, 8.0])
 
     """
-    call = moments_call(x, axis=axis)
-    saved, library = measure(call), call.library
-    with library.quiet():
-        return Moments(call.plan.n, *_of_call(call, saved, keepdims=keepdims))
+    numbers = axes_argument("moments", "axis", axis), True
+    call: Any = "moments", over_axes, numbers, x, None, None, None, 0.0, None, keepdims
+    return call  # type: ignore[no-any-return]
 
 
-def moments_call(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Call:  # noqa: ARG001  the same either way
-    """Check and plan `moments`."""
-    return prepare("moments", x, over_axes, (axes_argument("moments", "axis", axis), True))
-
-
-def _check_alike(one: Moments, other: Moments) -> tuple[Any, Any, Library]:
-    """Return both counts and the library; raise unless the moments belong together."""
+def _check_alike(one: Moments, other: Moments) -> tuple[Any, Any, Backend]:
+    """Return both counts and the backend; raise unless the moments belong together."""
     function = "Moments + Moments"
-    n, library = check_moments(function, "", one)
-    check_companion(function, "the other mean", other.mean, one.mean, library, "mean")
+    n, backend = check_moments(function, "", one)
+    check_companion(function, "the other mean", other.mean, one.mean, backend, "mean")
     m, _ = check_moments(function, "the other ", other)
     advice = "Merge the moments of parts that were measured over the same axes of arrays of one dtype."
-    _check_same(function, "the means", one.mean, other.mean, library, advice)
-    n, m = library.there(one.mean, _counts, n, m, library)
-    return n, m, library
+    _check_same(function, "the means", one.mean, other.mean, backend, advice)
+    n, m = backend.ops.on_device(one.mean, _counts, n, m, backend)
+    return n, m, backend
 
 
-def _counts(n: Any, m: Any, library: Library) -> tuple[Any, Any]:
+def _counts(n: Any, m: Any, backend: Backend) -> tuple[Any, Any]:
     """Return both counts, arrays of integers in the library's default ones: narrow ones would wrap around.
 
     An array of floats, made by hand, stays one beside an int.
     """
     arrays = [its for its in (n, m) if is_array(its)]
-    if all(library.format(its.dtype) is not None for its in arrays):
+    if all(backend.ops.format(its.dtype) is not None for its in arrays):
         return n, m
-    xp = library.xp
-    device = None if library.places_itself else getattr(arrays[0], "device", None)
+    xp = backend.ops.xp
+    device = None if backend.places_itself else getattr(arrays[0], "device", None)
     # torch.compile traces no such question; there, and before the standard had it, 64 bits are the default.
-    asks = hasattr(xp, "__array_namespace_info__") and not library.compiling()
+    asks = hasattr(xp, "__array_namespace_info__") and not backend.ops.compiling()
     integer = xp.__array_namespace_info__().default_dtypes(device=device)["integral"] if asks else xp.int64
-    n, m = [library.astype(its, integer) if is_array(its) else its for its in (n, m)]
+    n, m = [backend.ops.astype(its, integer) if is_array(its) else its for its in (n, m)]
     return n, m
 
 
-def check_moments(function: str, whose: str, its: Moments) -> tuple[Any, Library]:
-    """Return n, an int or an array, and the library; raise unless n, mean and m2 fit together.
+def check_moments(function: str, whose: str, its: Moments) -> tuple[Any, Backend]:
+    """Return n, an int or an array, and the backend; raise unless n, mean and m2 fit together.
 
     `whose` goes before the names of the fields in errors.
     """
     mean, m2 = f"{whose}mean", f"{whose}m2"
-    library = library_of(function, mean, its.mean)
-    check_array(function, mean, its.mean, library)
-    check_companion(function, m2, its.m2, its.mean, library, mean)
+    backend = backend_of(function, mean, its.mean)
+    check_array(function, mean, its.mean, backend)
+    check_companion(function, m2, its.m2, its.mean, backend, mean)
     advice = "Pass what moments(...) or batch_norm(..., return_moments=True) returned."
-    _check_same(function, f"{mean} and m2", its.mean, its.m2, library, advice)
+    _check_same(function, f"{mean} and m2", its.mean, its.m2, backend, advice)
     if its.rest is not None:
-        _check_rest(function, whose, its, library, advice)
-    return _count(function, whose, its, library), library
+        _check_rest(function, whose, its, backend, advice)
+    return _count(function, whose, its, backend), backend
 
 
-def _check_rest(function: str, whose: str, its: Moments, library: Library, advice: str) -> None:
+def _check_rest(function: str, whose: str, its: Moments, backend: Backend, advice: str) -> None:
     """Raise unless the rest describes sets like those of the mean."""
     if not isinstance(its.rest, Rest):
         msg = f"{function}: {whose}rest must be a Rest or None, got {described(its.rest)}. {advice}"
         raise TypeError(msg)
     for part in its.rest:
-        if part.dtype != its.mean.dtype or library.shape(part) != library.shape(its.mean):
+        if part.dtype != its.mean.dtype or backend.ops.shape(part) != backend.ops.shape(its.mean):
             msg = (
                 f"{function}: {whose}rest does not fit {whose}mean in shape or dtype. {advice} Where fields are "
                 "reshaped or cast by hand, treat those of rest likewise, or leave it out: Moments(n, mean, m2)."
@@ -316,18 +318,18 @@ def _check_rest(function: str, whose: str, its: Moments, library: Library, advic
             raise ValueError(msg)
 
 
-def _check_same(function: str, which: str, one: Any, other: Any, library: Library, advice: str) -> None:
+def _check_same(function: str, which: str, one: Any, other: Any, backend: Backend, advice: str) -> None:
     """Raise unless two arrays have one dtype and one shape."""
     for what, error, mine, its in (
         ("dtype", TypeError, one.dtype, other.dtype),
-        ("shape", ValueError, library.shape(one), library.shape(other)),
+        ("shape", ValueError, backend.ops.shape(one), backend.ops.shape(other)),
     ):
         if mine != its:
             msg = f"{function}: {which} must have one {what}, got {mine} and {its}. {advice}"
             raise error(msg)
 
 
-def _count(function: str, whose: str, its: Moments, library: Library) -> Any:
+def _count(function: str, whose: str, its: Moments, backend: Backend) -> Any:
     """Return n as an int, or as the array that it is; raise where it is neither."""
     n = its.n
     if isinstance(n, Integral) and not isinstance(n, bool):
@@ -336,15 +338,15 @@ def _count(function: str, whose: str, its: Moments, library: Library) -> Any:
             raise ValueError(msg)
         return n if isinstance(n, int) else int(n)
     if not is_array(n):
-        if library.is_length(n):  # that a compiler or an export leaves open
+        if backend.ops.is_length(n):  # that a compiler or an export leaves open
             return n
         msg = f"{function}: {whose}n must be an int or a 0-d array, got {described(n)}. Pass the count, e.g. int(n)."
         raise TypeError(msg)
-    check_beside(function, f"{whose}n", n, its.mean, library, f"{whose}mean")
-    if library.shape(n) not in ((), library.shape(its.mean)):
+    check_beside(function, f"{whose}n", n, its.mean, backend, f"{whose}mean")
+    if backend.ops.shape(n) not in ((), backend.ops.shape(its.mean)):
         msg = (
-            f"{function}: {whose}n has shape {show(library.shape(n))}, but {whose}mean has shape "
-            f"{show(library.shape(its.mean))}. Pass an int or a 0-d array, the number of elements in each set."
+            f"{function}: {whose}n has shape {show(backend.ops.shape(n))}, but {whose}mean has shape "
+            f"{show(backend.ops.shape(its.mean))}. Pass an int or a 0-d array, the number of elements in each set."
         )
         raise ValueError(msg)
     return n
@@ -355,29 +357,22 @@ def is_array(n: Any) -> bool:
     return not isinstance(n, int) and hasattr(n, "dtype")
 
 
-def run_with_moments(call: Call) -> tuple[Any, Moments]:
-    """Compute y and, from the same pass, the moments of each set, which are constants to differentiation."""
-    y, saved = run(call, save=True)
-    return y, moments_of(call, saved)
+def moments_of(plan: Plan, ops: ArrayOps, x: Any, residuals: Residuals | PackedResiduals) -> Moments:
+    """Return the moments of a norm's own pass, which are constants to differentiation."""
+    mean, m2, rest = _in_own_units(plan, ops, x, residuals)
+    constants = [ops.constant(field) for field in rest]
+    return Moments(plan.n, ops.constant(mean), ops.constant(m2), Rest(*constants))
 
 
-def moments_of(call: Call, saved: Saved) -> Moments:
-    """Return what a call learned of its sets as moments, which are constants to differentiation."""
-    library = call.library
-    with library.quiet():
-        mean, m2, rest = _of_call(call, saved)
-        constants = [library.constant(its) for its in rest]
-        return Moments(call.plan.n, library.constant(mean), library.constant(m2), Rest(*constants))
-
-
-def _of_call(call: Call, saved: Saved, *, keepdims: bool = False) -> Measured:
-    """Return what a call learned of its sets, without the reduced axes unless these are kept."""
-    plan, library = call.plan, call.library
-    found: Measured = library.fused(
-        call.x,
+def _in_own_units(
+    plan: Plan, ops: ArrayOps, x: Any, measured: Statistics | Residuals | PackedResiduals, *, keepdims: bool = False
+) -> Measured:
+    """Return what was measured of the sets of x, without the reduced axes unless these are kept."""
+    found: Measured = ops.fused(
+        x,
         of_saved,
-        *(saved.mean, saved.correction, saved.scale, saved.m2),
+        *(measured.mean, measured.correction, measured.scale, measured.m2),
         without=() if keepdims else plan.reduced,
-        xp=library.xp,
+        xp=ops.xp,
     )
     return found

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anynorm._advice import for_entry_dtype, for_no_entry
-from anynorm._array import described, dtype_name
 from anynorm._convert import numpy_dtype, to_numpy
-from anynorm._dispatch import library_of
-from anynorm._files import write_whole
+from anynorm._core.advice import for_entry_dtype, for_no_entry
+from anynorm._core.arrays import described, dtype_name
+from anynorm._core.backends import ops_of
+from anynorm._core.files import write_whole
 
 if TYPE_CHECKING:
     from anynorm._convert import NumPyArray
@@ -150,7 +150,7 @@ def _contiguous(name: str, place: str, value: Any) -> NumPyArray:
     import numpy as np
 
     try:
-        library = library_of("save_state", name, value)
+        ops = ops_of("save_state", name, value)
     except TypeError:
         # That error is about what a norm can take.
         msg = f"save_state: {name} must be an array, got {described(value)}. {for_no_entry(place, value)}"
@@ -158,7 +158,7 @@ def _contiguous(name: str, place: str, value: Any) -> NumPyArray:
     own = dtype_name(value.dtype)
     if own not in _DTYPES.values():
         msg = f"save_state: {name} has dtype {value.dtype}, which the format does not have. "
-        raise ValueError(msg + for_entry_dtype(place, own, library.name))
+        raise ValueError(msg + for_entry_dtype(place, own, ops.name))
     try:
         array = to_numpy(value)
     except (TypeError, RuntimeError, NotImplementedError) as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from anynorm._array import Array, check_out, check_writes
-from anynorm._calls import NORMS, call_of
-from anynorm._dispatch import run_for_gradient
-from anynorm._plan import show
-from anynorm._prepare import Call, check_beside, check_companion
+from anynorm._core.arrays import Array
+from anynorm._core.dispatch import backward, bound
+from anynorm._core.ops import ArrayOps
+from anynorm._functions import NORMS, one_of
 from anynorm.moments import moments_of
 
 P = ParamSpec("P")
@@ -86,60 +85,29 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
     ([[0.3307, -0.2645, 0.0661]], [0.4629, 0.0, 1.3887], None)
 
     """
-    call = call_of("vjp", function, NORMS)(*args, **options)
-    if call.out is not None:
+    call = bound(one_of("vjp", function, NORMS), args, options)
+    entry, x, weight, bias, given, eps, out, wants_moments = call
+    if out is not None:
         msg = (
-            f"vjp: out= of {call.plan.function} cannot be used, because the pullback reads x and its result is a new "
+            f"vjp: out= of {entry.plan.function} cannot be used, because the pullback reads x and its result is a new "
             "array anyway. Leave out as None."
         )
         raise TypeError(msg)
-    quiet = call.library.quiet
-    with quiet():
-        y, saved, backward = run_for_gradient(call)
+    ops = entry.backend.ops
+    y, residuals = entry.executable.forward(x, weight, bias, eps, given, None, True)
 
     def pullback(dy: Array, *, out: Array | None = None) -> Gradients:
-        _check_dy(call, dy)
-        options = {}
-        if out is not None:
-            _check_out(call, dy, out)
-            options["out"] = out
-        with quiet():
-            dx, dweight, dbias = backward(dy, **options)
-            return Gradients(dx, _like(call.weight, dweight, call), _like(call.bias, dbias, call))
+        dx, dweight, dbias = backward(call, residuals, dy, out)
+        return Gradients(dx, _like(weight, dweight, ops), _like(bias, dbias, ops))
 
-    result: Any = (y, moments_of(call, saved)) if options.get("return_moments") else y
+    result: Any = (y, moments_of(entry.plan, ops, x, residuals)) if wants_moments else y
     return result, pullback
 
 
-def _check_dy(call: Call, dy: Any) -> None:
-    """Raise unless dy can be the gradient of y."""
-    function, library = f"pullback of {call.plan.function}", call.library
-    check_companion(function, "dy", dy, call.x, library)
-    needed, shape = library.shape(call.x), library.shape(dy)
-    if shape != needed:
-        msg = (
-            f"{function}: dy has shape {show(shape)}, x has {show(needed)}. Pass the gradient of y, one value for each "
-            "of its elements."
-        )
-        raise ValueError(msg)
-
-
-def _check_out(call: Call, dy: Any, out: Any) -> None:
-    """Raise unless dx can be put into `out`: x itself is read again if the pullback is called again."""
-    function, library = f"pullback of {call.plan.function}", call.library
-    check_writes(function, library)
-    check_beside(function, "out", out, call.x, library)
-    mean, var = (None, None) if call.stats is None else call.stats
-    named = {"dy": dy, "weight": call.weight, "bias": call.bias, "mean": mean, "var": var}
-    others = {name: its for name, its in named.items() if its is not None}
-    check_out(function, out, call.x, others, library, in_place=False)
-
-
-def _like(parameter: Any, gradient: Any, call: Call) -> Any:
+def _like(parameter: Any, gradient: Any, ops: ArrayOps) -> Any:
     """Return a parameter's gradient in its own dtype and shape."""
     if parameter is None:
         return None
-    library = call.library
     if gradient.dtype != parameter.dtype:
-        gradient = library.there(parameter, library.astype, gradient, parameter.dtype)
-    return library.reshape(gradient, library.shape(parameter))
+        gradient = ops.on_device(parameter, ops.astype, gradient, parameter.dtype)
+    return ops.reshape(gradient, ops.shape(parameter))

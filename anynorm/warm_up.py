@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from anynorm._array import described
+from anynorm._core.arrays import described
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

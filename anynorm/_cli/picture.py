@@ -19,7 +19,7 @@ from matplotlib.patches import Polygon
 from anynorm._cli import UsageError
 from anynorm._cli.data import Data
 from anynorm._cli.norms import Layout, Norm, counted
-from anynorm._files import write_png
+from anynorm._core.files import write_png
 
 # More channels than this would not be told apart; more values would not change a histogram.
 _MOST_CHANNELS, _MOST_VALUES, _MOST_BINS = 12, 200_000, 120

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from anynorm._array import Library, check_array, described, dtype_name
 from anynorm._convert import FLOATING, LIKE_NUMPY, default_integer, device_of, dtype_of
-from anynorm._dispatch import library_of
-from anynorm._plan import show
-from anynorm._prepare import check_companion
+from anynorm._core.arrays import described, dtype_name
+from anynorm._core.backends import backend_of, ops_of
+from anynorm._core.checks import check_array, check_companion
+from anynorm._core.ops import ArrayOps
+from anynorm._core.plan import show
 
 
 class Home(NamedTuple):
     """A library, one of its floating dtypes and, where one was named or follows from an array, a device."""
 
-    library: Library
+    ops: ArrayOps
     dtype: Any
     device: Any
 
     def ones(self, shape: tuple[int, ...]) -> Any:
         """Return ones that live here."""
-        return self.library.xp.ones(shape, dtype=self.dtype, **self._where())
+        return self.ops.xp.ones(shape, dtype=self.dtype, **self._where())
 
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """Return zeros that live here."""
-        return self.library.xp.zeros(shape, dtype=self.dtype, **self._where())
+        return self.ops.xp.zeros(shape, dtype=self.dtype, **self._where())
 
     def counter(self) -> Any:
         """Return a 0-d 0 of the library's default integers, int64 where it has that."""
-        dtype = getattr(self.library.xp, default_integer(self.library, self.device))
-        return self.library.xp.zeros((), dtype=dtype, **self._where())
+        dtype = getattr(self.ops.xp, default_integer(self.ops, self.device))
+        return self.ops.xp.zeros((), dtype=dtype, **self._where())
 
     def _where(self) -> dict[str, Any]:
         return {} if self.device is None else {"device": self.device}
@@ -54,27 +55,29 @@ def make_parameters(
 
 def check_parameter(layer: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Raise unless value is a floating array of this shape."""
-    library = library_of(layer, name, value)
-    check_array(layer, name, value, library)
-    if library.shape(value) != shape:
-        msg = f"{layer}: {name} has shape {show(library.shape(value))}, but this layer's has shape {show(shape)}."
+    backend = backend_of(layer, name, value)
+    ops = backend.ops
+    check_array(layer, name, value, backend)
+    if ops.shape(value) != shape:
+        msg = f"{layer}: {name} has shape {show(ops.shape(value))}, but this layer's has shape {show(shape)}."
         raise ValueError(msg)
 
 
 def _home_of_arrays(layer: str, given: dict[str, Any], xp: Any, dtype: Any, device: Any) -> Home:
     """Return where the given arrays live, if they agree with each other and with what was named."""
     (first, reference), *others = given.items()
-    library = library_of(layer, first, reference)
+    backend = backend_of(layer, first, reference)
+    ops = backend.ops
     for name, its in others:
-        check_companion(layer, name, its, reference, library, first)
-    here: dict[str, Any] = {"xp": library.name, "dtype": reference.dtype, "device": device_of(reference)}
+        check_companion(layer, name, its, reference, backend, first)
+    here: dict[str, Any] = {"xp": ops.name, "dtype": reference.dtype, "device": device_of(reference)}
     named: dict[str, Any] = {}
     if xp is not None:
         named["xp"] = _library_named(layer, xp).name
     if dtype is not None:
-        named["dtype"] = _dtype_named(layer, library, dtype, here["device"])
+        named["dtype"] = _dtype_named(layer, ops, dtype, here["device"])
     if device is not None and here["device"] is not None:
-        named["device"] = _probe(layer, library, device).device
+        named["device"] = _probe(layer, ops, device).device
     for name, its in named.items():
         if its != here[name]:
             msg = (
@@ -82,24 +85,24 @@ def _home_of_arrays(layer: str, given: dict[str, Any], xp: Any, dtype: Any, devi
                 f"Leave out {name}, or convert {first} first."
             )
             raise (TypeError if name == "xp" else ValueError)(msg)
-    return Home(library, reference.dtype, here["device"])
+    return Home(ops, reference.dtype, here["device"])
 
 
-def home_named(layer: str, own: Library | None, xp: Any, dtype: Any, device: Any) -> Home:
+def home_named(layer: str, own: ArrayOps | None, xp: Any, dtype: Any, device: Any) -> Home:
     """Return where new arrays are to be made: in float32, in a layer's own library or else NumPy, or what was named."""
     if xp is None and own is None:
         import numpy as xp
-    library = own if xp is None else _library_named(layer, xp)
-    assert library is not None
+    ops = own if xp is None else _library_named(layer, xp)
+    assert ops is not None
     if device is not None:
-        _probe(layer, library, device)
-    return Home(library, _dtype_named(layer, library, "float32" if dtype is None else dtype, device), device)
+        _probe(layer, ops, device)
+    return Home(ops, _dtype_named(layer, ops, "float32" if dtype is None else dtype, device), device)
 
 
-def _library_named(layer: str, xp: Any) -> Library:
+def _library_named(layer: str, xp: Any) -> ArrayOps:
     """Return the library of a namespace such as `numpy`, `torch` or `jax.numpy`."""
     try:
-        return library_of(layer, "xp", xp.zeros(1))
+        return ops_of(layer, "xp", xp.zeros(1))
     except (AttributeError, TypeError):
         msg = (
             f"{layer}: xp must be the namespace of an array library, such as the module numpy, torch or jax.numpy; "
@@ -108,26 +111,26 @@ def _library_named(layer: str, xp: Any) -> Library:
         raise TypeError(msg) from None
 
 
-def _dtype_named(layer: str, library: Library, dtype: Any, device: Any) -> Any:
+def _dtype_named(layer: str, ops: ArrayOps, dtype: Any, device: Any) -> Any:
     """Return the library's dtype that `dtype`, one of its dtypes or a name, stands for."""
-    name = dtype if isinstance(dtype, str) else _name_in(library, dtype)
+    name = dtype if isinstance(dtype, str) else _name_in(ops, dtype)
     if name not in FLOATING:
         msg = (
-            f"{layer}: dtype must be one of {', '.join(FLOATING)}, by name or as {library.name}'s own dtype; "
+            f"{layer}: dtype must be one of {', '.join(FLOATING)}, by name or as {ops.name}'s own dtype; "
             f"got {described(dtype)}. Pass e.g. dtype='float32'."
         )
         raise TypeError(msg)
     try:
-        return dtype_of(library, name, device)
+        return dtype_of(ops, name, device)
     except ValueError as error:
         msg = f"{layer}: dtype={dtype!r} cannot be had: {error}"
         raise ValueError(msg) from None
 
 
-def _name_in(library: Library, dtype: Any) -> str | None:
+def _name_in(ops: ArrayOps, dtype: Any) -> str | None:
     """Return the name of one of the library's own dtypes, or None."""
-    if library.name not in LIKE_NUMPY:
-        return dtype_name(dtype) if isinstance(dtype, type(library.xp.float32)) else None
+    if ops.name not in LIKE_NUMPY:
+        return dtype_name(dtype) if isinstance(dtype, type(ops.xp.float32)) else None
     import numpy as np
 
     try:
@@ -137,10 +140,10 @@ def _name_in(library: Library, dtype: Any) -> str | None:
     return name
 
 
-def _probe(layer: str, library: Library, device: Any) -> Any:
+def _probe(layer: str, ops: ArrayOps, device: Any) -> Any:
     """Return a small array on the device; a ValueError with the library's own reason where it knows no such device."""
     try:
-        return library.xp.zeros(1, device=device)
+        return ops.xp.zeros(1, device=device)
     except Exception as error:  # each library has its own class for this
-        msg = f"{layer}: {library.name} cannot place arrays on device={device!r}: {error}"
+        msg = f"{layer}: {ops.name} cannot place arrays on device={device!r}: {error}"
         raise ValueError(msg) from error

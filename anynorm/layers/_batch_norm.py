@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._array import Array
-from anynorm._dispatch import library_of
-from anynorm._plan import Axes, axes_argument, index_argument
+from anynorm._core.arrays import Array
+from anynorm._core.backends import ops_of
+from anynorm._core.plan import Axes, axes_argument, index_argument
 from anynorm.batch_norm import batch_norm
 from anynorm.group_norm import instance_norm
 from anynorm.layers._layer import Step, check_apart, count
@@ -26,17 +26,17 @@ class _ByChannel(TrackingLayer):
         return {}
 
     def _step(self, x: Any, update: bool) -> Step:
-        library = self._check_input(x, (self.channel_axis,))
-        options = {**self._affine(library), "channel_axis": self.channel_axis, "eps": self.eps}
+        ops = self._check_input(x, (self.channel_axis,))
+        options = {**self._affine(ops), "channel_axis": self.channel_axis, "eps": self.eps}
         if self._uses_running():
             statistics = self._statistics
             assert statistics is not None
             return Step(batch_norm, (), {**options, "mean": statistics.running_mean, "var": statistics.running_var})
-        learns = self._learns(x, library, update)
+        learns = self._learns(x, ops, update)
         return Step(type(self)._function, (), {**options, **self._own_options()}, learns)
 
     def _learn(self, x: Any, batch: Moments) -> None:
-        if not library_of(type(self).__name__, "x", x).is_empty(x.shape):
+        if not ops_of(type(self).__name__, "x", x).is_empty(x.shape):
             self._accumulate(self._by_channel(x, batch))
 
     def _by_channel(self, x: Any, batch: Moments) -> Moments:  # noqa: ARG002  who keeps more axes needs x

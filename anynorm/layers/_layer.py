@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
-from anynorm._array import A, Array, Library, described, real_number
-from anynorm._dispatch import library_of
-from anynorm._plan import Axes, index_argument, show
-from anynorm._prepare import check_beside
+from anynorm._core.arrays import A, Array, described
+from anynorm._core.backends import backend_of, ops_of
+from anynorm._core.checks import check_beside, real_number
+from anynorm._core.ops import ArrayOps
+from anynorm._core.plan import Axes, index_argument, show
 from anynorm.layers._arrays import Home, check_parameter, make_parameters
 from anynorm.layers._state import Stateful
 from anynorm.vjp import vjp
@@ -157,12 +158,12 @@ class Layer(Stateful):
         for parameter, its in new.items():
             setattr(self, parameter, its)
 
-    def _affine(self, library: Library) -> dict[str, Any]:
+    def _affine(self, ops: ArrayOps) -> dict[str, Any]:
         """Return weight and bias as a step takes them: while frozen, constants to automatic differentiation too."""
         own = {"weight": self.weight, "bias": self.bias}
         if not self._frozen:
             return own
-        return {name: None if its is None else library.constant(its) for name, its in own.items()}
+        return {name: None if its is None else ops.constant(its) for name, its in own.items()}
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, or evaluation mode with False, and return the layer. What is frozen stays frozen."""
@@ -221,24 +222,25 @@ class Layer(Stateful):
         """Take the moments of a step that learns into the statistics."""
         raise NotImplementedError
 
-    def _check_input(self, x: Any, axes: tuple[int, ...]) -> Library:
+    def _check_input(self, x: Any, axes: tuple[int, ...]) -> ArrayOps:
         """Raise unless x is an array beside the layer's, with the layer's lengths along `axes`; return its library.
 
         Axes that x does not have are left to the norm itself, which names them.
         """
         name = type(self).__name__
-        library = library_of(name, "x", x)
+        backend = backend_of(name, "x", x)
+        ops = backend.ops
         for argument, its in self._arrays().items():
-            own = library_of(name, argument, its)
-            if own.name != library.name:
-                module = library.xp.__name__.removeprefix("array_api_compat.")
+            own = ops_of(name, argument, its)
+            if own.name != ops.name:
+                module = ops.xp.__name__.removeprefix("array_api_compat.")
                 msg = (
-                    f"{name}: x is an array of {library.name}, but the layer holds arrays of {own.name}. Nothing is "
+                    f"{name}: x is an array of {ops.name}, but the layer holds arrays of {own.name}. Nothing is "
                     f"converted silently: convert x, or move the layer with layer.to({module}), given the module."
                 )
                 raise TypeError(msg)
-            check_beside(name, argument, its, x, library)
-        shape, ndim = library.shape(x), len(library.shape(x))
+            check_beside(name, argument, its, x, backend)
+        shape, ndim = ops.shape(x), len(ops.shape(x))
         if -ndim <= min(axes) and max(axes) < ndim:
             lengths = tuple([shape[axis] for axis in sorted([axis % ndim for axis in axes])])
             if None not in lengths and lengths != self._shape:
@@ -248,7 +250,7 @@ class Layer(Stateful):
                     f"for {_few(self._shape)}. {_where(self._shape, shape)}"
                 )
                 raise ValueError(msg)
-        return library
+        return ops
 
 
 def _where(lengths: tuple[int, ...], shape: tuple[int | None, ...]) -> str:

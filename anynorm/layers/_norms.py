@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._array import Array
-from anynorm._plan import Axes, axes_argument, index_argument
+from anynorm._core.arrays import Array
+from anynorm._core.plan import Axes, axes_argument, index_argument
 from anynorm.group_norm import group_norm
 from anynorm.layer_norm import layer_norm, rms_norm
 from anynorm.layers._layer import Layer, Step, check_apart, count
@@ -46,8 +46,8 @@ class _OverAxes(Layer):
 
     def _step(self, x: Any, update: bool) -> Step:  # noqa: ARG002  nothing to update
         axes = self._axes()
-        library = self._check_input(x, axes)
-        options = {**self._affine(library), "axis": axes, "eps": self.eps}
+        ops = self._check_input(x, axes)
+        options = {**self._affine(ops), "axis": axes, "eps": self.eps}
         return Step(type(self)._function, (), options)
 
 
@@ -221,7 +221,7 @@ class GroupNorm(Layer):
         self._set_up((self.num_channels,), weight, bias, xp, dtype, device, eps)
 
     def _step(self, x: Any, update: bool) -> Step:  # noqa: ARG002  nothing to update
-        library = self._check_input(x, (self.channel_axis,))
+        ops = self._check_input(x, (self.channel_axis,))
         axes = {"channel_axis": self.channel_axis, "batch_axis": self.batch_axis}
-        options = {**self._affine(library), **axes, "eps": self.eps}
+        options = {**self._affine(ops), **axes, "eps": self.eps}
         return Step(type(self)._function, (self.num_groups,), options)

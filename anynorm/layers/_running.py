@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._array import A, Array, Library
-from anynorm._dispatch import library_of
-from anynorm._merge import over_sets
-from anynorm._plan import settled
+from anynorm._core.arrays import A, Array
+from anynorm._core.backends import ops_of
+from anynorm._core.merge import over_sets
+from anynorm._core.ops import ArrayOps
+from anynorm._core.plan import settled
 from anynorm.batch_norm import update_running
 from anynorm.moments import Moments, at_least, is_array, measured, variance_of
 
@@ -38,16 +39,16 @@ def accumulate(
         As `update_running` does.
 
     """
-    library = library_of("accumulate", "running_mean", running_mean)
-    return library.there(  # type: ignore[no-any-return]
-        running_mean, _accumulated, running_mean, running_var, batch, momentum, correction, library
+    ops = ops_of("accumulate", "running_mean", running_mean)
+    return ops.on_device(  # type: ignore[no-any-return]
+        running_mean, _accumulated, running_mean, running_var, batch, momentum, correction, ops
     )
 
 
 def _accumulated(
-    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, library: Library
+    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, ops: ArrayOps
 ) -> tuple[Any, Any, Any]:
-    xp = library.xp
+    xp = ops.xp
     moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
     # Of the new statistics: what a float32 batch measures may be infinite in float16.
     accepted = xp.all(xp.isfinite(moved[0]) & xp.isfinite(moved[1]))
@@ -56,7 +57,7 @@ def _accumulated(
         accepted = xp.zeros_like(accepted)
     elif not (known and isinstance(momentum, float) and momentum > 0):
         # Some of it may not have entered.
-        accepted = accepted & _finite(batch, library)
+        accepted = accepted & _finite(batch, ops)
     if not known:
         # An array, or a length that is open: no branch depends on it.
         counts = batch.n if is_array(batch.n) else xp.full_like(batch.mean, batch.n)
@@ -64,22 +65,21 @@ def _accumulated(
     return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted
 
 
-def _finite(batch: Moments, library: Library) -> Any:
+def _finite(batch: Moments, ops: ArrayOps) -> Any:
     """Say whether a batch is finite, as a 0-d bool.
 
     By its deviation, and not m2 or the variance: these may be infinite in the batch's dtype where what enters is not.
     """
-    xp, some = library.xp, at_least(batch.n, 1, batch.mean, library)
-    with library.quiet():
-        deviation = variance_of(batch, some, 0, batch.mean.dtype, library, root=True)
-        return xp.all(xp.isfinite(batch.mean) & xp.isfinite(deviation))
+    xp, some = ops.xp, at_least(batch.n, 1, batch.mean, ops)
+    deviation = variance_of(batch, some, 0, batch.mean.dtype, ops, root=True)
+    return xp.all(xp.isfinite(batch.mean) & xp.isfinite(deviation))
 
 
 def cumulative_share(tracked: Any, running_mean: Any, batch: Moments) -> Any:
     """Return the weight of a new batch, after `tracked` others, that makes running statistics the average of all."""
-    library = library_of("cumulative_share", "running_mean", running_mean)
-    compute = library.xp.result_type(library.compute_dtype(running_mean.dtype), batch.mean.dtype)
-    return library.there(running_mean, lambda: 1 / library.xp.astype(tracked + 1, compute))
+    ops = ops_of("cumulative_share", "running_mean", running_mean)
+    compute = ops.xp.result_type(ops.compute_dtype(running_mean.dtype), batch.mean.dtype)
+    return ops.on_device(running_mean, lambda: 1 / ops.xp.astype(tracked + 1, compute))
 
 
 def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
@@ -89,15 +89,14 @@ def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
     """
     if not axes:
         return batch
-    library = library_of("over_samples", "batch.mean", batch.mean)
-    with library.quiet():
-        return library.there(batch.mean, _over_samples, batch, axes, library)  # type: ignore[no-any-return]
+    ops = ops_of("over_samples", "batch.mean", batch.mean)
+    return ops.on_device(batch.mean, _over_samples, batch, axes, ops)  # type: ignore[no-any-return]
 
 
-def _over_samples(batch: Moments, axes: tuple[int, ...], library: Library) -> Moments:
-    xp = library.xp
-    if 0 in library.shape(batch.mean):
+def _over_samples(batch: Moments, axes: tuple[int, ...], ops: ArrayOps) -> Moments:
+    xp = ops.xp
+    if 0 in ops.shape(batch.mean):
         nothing = xp.sum(batch.mean, axis=axes)
         return Moments(0, nothing, nothing)
     own = measured(batch, xp)
-    return Moments(batch.n, *library.fused(batch.mean, over_sets, own, axes=axes, library=library))
+    return Moments(batch.n, *ops.fused(batch.mean, over_sets, own, axes=axes, ops=ops))

@@ -9,10 +9,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
-from anynorm._array import described, dtype_name
 from anynorm._convert import FLOATING, copied, default_integer, device_of, from_numpy, to_numpy
-from anynorm._dispatch import library_of
-from anynorm._plan import show
+from anynorm._core.arrays import described, dtype_name
+from anynorm._core.backends import ops_of
+from anynorm._core.plan import show
 from anynorm.layers._arrays import Home, home_named
 
 # Not in a state_dict, because torch's have no such key and its strict loading would refuse the rest.
@@ -126,7 +126,7 @@ class Stateful:
 
         """
         arrays = self._arrays()
-        own = library_of(type(self).__name__, "an array of the layer", next(iter(arrays.values()))) if arrays else None
+        own = ops_of(type(self).__name__, "an array of the layer", next(iter(arrays.values()))) if arrays else None
         home = home_named(type(self).__name__, own, xp, dtype, device)
         new = copy.copy(self)
         new._assign({name: _moved(its, home, dtype is not None) for name, its in arrays.items()})
@@ -172,11 +172,11 @@ def put_together(cls: type[L], arrays: Mapping[str, Any], rest: tuple[tuple[str,
 def _fault(key: str, value: Any, own: Any) -> str | None:
     """Return what keeps an entry of a state from replacing the layer's own array, or None."""
     try:
-        library = library_of("load_state_dict", key, value)
+        ops = ops_of("load_state_dict", key, value)
     except TypeError:
         return f"{key} is not an array but {described(value)}"
-    if library.shape(value) != tuple(own.shape):
-        return f"{key} has shape {show(library.shape(value))}, the layer's has {show(tuple(own.shape))}"
+    if ops.shape(value) != tuple(own.shape):
+        return f"{key} has shape {show(ops.shape(value))}, the layer's has {show(tuple(own.shape))}"
     given, needed = dtype_name(value.dtype), dtype_name(own.dtype)
     if needed in FLOATING and given not in FLOATING:
         return f"{key} has dtype {given}, which is none of {', '.join(FLOATING)}"
@@ -211,21 +211,21 @@ def _advice(
 
 def _like(own: Any, value: Any) -> Any:
     """Return the values of any library's array in the library, dtype and device of the layer's own."""
-    library = library_of("load_state_dict", "own", own)
-    made = from_numpy(to_numpy(value), library, dtype_name(own.dtype), device_of(own))
+    ops = ops_of("load_state_dict", "own", own)
+    made = from_numpy(to_numpy(value), ops, dtype_name(own.dtype), device_of(own))
     return _as_trainable(made, own)
 
 
 def _moved(own: Any, home: Home, cast: bool) -> Any:
     """Return a copy of the values in another library, dtype or device."""
-    library = library_of("to", "own", own)
+    ops = ops_of("to", "own", own)
     name = dtype_name(own.dtype)
-    stays = library.name == home.library.name and home.device is None
+    stays = ops.name == home.ops.name and home.device is None
     if name in FLOATING and cast:
         name = dtype_name(home.dtype)
     elif name not in FLOATING and not stays:
-        name = default_integer(home.library, home.device)
-    made = copied(own, name) if stays else from_numpy(to_numpy(own), home.library, name, home.device)
+        name = default_integer(home.ops, home.device)
+    made = copied(own, name) if stays else from_numpy(to_numpy(own), home.ops, name, home.device)
     return _as_trainable(made, own)
 
 

@@ -6,9 +6,10 @@ from contextlib import nullcontext
 from threading import Lock
 from typing import Any, NamedTuple
 
-from anynorm._array import Library, real_number
-from anynorm._dispatch import library_of
-from anynorm._plan import index_argument
+from anynorm._core.backends import ops_of
+from anynorm._core.checks import real_number
+from anynorm._core.ops import ArrayOps
+from anynorm._core.plan import index_argument
 from anynorm.layers._arrays import Home
 from anynorm.layers._layer import Layer
 from anynorm.layers._running import accumulate, cumulative_share
@@ -68,14 +69,14 @@ class TrackingLayer(Layer):
         """Whether x is normalized by the running statistics."""
         return self.track_running_stats and (self.frozen or not self.training)
 
-    def _learns(self, x: Any, library: Library, update: bool) -> bool:
+    def _learns(self, x: Any, ops: ArrayOps, update: bool) -> bool:
         """Whether a step that does not use the statistics enters them; a RuntimeError where JAX is tracing it."""
         if not (update and self.track_running_stats):
             return False
-        if any(library.traced(its) for its in (x, *self._arrays().values())):
+        if any(ops.traced(its) for its in (x, *self._arrays().values())):
             name, function = type(self).__name__, type(self)._function.__name__
             msg = (
-                f"{name}: running statistics cannot be updated while {library.name} is tracing or transforming the "
+                f"{name}: running statistics cannot be updated while {ops.name} is tracing or transforming the "
                 f"call (jit, grad or vmap): the layer would keep a tracer. Use the pure functions, {function}(x, ..., "
                 "return_moments=True) and update_running(...), and return the new statistics; or call layer(x, "
                 "update=False) or layer.eval()."
@@ -85,12 +86,12 @@ class TrackingLayer(Layer):
 
     def _accumulate(self, batch: Moments) -> None:
         """Let the moments of a batch, per channel, enter the statistics."""
-        library = library_of(type(self).__name__, "batch.mean", batch.mean)
+        ops = ops_of(type(self).__name__, "batch.mean", batch.mean)
         # torch.compile traces no lock.
-        with nullcontext() if library.compiling() else self._lock:
+        with nullcontext() if ops.compiling() else self._lock:
             assert self._statistics is not None  # only layers that track learn
             mean, var, tracked, skipped = self._statistics
-            xp = library.xp
+            xp = ops.xp
             share = cumulative_share(tracked, mean, batch) if self.momentum is None else self.momentum
             mean, var, accepted = accumulate(mean, var, batch, momentum=share, correction=self.correction)
             step = xp.astype(accepted, tracked.dtype)

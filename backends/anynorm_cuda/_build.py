@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from anynorm._plan import Plan
-from anynorm._view import Five, Ints, View
+from anynorm.backend import Plan
+from anynorm.backend import Five, Ints, View
 from anynorm_cuda import _geometry as at
 from anynorm_cuda._program import Kernel, Launch
 from anynorm_cuda._teams import Device

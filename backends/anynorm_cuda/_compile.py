@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from anynorm._files import write_whole
+from anynorm.backend import write_whole
 from anynorm_cuda._program import CompileError, Kernel
 
 # The second for constexpr functions. The third, so that numbers are fused by fmaf where a kernel says so and nowhere

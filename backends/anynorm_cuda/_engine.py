@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from anynorm._formula import rsqrt_eps
-from anynorm._view import Ints
+from anynorm.backend import Ints, formula
 from anynorm_cuda import _geometry as at
 from anynorm_cuda._jobs import Job
 from anynorm_cuda._program import Launch
@@ -63,6 +62,6 @@ def backward(
 
 def _run(job: Job, launch: Launcher, addresses: Ints, eps: float) -> None:
     """Launch a job's kernels; addresses in the order of `_geometry.ADDRESSES`."""
-    argument = at.pack(addresses, job.counts, job.steps, eps, rsqrt_eps(eps))
+    argument = at.pack(addresses, job.counts, job.steps, eps, formula.rsqrt_eps(eps))
     for its in job.launches:
         launch(its, argument)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from anynorm._plan import Plan
-from anynorm._view import Ints, Layout, View, view, why_apart
+from anynorm.backend import Plan
+from anynorm.backend import Ints, Layout, View, view, why_apart
 from anynorm_cuda._build import KINDS, LONGEST, MOST_ROWS, as_rows
 from anynorm_cuda._build import WIDEST as WIDEST
 from anynorm_cuda._build import Job as Job

@@ -13,7 +13,7 @@ from ctypes import addressof, c_char_p
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from anynorm._frames import users_level
+from anynorm.backend import users_level
 from anynorm_cuda._program import CompileError, Kernel, Launch
 from anynorm_cuda._teams import Device
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from anynorm._plan import Plan
-from anynorm._view import Five, Ints, View
+from anynorm.backend import Plan
+from anynorm.backend import Five, Ints, View
 from anynorm_cuda._build import (
     APART,
     DIFFER,

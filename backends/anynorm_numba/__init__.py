@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType
 
 
 @cache
@@ -31,22 +30,3 @@ def missing() -> str | None:
     except Exception as error:  # beside a NumPy that it does not know it raises ImportError; a broken one, anything
         return f"numba cannot be imported ({error})"
     return None
-
-
-class Engine:
-    """The package's modules that adapters call."""
-
-    def __init__(self) -> None:
-        from anynorm_numba import _address, _engine, _given, _half, _jobs, _learned, _threads
-
-        self.run: ModuleType = _engine
-        self.jobs: ModuleType = _jobs
-        self.half: ModuleType = _half
-        self.given: ModuleType = _given
-        self.learned: ModuleType = _learned
-        self.threads: ModuleType = _threads
-        self.address = _address.address
-
-
-# Imported when an adapter first asks.
-engine = cache(Engine)

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anynorm._plan import Plan
-from anynorm._view import Ints, Layout, View, view, why_apart
+from anynorm.backend import Ints, Layout, Plan, View, view, why_apart
 from anynorm_numba import _geometry as at
 from anynorm_numba._parameters import Way, way_of
 
@@ -86,12 +85,6 @@ class _Cut(NamedTuple):
     slices: int
 
 
-# Jobs met before, each with its plan. A plan is known by its address, because its hash takes longer than all the rest
-# (1 µs); that the plan is kept makes this safe.
-_met: dict[tuple[Any, ...], tuple[Plan, Job | str]] = {}
-MANY = 4096
-
-
 def job_for(
     plan: Plan,
     kind: str,
@@ -102,26 +95,6 @@ def job_for(
     threads: int,
 ) -> Job | str:
     """Return the job for tensors of these strides in bytes, x first, or half a sentence that says why there is none."""
-    key = (id(plan), kind, shape, strides, weight, bias, threads)
-    met = _met.get(key)
-    if met is not None:
-        return met[1]
-    if len(_met) >= MANY:
-        _met.clear()
-    job = _made(plan, kind, shape, strides, weight, bias, threads)
-    _met[key] = plan, job
-    return job
-
-
-def _made(
-    plan: Plan,
-    kind: str,
-    shape: Ints,
-    strides: tuple[Ints, ...],
-    weight: Layout | None,
-    bias: Layout | None,
-    threads: int,
-) -> Job | str:
     if any(step % SIZES[kind][0] for steps in strides for step in steps):
         return "elements do not lie whole elements apart"
     found = view(plan, shape, strides, weight, bias)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from anynorm._learned import Learned as Learned
 from anynorm_numba._jobs import SIZES, Job
 
 # What is computed in, by the kind of a job.

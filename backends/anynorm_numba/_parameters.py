@@ -11,9 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from anynorm._array import tree_sum
-from anynorm._plan import Plan
-from anynorm._view import Ints, View
+from anynorm.backend import Ints, Plan, View, tree_sum
 from anynorm_numba import _geometry as at
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from anynorm._plan import Plan
+from anynorm.backend import Plan
 from anynorm_numpy._sets import Sets
 
 # A factor of normalization and weight within these bounds, or their inverse, loses neither range nor precision; by the

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from anynorm._plan import Plan
+from anynorm.backend import Plan
 
 Index = tuple[slice, ...]
 

@@ -6,7 +6,7 @@ answer is the rest of a sentence that begins with the argument's name, and what 
 
 from __future__ import annotations
 
-from anynorm._array import dtype_name
+from anynorm._core.arrays import dtype_name
 
 
 def unsuited(x: object, *, chunks: bool = False) -> str | None:
@@ -15,21 +15,21 @@ def unsuited(x: object, *, chunks: bool = False) -> str | None:
     if _has(x, "mask"):
         fill = "it with dask.array.ma.filled(..., numpy.nan)" if chunks else "it with NaN"
         return (
-            f"{has} {kind(x)}, which is masked, and a norm cannot leave elements out. Fill {fill}: sets with a masked "
+            f"{has} {type_name(x)}, which is masked, and a norm cannot leave elements out. Fill {fill}: sets with a masked "
             "element then come out NaN, the others right. Any other fill counts like data and shifts the rest of its "
             "set."
         )
     if _has(x, "nnz"):
         dense = _by(x, chunks, "toarray()", "todense()") or "by its library's own function"
-        return f"{has} {kind(x)}, whose missing zeros a norm would fill. Convert it first, {dense}."
+        return f"{has} {type_name(x)}, whose missing zeros a norm would fill. Convert it first, {dense}."
     if _has(x, "unit") or _has(x, "units"):
         numbers = _by(x, chunks, "magnitude", "value") or f"with {_called('numpy.asarray', x, chunks)}"
         return (
-            f"{has} {kind(x)}, which has a unit, and eps has none. Pass its numbers, {numbers}; "
+            f"{has} {type_name(x)}, which has a unit, and eps has none. Pass its numbers, {numbers}; "
             "what is normalized has no unit."
         )
     if getattr(type(x), "__array_ufunc__", "absent") is None and hasattr(x, "__array_wrap__"):
-        return f"{has} {kind(x)}, which takes no part in NumPy's arithmetic. Convert it first, with numpy.asarray."
+        return f"{has} {type_name(x)}, which takes no part in NumPy's arithmetic. Convert it first, with numpy.asarray."
     return None
 
 
@@ -47,12 +47,12 @@ def _has(x: object, name: str) -> bool:
     return getattr(x, name, None) is not None
 
 
-def kind(x: object) -> str:
+def type_name(x: object) -> str:
     """Return the name of x's type as its users know it, such as sparse.COO."""
     return f"{type(x).__module__.partition('.')[0]}.{type(x).__qualname__.rpartition('.')[2]}"
 
 
-def advised(function: str, x: object) -> str:
+def conversion(function: str, x: object) -> str:
     """Return the call that converts the chunks of a Dask array, which are like x."""
     # Dask cannot guess the dtype of what a function makes of such chunks.
     return f'.map_blocks({function}, dtype="{dtype_name(getattr(x, "dtype", "float32"))}")'
@@ -62,9 +62,9 @@ def _by(x: object, chunks: bool, *attributes: str) -> str | None:
     """Return how to convert x by the first of these attributes that it has, or None."""
     for attribute in attributes:
         if hasattr(x, attribute.removesuffix("()")):
-            return f"with {advised(f'lambda block: block.{attribute}', x) if chunks else f'.{attribute}'}"
+            return f"with {conversion(f'lambda block: block.{attribute}', x) if chunks else f'.{attribute}'}"
     return None
 
 
 def _called(function: str, x: object, chunks: bool) -> str:
-    return advised(function, x) if chunks else function
+    return conversion(function, x) if chunks else function

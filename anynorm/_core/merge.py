@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from anynorm._array import Library
-from anynorm._formula import RESCUES, selector
+from anynorm._core.formula import RESCUES, scale_for
+from anynorm._core.ops import ArrayOps
 
 
 class Rest(NamedTuple):
@@ -69,12 +69,12 @@ def traced_shares(n: Any, m: Any, total: Any, xp: Any) -> Shares:
     return Shares(base_is_other, share, xp.where(base_is_other, m, n) * share, (n > 0) & (m > 0))
 
 
-def merged(one: Measured, other: Measured, how: Shares, *, library: Library) -> Measured:
+def merged(one: Measured, other: Measured, how: Shares, *, ops: ArrayOps) -> Measured:
     """Return the statistics of both sets together, by Chan's formula."""
-    xp = library.xp
+    xp = ops.xp
     peak = xp.maximum(xp.abs(one.mean), xp.abs(other.mean))
-    cap = xp.minimum(_cap(one.rest, library), _cap(other.rest, library))
-    scale = fitting_scale(peak, cap, xp.maximum(one.rest.m2, other.rest.m2), library)
+    cap = xp.minimum(_cap(one.rest, ops), _cap(other.rest, ops))
+    scale = fitting_scale(peak, cap, xp.maximum(one.rest.m2, other.rest.m2), ops)
     (mean, correction, m2, m2_rest), (its_mean, its_correction, its_m2, its_m2_rest) = [
         _at(scale, its, xp) for its in (one, other)
     ]
@@ -106,15 +106,15 @@ def merged(one: Measured, other: Measured, how: Shares, *, library: Library) -> 
     return Measured(own, m2 * back * back, Rest(scale, mean - own * scale + correction, m2, rest))
 
 
-def spread(its: Measured, divisor: Any, defined: Any, *, dtype: Any, root: bool, library: Library) -> Any:
+def variance(its: Measured, divisor: Any, defined: Any, *, dtype: Any, root: bool, ops: ArrayOps) -> Any:
     """Return m2/divisor or its root, in range wherever that is; in a dtype at least as wide as that of m2.
 
     The divisor is 0 where `defined` is not true: there 0/0 is the NaN that is returned, and no NaN is made elsewhere.
     """
-    xp, rest = library.xp, its.rest
+    xp, rest = ops.xp, its.rest
     back = 1 / rest.scale
     kept = its.m2 == rest.m2 * back * back
-    scaled, back, plain, low = [library.astype(a, dtype) for a in (rest.m2, back, its.m2, rest.m2_correction)]
+    scaled, back, plain, low = [ops.astype(a, dtype) for a in (rest.m2, back, its.m2, rest.m2_correction)]
     # Fields that were changed by hand count as they are: the rest then no longer describes them.
     m2 = xp.where(kept, scaled + low, plain)
     back = xp.where(kept, back, xp.ones_like(back))
@@ -128,28 +128,28 @@ def spread(its: Measured, divisor: Any, defined: Any, *, dtype: Any, root: bool,
     return xp.where(positive, xp.sqrt(xp.where(positive, mean_square, xp.ones_like(back))), mean_square) * back
 
 
-def mean_in(its: Measured, dtype: Any, library: Library) -> Any:
+def mean_in(its: Measured, dtype: Any, ops: ArrayOps) -> Any:
     """Return the mean in a dtype, with all the digits that it holds."""
     if its.mean.dtype == dtype:
         return its.mean
-    mean, correction, scale = [library.astype(a, dtype) for a in (its.mean, its.rest.correction, its.rest.scale)]
+    mean, correction, scale = [ops.astype(a, dtype) for a in (its.mean, its.rest.correction, its.rest.scale)]
     return mean + correction / scale
 
 
-def over_sets(its: Measured, *, axes: tuple[int, ...], library: Library) -> Measured:
+def over_sets(its: Measured, *, axes: tuple[int, ...], ops: ArrayOps) -> Measured:
     """Return the mean over `axes` of the means and of m2, which is not the statistics of all elements."""
-    xp = library.xp
+    xp = ops.xp
     # The smallest power of two, by the largest of its inverse: that is asked of empty and of unknown lengths too.
-    cap = 1 / library.peak(1 / _cap(its.rest, library), axes)
-    scale = fitting_scale(library.peak(its.mean, axes), cap, library.peak(its.rest.m2, axes), library)
+    cap = 1 / ops.peak(1 / _cap(its.rest, ops), axes)
+    scale = fitting_scale(ops.peak(its.mean, axes), cap, ops.peak(its.rest.m2, axes), ops)
     mean, correction, m2, low = _at(scale, its, xp)
     # Summed, because Dask may not know the length of the batch.
-    number = library.sum(xp.ones_like(its.mean), axes)
+    number = ops.sum(xp.ones_like(its.mean), axes)
 
     def average(a: Any) -> Any:
         # A divisor that is no constant, as in the formula: by the product with its inverse XLA fuses what comes after,
         # and what `first` was rounded by is lost.
-        total = library.sum(a, axes)
+        total = ops.sum(a, axes)
         return total / xp.where(xp.isnan(total), total, number)
 
     first = average(mean)
@@ -157,24 +157,24 @@ def over_sets(its: Measured, *, axes: tuple[int, ...], library: Library) -> Meas
     return of_saved(first, correction, scale, average(m2 + low), without=axes, xp=xp)
 
 
-def fitting_scale(peak: Any, cap: Any, m2: Any, library: Library) -> Any:
+def fitting_scale(peak: Any, cap: Any, m2: Any, ops: ArrayOps) -> Any:
     """Return a power of two, at most `cap`, at which numbers as large as `peak`, and squares that sum to m2, fit.
 
     The formula's own scale for the union: of `cap`, the scale of sets that have spread, and that of the larger mean.
     """
-    xp = library.xp
-    compute = library.format(peak.dtype)
+    xp = ops.xp
+    compute = ops.format(peak.dtype)
     assert compute is not None  # statistics are in a compute dtype
     rescues = RESCUES[compute]
-    scale = xp.minimum(cap, selector(peak, list(rescues), xp)(lambda s: s))
+    scale = xp.minimum(cap, scale_for(peak, 0.0, ops=ops))
     large = rescues[0]
     return xp.where(m2 > 16 * large.bound**2, xp.minimum(scale, xp.full_like(scale, large.scale)), scale)
 
 
-def _cap(rest: Rest, library: Library) -> Any:
+def _cap(rest: Rest, ops: ArrayOps) -> Any:
     """Return the largest scale at which the deviations surely fit: their own, and any where there are none."""
-    xp = library.xp
-    compute = library.format(rest.m2.dtype)
+    xp = ops.xp
+    compute = ops.format(rest.m2.dtype)
     assert compute is not None  # as above
     return xp.where(rest.m2 == 0, xp.full_like(rest.scale, RESCUES[compute][-1].scale), rest.scale)
 

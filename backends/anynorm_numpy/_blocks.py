@@ -14,13 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from anynorm import _memory
-from anynorm._array import FLOAT32, FLOAT64, Format
-from anynorm._formula import LARGE, RESCUES, Saved, rsqrt_eps
-from anynorm._plan import Plan
-from anynorm._prepare import Known
-from anynorm_numba._address import address
-from anynorm_numpy import _engine
+from anynorm.backend import FLOAT32, FLOAT64, Format, Formula, Plan, Residuals, Statistics, formula
 from anynorm_numpy._affine import Affine
 from anynorm_numpy._block import Block, buffers, partition
 from anynorm_numpy._sets import Sets
@@ -29,142 +23,41 @@ from anynorm_numpy._sets import Sets
 _SAFE = {FLOAT32: (2.0**-100, 2.0**100), FLOAT64: (2.0**-900, 2.0**900)}
 
 
-def declines(
-    plan: Plan,  # noqa: ARG001
-    x: Any,
-    weight: Any,
-    bias: Any,
-    *,
-    stats: tuple[Any, Any] | None,
-    out: Any,
-) -> str | None:
-    """Return why the formula should serve this call, or None."""
-    for its in (x, weight, bias, out, *(stats or ())):
-        if type(its) not in _engine.PLAIN and its is not None:
-            return f"{type(its).__name__} is a subclass of ndarray, whose own arithmetic the formula respects"
-    return None
+class Blocks(Formula):
+    """A forward pass in NumPy alone."""
+
+    engine = "anynorm_numpy"
+
+    def forward(
+        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+    ) -> tuple[Any, Residuals | None]:
+        plan, compute = self.plan, _compute(x)
+        y = np.empty_like(x, subok=False) if out is None else out
+        target = Sets.of(y, plan)
+        measured = []
+        with np.errstate(all="ignore"):
+            parameters = [None if p is None else p.astype(compute.name, copy=False) for p in (weight, bias)]
+            affine = Affine(plan, *parameters)
+            flat = None if given is None else [_flat(statistic, compute) for statistic in given]
+            for lanes in _lanes(plan, x, eps, flat):
+                _write(lanes, affine, target)
+                if save and given is None:
+                    measured.append(lanes)
+            if not save:
+                return y, None
+            if given is not None:
+                return y, formula.residuals_of_given(plan, given, eps, x, ops=self.ops)
+            return y, _residuals(measured, plan, x)
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        with np.errstate(all="ignore"):
+            found = _residuals(list(_lanes(self.plan, x, eps, None)), self.plan, x)
+        return Statistics(self.plan.n, found.mean, found.correction, found.m2, found.scale)
 
 
-def path(
-    plan: Plan,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    *,
-    stats: tuple[Any, Any] | None,  # noqa: ARG001
-    out: Any,
-) -> tuple[str, str | None]:
-    """Return which package serves a call that is not declined, and why the engine does not."""
-    y = np.empty_like(x, subok=False) if out is None else out
-    weight, bias = [_engine.layout(_engine.parameter(its, x)) for its in (weight, bias)]
-    job = _engine.job_of(plan, x, weight, bias, (y,))
-    return ("anynorm_numpy", job) if isinstance(job, str) else ("anynorm_numba", None)
-
-
-def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
-    """Return why `out` may not be written, or None."""
-    itself = None if x is None else _where(x)
-    return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})
-
-
-def _where(a: Any) -> _memory.Memory:
-    return _memory.Memory(address(a), a.shape, a.strides, a.itemsize)
-
-
-def laid_out_like(y: Any, x: Any) -> Any:
-    """Return y with its axes in memory as x's are: with several broadcast operands NumPy's arithmetic forgets them."""
-    like = np.empty_like(x, subok=False)
-    if like.strides == y.strides:
-        return y
-    if type(y) is not np.ndarray:  # a copy is of y's class, with all that an instance carries
-        order = sorted(range(y.ndim), key=lambda axis: -like.strides[axis])
-        return y.transpose(order).copy(order="C").transpose(np.argsort(order))
-    like[...] = y
-    return like
-
-
-def forward(
-    plan: Plan,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    *,
-    stats: tuple[Any, Any] | None,
-    out: Any,
-    save: bool,
-) -> tuple[Any, Saved | None]:
-    """Return y, and what was learned of the statistics if `save` asks for it."""
-    y = np.empty_like(x, subok=False) if out is None else out
-    its_weight, its_bias = _engine.parameter(weight, x), _engine.parameter(bias, x)
-    job = _engine.job_of(plan, x, _engine.layout(its_weight), _engine.layout(its_bias), (y,))
-    if not isinstance(job, str):
-        return y, _engine.forward(plan, job, x, y, its_weight, its_bias, eps, stats, save)
-    compute = _compute(x)
-    target = Sets.of(y, plan)
-    affine = Affine(plan, *[None if its is None else its.astype(compute.name, copy=False) for its in (weight, bias)])
-    given = None if stats is None else [its.astype(compute.name).astype(np.float64).reshape(1, -1) for its in stats]
-    learned = []
-    with np.errstate(all="ignore"):
-        for lanes in _lanes(plan, x, eps, given):
-            _write(lanes, affine, target)
-            if save and given is None:
-                learned.append(lanes)
-        return y, _saved(learned, plan, x) if save and given is None else None
-
-
-def kind(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
-    """Return all that decides about a call but its values and numbers, or None where it is to be looked at anew."""
-    if type(x) is not np.ndarray:
-        return None
-    its_weight = its_bias = beside = None
-    if weight is not None:
-        if type(weight) is not np.ndarray:
-            return None
-        its_weight = weight.dtype, weight.shape, weight.strides, weight.flags.aligned
-    if bias is not None:
-        if type(bias) is not np.ndarray:
-            return None
-        its_bias = bias.dtype, bias.shape, bias.strides, bias.flags.aligned
-    if mean is not None or out is not None:
-        beside = _kind_beside(x, weight, bias, mean, var, out)
-        if beside is None:
-            return None
-    return x.dtype, x.shape, x.strides, x.flags.aligned, its_weight, its_bias, beside
-
-
-def _kind_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any) -> Any:
-    """Return the part of `kind` that given statistics and `out` have in it, or None."""
-    beside = mean, var, out
-    if any(its is not None and type(its) is not np.ndarray for its in beside):
-        return None
-    if out is not None and not (out.flags.writeable and _engine.apart(out, x, (weight, bias, mean, var))):
-        return None
-    return tuple([None if its is None else (its.dtype, its.shape, its.strides, its.flags.aligned) for its in beside])
-
-
-def again(
-    known: Known, x: Any, weight: Any, bias: Any, eps: float, stats: Any, out: Any, save: bool
-) -> tuple[Any, Saved | None]:
-    """Return what `forward` does, for a call of a known kind."""
-    y = np.empty_like(x) if out is None else out
-    job, weight_lies, bias_lies = _engine.known_job(known, x, y, weight, bias)
-    if job is None:
-        return forward(known.plan, x, weight, bias, eps, stats=stats, out=y, save=save)
-    if not weight_lies:
-        weight = _engine.parameter(weight, x)
-    if not bias_lies:
-        bias = _engine.parameter(bias, x)
-    return y, _engine.forward(known.plan, job, x, y, weight, bias, eps, stats, save)
-
-
-def moments(plan: Plan, x: Any) -> Saved:
-    """Return the statistics of each set."""
-    job = _engine.job_of(plan, x, None, None, (x,))
-    if not isinstance(job, str):
-        return cast(Saved, _engine.forward(plan, job, x, None, None, None, 0.0, None, True))
-    with np.errstate(all="ignore"):
-        return _saved(list(_lanes(plan, x, 0.0, None)), plan, x)
+def _flat(statistic: Any, compute: Format) -> Any:
+    """Return a given statistic as float64, as it is rounded to the compute dtype: an array (1, sets)."""
+    return statistic.astype(compute.name).astype(np.float64).reshape(1, -1)
 
 
 def _write(lanes: list[_Lane], affine: Affine, target: Sets) -> None:
@@ -200,7 +93,7 @@ class _Lane(NamedTuple):
     scale: Any = 1.0
 
     def statistics(self, n: int, compute: Format) -> Any:
-        """Return the fields of Saved, in float64, of elements scaled so that the compute dtype can hold them."""
+        """Return the fields of Residuals, in float64, of elements scaled so that the compute dtype can hold them."""
         pivot, rest = [np.zeros_like(self.var) if its is None else its for its in (self.pivot, self.rest)]
         mean = pivot + rest
         part = mean - pivot
@@ -249,7 +142,7 @@ def _measured_again(plan: Plan, block: Block, eps: float, compute: Format) -> _L
     if compute is FLOAT64:
         peak = block.peak()
         scale = np.ones_like(peak)
-        for rescue in RESCUES[FLOAT64]:
+        for rescue in formula.RESCUES[FLOAT64]:
             if eps < rescue.eps_below:
                 scale[rescue.beyond(peak, rescue.bound)] = rescue.scale
         block.restart(scale)
@@ -258,7 +151,7 @@ def _measured_again(plan: Plan, block: Block, eps: float, compute: Format) -> _L
     # Where the total is 0 so are all elements. What is saved of them is unscaled: 1/√eps, scaled, may be infinite.
     zero = total == 0
     pivot = None if pivot is None else np.where(zero, pivot / scale, pivot)
-    return _Lane(block, True, _rsqrt(total, rsqrt_eps(eps)), var, pivot, rest, np.where(zero, 1.0, scale))
+    return _Lane(block, True, _rsqrt(total, formula.rsqrt_eps(eps)), var, pivot, rest, np.where(zero, 1.0, scale))
 
 
 def _centre(plan: Plan, block: Block) -> tuple[Any, Any, Any]:
@@ -279,16 +172,18 @@ def _centre(plan: Plan, block: Block) -> tuple[Any, Any, Any]:
 def _given(block: Block, eps: float, compute: Format, mean: Any, var: Any) -> _Lane:
     """Shift a block by given means; those so large that x − mean may overflow are for the next lane."""
     block.subtract(mean)
-    serves = (np.abs(mean) <= LARGE[compute]) & (var <= LARGE[compute])
-    return _Lane(block, serves, _rsqrt(var + eps, rsqrt_eps(eps)), None)
+    serves = (np.abs(mean) <= formula.LARGE[compute]) & (var <= formula.LARGE[compute])
+    return _Lane(block, serves, _rsqrt(var + eps, formula.rsqrt_eps(eps)), None)
 
 
 def _given_again(block: Block, eps: float, mean: Any, var: Any) -> _Lane:
     """Shift a block by given means in float64, means and variances scaled by a quarter where they are large."""
-    scale, shrink = [np.where(np.abs(its) > LARGE[FLOAT64], 0.25, 1.0) for its in (mean, var)]
+    scale, shrink = [np.where(np.abs(its) > formula.LARGE[FLOAT64], 0.25, 1.0) for its in (mean, var)]
     block.restart(scale)
     block.subtract(mean * scale)
-    return _Lane(block, True, _rsqrt(var * shrink + eps * shrink, rsqrt_eps(eps)) * np.sqrt(shrink) / scale, None)
+    return _Lane(
+        block, True, _rsqrt(var * shrink + eps * shrink, formula.rsqrt_eps(eps)) * np.sqrt(shrink) / scale, None
+    )
 
 
 def _rsqrt(v: Any, where_zero: Any) -> Any:
@@ -296,14 +191,14 @@ def _rsqrt(v: Any, where_zero: Any) -> Any:
     return np.where(v == 0, where_zero, 1 / np.sqrt(v))
 
 
-def _saved(learned: list[list[_Lane]], plan: Plan, x: Any) -> Saved:
+def _residuals(measured: list[list[_Lane]], plan: Plan, x: Any) -> Residuals:
     """Return the statistics of all blocks in the compute dtype, the mean as two numbers of it."""
     compute, shape = _compute(x).name, cast(tuple[int, ...], plan.statistic)
     columns = []
-    for lanes in learned:
+    for lanes in measured:
         found = [lane.statistics(plan.n, _compute(x)) for lane in lanes]
         columns.append(found[0] if len(found) == 1 else np.where(lanes[0].serves, found[0], found[1]))
     mean, correction, rstd, scale, m2 = np.concatenate(columns, axis=2)
     high = mean.astype(compute)
     fields = high, (mean - high) + correction, rstd, scale, m2
-    return Saved(*[its.astype(compute).reshape(shape) for its in fields])
+    return Residuals(*[its.astype(compute).reshape(shape) for its in fields])

@@ -6,11 +6,8 @@ Each piece of code in here is right when it is followed; tests follow it. Knows 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import update_wrapper
 from numbers import Real
-from typing import Any, NoReturn, TypeVar, cast
-
-F = TypeVar("F", bound=Callable[..., Any])
+from typing import Any, NoReturn
 
 # Stands for a number of groups that was not given.
 MISSING: Any = object()
@@ -32,17 +29,32 @@ _OWN = {
 }
 
 
-def runs_as(body: Callable[..., Any]) -> Callable[[F], F]:
-    """Let a function run as `body`, which takes what it takes and surplus arguments as well, to say what is wrong.
+def advice_on_binding(
+    function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], error: TypeError
+) -> TypeError:
+    """Return the error to raise where binding a function's arguments raised one.
 
-    In the function's own signature they would be part of its type, and of what inspect and help show. A call of one by
-    the other would take as long as the checks of a small array.
+    Where they do not fit its signature, it says so in terms of torch's order of arguments and names the call to make;
+    else it is the error itself.
     """
+    from inspect import signature  # here, because importing it takes long
 
-    def with_body(function: F) -> F:
-        return cast("F", update_wrapper(body, function))
-
-    return with_body
+    parameters = signature(function).parameters
+    by_position = [name for name, its in parameters.items() if its.kind is not its.KEYWORD_ONLY]
+    excess, unknown = args[len(by_position) :], {name: its for name, its in options.items() if name not in parameters}
+    groups_missing = "num_groups" in parameters and len(args) == 1
+    if function.__name__ not in _TORCH or not args or not (excess or unknown or groups_missing):
+        return error
+    given = dict(zip(by_position, args, strict=False)) | {name: options[name] for name in options if name in parameters}
+    own = {name: given.get(name, its.default) for name, its in parameters.items() if name != "x"}
+    if groups_missing:
+        own["num_groups"] = MISSING
+    if any(name in options for name in by_position[: len(args)]):
+        return error  # given twice, which Python has said
+    try:
+        reject_call(function.__name__, excess, unknown, **own)
+    except TypeError as better:
+        return better
 
 
 def reject_call(function: str, excess: tuple[Any, ...], unknown: dict[str, Any], **own: Any) -> NoReturn:
@@ -310,3 +322,10 @@ def _cast(argument: str, dtype: str, library: str) -> str:
 
 def _part(argument: str, part: str, library: str) -> str:
     return f"{argument}.{part}" if library in ("numpy", "cupy", "jax", "dask", "torch") else f"xp.{part}({argument})"
+
+
+def reject_array(function: str, argument: str, value: object) -> NoReturn:
+    """Raise the TypeError for something that is not an array anynorm can take."""
+    own = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    msg = f"{function}: {argument} must be an array of a library that follows the array API standard, got {own}. "
+    raise TypeError(msg + for_no_array(function, argument, value))

@@ -12,12 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from anynorm import _formula
-from anynorm._array import Library
-from anynorm._dispatch import library_of
-from anynorm._formula import Saved
-from anynorm._plan import Plan
-from anynorm_numpy import _engine
+from anynorm.backend import Formula, PackedResiduals, Plan, Residuals, formula
 
 # Elements in a slice; the formula makes about eight arrays of that size. On five shapes of 4 to 8 million float32, half
 # of it takes 1.0 to 1.3 times as long, twice of it 0.9 to 1.1 times, the whole array at once 1.0 to 2.5 times.
@@ -30,53 +25,21 @@ Index = tuple[slice, ...]
 Shape = tuple[int, ...]
 
 
-def quiet() -> Any:
-    """Return a context in which NumPy does not warn of NaN, infinity and the like."""
-    return np.errstate(all="ignore")
+class Slices(Formula):
+    """A backward pass by the formula, slice by slice."""
 
+    engine = "anynorm_numpy"
 
-def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Saved, *, out: Any = None) -> tuple[Any, Any, Any]:
-    """Return dx like x, or in `out`, and dweight and dbias in the compute dtype and in the plan's shapes for them."""
-    library = library_of("backward", "x", x)
-    if 0 in plan.shape:
-        return _formula.backward(plan, dy, x, weight, saved, out=out, library=library)
-    if type(dy) not in _engine.PLAIN or (out is not None and type(out) not in _engine.PLAIN):
-        # A subclass, whose own arithmetic the formula respects. One of x or weight never comes here.
-        return _formula.backward(plan, dy, x, weight, _plain(saved), out=out, library=library)
-    dx = np.empty_like(x, subok=False) if out is None else out
-    found = _by_engine(plan, dy, x, dx, weight, saved, library)
-    if found is not None:
-        return found
-    return _in_slices(plan, dy, x, dx, weight, _plain(saved), library)
-
-
-def _plain(saved: Any) -> Saved:
-    """Return what was learned as the formula reads it: the engine leaves it in its own form."""
-    return Saved(*[getattr(saved, field) for field in Saved._fields])
-
-
-def _by_engine(
-    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, saved: Any, library: Library
-) -> tuple[Any, Any, Any] | None:
-    """Write dx by the engine and return the gradients, or None where it cannot run."""
-    if dy.dtype != x.dtype or not _engine.learned(saved):
-        return None
-    its_weight = _engine.parameter(weight, x)
-    # Bias is not read: it lies as its gradient is wanted.
-    bias = None if plan.bias is None else np.empty(cast(Shape, plan.bias), dtype=library.compute_dtype(x.dtype))
-    layouts = _engine.layout(its_weight), _engine.layout(bias)
-    job = _engine.job_of(plan, x, *layouts, (dy, dx))
-    if isinstance(job, str) and dy.strides != dx.strides:
-        laid = np.empty_like(dx)  # a copy costs one pass over it, the formula about ten
-        laid[...] = dy
-        dy, job = laid, _engine.job_of(plan, x, *layouts, (laid, dx))
-    if isinstance(job, str):
-        return None
-    return dx, *_engine.backward(plan, job, x, dy, dx, its_weight, saved.planes)
+    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+        if isinstance(residuals, PackedResiduals):
+            residuals = residuals.residuals()
+        dx = np.empty_like(x, subok=False) if out is None else out
+        with np.errstate(all="ignore"):
+            return _in_slices(self.plan, dy, x, dx, weight, residuals, self.ops)
 
 
 def _in_slices(
-    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, saved: Saved, library: Library
+    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, residuals: Residuals, ops: ArrayOps
 ) -> tuple[Any, Any, Any]:
     # NumPy knows every length.
     shape, statistic = cast(Shape, plan.shape), cast(Shape, plan.statistic)
@@ -87,19 +50,17 @@ def _in_slices(
     totals = [None if its is None else np.zeros(its) for its in parameters]
     for index in _slices(parameters, source.strides, shape, plan.kept):
         part = source[index]
-        its_weight = None if laid is None else laid[_along(laid.shape, index)]
-        its_saved = Saved(*[None if its is None else its[_along(statistic, index)] for its in saved])
+        part_weight = None if laid is None else laid[_along(laid.shape, index)]
+        part_residuals = Residuals(*[None if its is None else its[_along(statistic, index)] for its in residuals])
         lengths = [None if its is None else _cut(its, part.shape) for its in parameters]
-        its_plan = plan._replace(
+        part_plan = plan._replace(
             shape=part.shape, weight=lengths[0], bias=lengths[1], statistic=_cut(statistic, part.shape)
         )
-        target[index], *sums = _formula.backward(
-            its_plan, gradient[index], part, its_weight, its_saved, library=library
-        )
+        target[index], *sums = formula.backward(part_plan, gradient[index], part, part_weight, part_residuals, ops=ops)
         for total, its in zip(totals, sums, strict=True):
             if total is not None:
                 total[_along(total.shape, index)] += its
-    compute = library.compute_dtype(x.dtype)
+    compute = ops.compute_dtype(x.dtype)
     dweight, dbias = [None if total is None else total.astype(compute) for total in totals]
     return dx, dweight, dbias
 

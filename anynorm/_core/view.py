@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple, cast
 
-from anynorm._plan import Plan
+from anynorm._core.plan import Plan
 
 Ints = tuple[int, ...]
 Five = tuple[int, int, int, int, int]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, SupportsIndex
 
-from anynorm._array import Shape, described
+from anynorm._core.arrays import Shape, described
 
 Axes = int | tuple[int, ...] | None
 

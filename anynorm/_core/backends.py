@@ -1,0 +1,161 @@
+"""From the type of an array to the `Backend` that serves it. The one place that loads backends."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from anynorm._core.advice import reject_array
+from anynorm._core.frames import users_level
+from anynorm._core.ops import ArrayOps
+from anynorm._core.unknown import UntestedOps, fault_of, namespace
+from anynorm._core.unsuited import may_differ, type_name, unsuited
+from anynorm.backend import Backend, Declined, Executable, Operands, Plan
+
+# Loaders are plain `import` statements because torch.compile traces those; importlib.import_module breaks its
+# graph, even behind a cache.
+
+
+def _numpy() -> type[Backend]:
+    from anynorm_numpy import NumPyBackend
+
+    return NumPyBackend
+
+
+def _torch() -> type[Backend]:
+    from anynorm_torch import TorchBackend
+
+    return TorchBackend
+
+
+def _cupy() -> type[Backend]:
+    from anynorm_cupy import CuPyBackend
+
+    return CuPyBackend
+
+
+def _jax() -> type[Backend]:
+    from anynorm_jax import JaxBackend
+
+    return JaxBackend
+
+
+def _dask() -> type[Backend]:
+    from anynorm_dask import DaskBackend
+
+    return DaskBackend
+
+
+_FIRST_PARTY: dict[str, Callable[[], Any]] = {
+    "numpy": _numpy,
+    "cupy": _cupy,
+    "torch": _torch,
+    "jax": _jax,
+    "dask": _dask,
+}
+
+# By exact type: one look-up for each array of a call.
+by_type: dict[type, Backend] = {}
+
+# Types of which one array may be unsuited and another not, so that each is asked.
+_asked: set[type] = set()
+
+# First-party backends that were loaded, by library: several types may share one.
+_loaded: dict[str, Backend] = {}
+
+
+def backend_of(function: str, argument: str, x: object) -> Backend:
+    """Return the backend that serves an array; a TypeError if it is no array, or means more than its numbers."""
+    backend = by_type.get(type(x))
+    if backend is None:
+        return _meet(function, argument, x)
+    if type(x) in _asked:
+        _refuse_unsuited(function, argument, x)
+    return backend
+
+
+def ops_of(function: str, argument: str, x: object) -> ArrayOps:
+    """Return the operations of an array's library; a TypeError as `backend_of` raises it."""
+    return backend_of(function, argument, x).ops
+
+
+def _meet(function: str, argument: str, x: object) -> Backend:
+    """Find the backend for a type that was not seen before."""
+    found = namespace(x)
+    name = "" if found is None else found[0]
+    backend = None
+    if name not in _FIRST_PARTY:
+        backend = _third_party(x)
+        if backend is not None:
+            by_type[type(x)] = backend
+            return backend
+    if found is None:
+        reject_array(function, argument, x)
+    if name != "torch":  # whose backend knows, and whose compiler need not trace this
+        _refuse_unsuited(function, argument, x)
+        if may_differ(type(x)):
+            _asked.add(type(x))
+    if name in _FIRST_PARTY:
+        backend = _loaded.get(name)
+        if backend is None:
+            backend = _loaded[name] = _FIRST_PARTY[name]()()
+    else:
+        backend = _unserved(function, argument, x, *found)
+    by_type[type(x)] = backend
+    return backend
+
+
+def _unserved(function: str, argument: str, x: object, name: str, xp: Any) -> Backend:
+    """Return a backend for a library that has none, by the standard's own calls."""
+    fault = fault_of(name, xp)
+    if fault is not None:
+        msg = (
+            f"{function}: {argument} is {type_name(x)}, whose library does not follow the array API standard: {fault}. "
+            f"Convert it first, e.g. numpy.asarray({argument})."
+        )
+        raise TypeError(msg)
+    backend = _Unserved(UntestedOps(name, xp))
+    # So array libraries say it of all their arrays; where some can be written to, each is asked.
+    backend.immutable = not hasattr(type(x), "__setitem__")
+    return backend
+
+
+class _Unserved(Backend):
+    """The backend of a library that has none."""
+
+    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:  # noqa: ARG002
+        return Declined(f"no backend serves {self.ops.name} arrays")
+
+
+def _refuse_unsuited(function: str, argument: str, x: object) -> None:
+    """Raise a TypeError if an array means more than its numbers."""
+    refusal = unsuited(x)
+    if refusal is None:
+        return
+    if argument == "out":
+        refusal = f"is {type_name(x)}, which is more than numbers. Allocate it with xp.empty_like(x)."
+    msg = f"{function}: {argument} {refusal}"
+    raise TypeError(msg)
+
+
+def _third_party(x: object) -> Backend | None:
+    """Load the backend that an installed distribution registers for x's type, if it accepts x."""
+    from importlib.metadata import entry_points  # here, because it doubles the time of `import anynorm`
+
+    array_type = f"{type(x).__module__}.{type(x).__qualname__}"
+    for entry_point in entry_points(group="anynorm.backends", name=array_type):
+        try:
+            loaded = entry_point.load()
+            if not (isinstance(loaded, type) and issubclass(loaded, Backend)):
+                msg = f"{entry_point.value} is no subclass of anynorm.backend.Backend"
+                raise TypeError(msg)
+            backend: Backend = loaded()  # type: ignore[call-arg]  # a subclass knows its ops
+        except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
+            where = f"the backend {entry_point.value!r} for {array_type}"
+            msg = f"anynorm: {where} failed to import and is not used: {error!r}"
+            warnings.warn(msg, RuntimeWarning, stacklevel=users_level())
+        else:
+            if backend.accepts(x):
+                return backend
+    return None

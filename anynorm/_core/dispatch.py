@@ -1,0 +1,219 @@
+"""What runs a call: an `Executable`, found in the cache by function, numbers and signature of the arrays, or compiled.
+
+A call is: bind the arguments, look up the signature, run forward. The first call of a signature is checked, planned and
+compiled. A backward pass is looked up by the signature of dy in the same way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
+
+from anynorm._core import cache
+from anynorm._core.advice import advice_on_binding
+from anynorm._core.arrays import described
+from anynorm._core.backends import backend_of, by_type
+from anynorm._core.checks import check_gradient, checked_plan, real_number
+from anynorm._core.plan import Plan
+from anynorm.backend import Backend, Executable, Formula, Operands
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_fast_paths: ContextVar[bool] = ContextVar("anynorm.fast_paths", default=os.environ.get("ANYNORM_FAST_PATHS") != "0")
+
+
+class Entry:
+    """What is the same for all calls of a signature: the backend, the plan and what runs it. Equal to itself alone."""
+
+    __slots__ = ("backend", "cached", "executable", "plan")
+
+    def __init__(self, backend: Backend, plan: Plan, executable: Executable, cached: bool) -> None:
+        self.backend = backend
+        self.plan = plan
+        self.executable = executable
+        self.cached = cached  # whether later calls find it
+
+
+def entry_for(
+    function: str,
+    build: Callable[..., Plan],
+    numbers: tuple[Any, ...],
+    x: Any,
+    weight: Any,
+    bias: Any,
+    given: tuple[Any, Any] | None,
+    eps: float,
+    out: Any,
+) -> Entry:
+    """Return what serves a call; the first of a signature is checked, planned and compiled here."""
+    backend = by_type.get(type(x)) or backend_of(function, "x", x)
+    mean, var = (None, None) if given is None else given
+    key = None
+    signature = backend.signature(x, weight, bias, mean, var, out)
+    if signature is not None:
+        key = backend, function, numbers, eps, signature, _fast_paths.get()
+        entry: Entry | None = cache.entries.get(key)
+        if entry is not None:
+            return entry
+    backend = backend_of(function, "x", x)  # again: one array of a type may be unsuited and another not
+    operands = Operands(x, weight, bias, mean, var, out)
+    plan = checked_plan(function, build, numbers, operands, eps, backend)
+    entry = Entry(backend, plan, _compiled(backend, plan, operands), cached=key is not None)
+    if key is not None:
+        cache.remember(key, entry)
+    return entry
+
+
+def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable:
+    """Return the backend's executable, or the formula with the reason why there is none."""
+    ops = backend.ops
+    if ops.compiling():
+        reason = f"{ops.name} is compiling the call itself"
+    elif not _fast_paths.get():
+        reason = "fast paths are turned off"
+    elif ops.is_empty(plan.shape):
+        reason = "x is empty"
+    else:
+        found = backend.compile(plan, operands)
+        if isinstance(found, Executable):
+            return found
+        reason = found.reason
+    return Formula(plan, ops, reason)
+
+
+def norm(moments_of: Callable[..., Any] | None = None) -> Callable[[F], F]:
+    """Make a function that binds its arguments, and returns them as a tuple, one that runs the norm.
+
+    The tuple is what `entry_for` takes, and whether the moments are wanted: then the result is (y, moments_of(...)). The
+    function's own signature is the public one; `vjp` and `explain` call it as `__wrapped__`.
+    """
+
+    def with_run(bind: F) -> F:
+        @wraps(bind)
+        def run(*args: Any, **options: Any) -> Any:
+            try:
+                function, build, numbers, x, weight, bias, given, eps, out, wants_moments = bind(*args, **options)
+            except TypeError as error:
+                raise advice_on_binding(bind, args, options, error) from None
+            if type(eps) is not float:
+                eps = real_number(function, "eps", eps)
+            entry = entry_for(function, build, numbers, x, weight, bias, given, eps, out)
+            y, residuals = entry.executable.forward(x, weight, bias, eps, given, out, wants_moments)
+            if moments_of is None or not wants_moments:
+                return y
+            return y, moments_of(entry.plan, entry.backend.ops, x, residuals)
+
+        return cast("F", run)
+
+    return with_run
+
+
+def measuring(moments_of: Callable[..., Any]) -> Callable[[F], F]:
+    """Make a function that binds its arguments as those of `norm` do, with keepdims last, one that measures x."""
+
+    def with_run(bind: F) -> F:
+        @wraps(bind)
+        def run(*args: Any, **options: Any) -> Any:
+            function, build, numbers, x, weight, bias, given, eps, out, keepdims = bind(*args, **options)
+            entry = entry_for(function, build, numbers, x, weight, bias, given, eps, out)
+            return moments_of(entry.plan, entry.backend.ops, x, entry.executable.measure(x), keepdims)
+
+        return cast("F", run)
+
+    return with_run
+
+
+class Bound(NamedTuple):
+    """A call whose arguments are bound, and what serves it."""
+
+    entry: Entry
+    x: Any
+    weight: Any
+    bias: Any
+    given: tuple[Any, Any] | None
+    eps: float
+    out: Any
+    wants_moments: bool
+
+
+def bound(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Bound:
+    """Bind the arguments of a public function as it does itself."""
+    try:
+        name, build, numbers, x, weight, bias, given, eps, out, wants_moments = function.__wrapped__(*args, **options)
+    except TypeError as error:
+        raise advice_on_binding(function.__wrapped__, args, options, error) from None
+    eps = real_number(name, "eps", eps)
+    entry = entry_for(name, build, numbers, x, weight, bias, given, eps, out)
+    return Bound(entry, x, weight, bias, given, eps, out, wants_moments)
+
+
+def backward(call: Bound, residuals: Any, dy: Any, out: Any) -> tuple[Any, Any, Any]:
+    """Return dx, dweight and dbias for a dy; the first of a signature is checked and compiled here.
+
+    By the formula if the forward pass was: `fast_paths` of a later moment, in another thread perhaps, must not mix the
+    two.
+    """
+    entry, x, weight, bias, given, *_ = call
+    backend, key = entry.backend, None
+    if entry.cached:
+        signature = backend.signature(x, weight, None, None, None, out, dy)
+        if signature is not None:
+            key = entry, signature
+            executable: Executable | None = cache.entries.get(key)
+            if executable is not None:
+                return executable.backward(dy, x, weight, residuals, out)
+    mean, var = (None, None) if given is None else given
+    named = {"weight": weight, "bias": bias, "mean": mean, "var": var}
+    others = {name: array for name, array in named.items() if array is not None}
+    check_gradient(f"pullback of {entry.plan.function}", dy, x, others, out, backend)
+    executable = entry.executable
+    if type(executable) is not Formula:
+        executable = _compiled_gradient(entry, Operands(x, weight, bias, mean, var, out, dy, residuals))
+    if key is not None:
+        cache.remember(key, executable)
+    return executable.backward(dy, x, weight, residuals, out)
+
+
+def _compiled_gradient(entry: Entry, operands: Operands) -> Executable:
+    found = entry.backend.compile(entry.plan, operands)
+    return found if isinstance(found, Executable) else Formula(entry.plan, entry.backend.ops, found.reason)
+
+
+@contextmanager
+def fast_paths(enabled: bool) -> Iterator[None]:
+    """Turn the backends' fast paths on or off within a `with` block, for this thread or task alone.
+
+    Off, every array is served by the formula: to compare the two, or to report a difference. The environment variable
+    ANYNORM_FAST_PATHS=0 turns them off for a process.
+
+    Parameters
+    ----------
+    enabled : bool
+        Whether fast paths may be taken.
+
+    Raises
+    ------
+    TypeError
+        If `enabled` is neither True nor False.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import anynorm as an
+    >>> with an.fast_paths(False):
+    ...     print(an.explain(an.rms_norm, np.ones((2, 3))))
+    formula (fast paths are turned off)
+
+    """
+    if not isinstance(enabled, bool):
+        msg = f"fast_paths: enabled must be True or False, got {described(enabled)}."
+        raise TypeError(msg)
+    token = _fast_paths.set(enabled)
+    try:
+        yield
+    finally:
+        _fast_paths.reset(token)

@@ -1,0 +1,155 @@
+"""What runs a call: `Executable`, and the two things that may be compiled, a kernel's launch or the `Formula`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from anynorm._core import formula
+from anynorm._core.formula import GradientSums, Statistics
+from anynorm._core.ops import ArrayOps
+from anynorm._core.plan import Plan
+
+
+class Operands(NamedTuple):
+    """The arrays of a call, to be looked at and not to be kept: later calls of one signature bring others.
+
+    A forward pass has no dy. Of a backward pass, `out` is for dx, and `residuals` is what its forward pass kept.
+    """
+
+    x: Any
+    weight: Any = None
+    bias: Any = None
+    mean: Any = None
+    var: Any = None
+    out: Any = None
+    dy: Any = None
+    residuals: Any = None
+
+    def arrays(self) -> dict[str, Any]:
+        """Return those that are there, by name, residuals apart."""
+        return {name: array for name, array in self._asdict().items() if array is not None and name != "residuals"}
+
+
+class Declined(NamedTuple):
+    """Why a backend compiles nothing for a call: the formula serves it."""
+
+    reason: str  # half a sentence, without a full stop
+
+
+class Executable:
+    """What serves all calls of one signature. It holds no array of a caller's.
+
+    A backend's own derives from this class, from `Formula` if it serves some of the steps only.
+
+    Attributes
+    ----------
+    engine : str
+        What serves the call, for `explain`: the name of a package, or "formula".
+    reason : str or None
+        Why nothing faster serves it; None where nothing is faster.
+
+    """
+
+    engine: str
+    reason: str | None = None
+
+    def forward(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        eps: float,
+        given: tuple[Any, Any] | None,
+        out: Any,
+        save: bool,
+    ) -> tuple[Any, Any]:
+        """Return (y, residuals): y is `out` if that is given, residuals may be None unless `save` asks for them.
+
+        Parameters
+        ----------
+        x, weight, bias : array
+            weight and bias as the caller passed them, or None.
+        eps : float
+            Checked, and part of the signature.
+        given : (mean, var) or None
+            Statistics to use instead of x's own.
+        out : array or None
+            Where y goes; it overlaps nothing but x itself.
+        save : bool
+            Whether residuals are wanted.
+
+        """
+        raise NotImplementedError
+
+    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+        """Return dx, in `out` if that is given, and dweight and dbias in the compute dtype, or None.
+
+        dweight and dbias have as many elements as the parameter, in its order.
+        """
+        raise NotImplementedError
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        """Return the statistics of each set, the first half of `forward`."""
+        raise NotImplementedError
+
+    def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
+        """Return y by statistics, the second half of `forward`."""
+        raise NotImplementedError
+
+    def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: Any) -> GradientSums:
+        """Return what `gradient` needs of each set, and dweight and dbias: the first half of `backward`."""
+        raise NotImplementedError
+
+    def gradient(self, dy: Any, x: Any, weight: Any, residuals: Any, sums: GradientSums, out: Any) -> Any:
+        """Return dx by sums over the sets, the second half of `backward`."""
+        raise NotImplementedError
+
+
+class Formula(Executable):
+    """The formula on a plan, step by step or at once."""
+
+    engine = "formula"
+
+    def __init__(self, plan: Plan, ops: ArrayOps, reason: str | None) -> None:
+        self.plan = plan
+        self.ops = ops
+        self.reason = reason
+
+    def forward(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        eps: float,
+        given: tuple[Any, Any] | None,
+        out: Any,
+        save: bool,  # noqa: ARG002  residuals cost nothing here
+    ) -> tuple[Any, Any]:
+        ops = self.ops
+        return ops.on_device(  # type: ignore[no-any-return]
+            x, formula.forward, self.plan, x, weight, bias, eps, given=given, out=out, ops=ops
+        )
+
+    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+        ops = self.ops
+        return ops.on_device(  # type: ignore[no-any-return]
+            x, formula.backward, self.plan, dy, x, weight, residuals, out=out, ops=ops
+        )
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        found: Statistics = self.ops.on_device(x, formula.measure, self.plan, x, eps, ops=self.ops)
+        return found
+
+    def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
+        ops = self.ops
+        return ops.on_device(x, formula.apply, self.plan, x, weight, bias, eps, statistics, out=out, ops=ops)
+
+    def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: Any) -> GradientSums:
+        found: GradientSums = self.ops.on_device(
+            x, formula.gradient_sums, self.plan, dy, x, weight, residuals, ops=self.ops
+        )
+        return found
+
+    def gradient(self, dy: Any, x: Any, weight: Any, residuals: Any, sums: GradientSums, out: Any) -> Any:
+        ops = self.ops
+        return ops.on_device(x, formula.gradient, self.plan, dy, x, weight, residuals, sums, out=out, ops=ops)

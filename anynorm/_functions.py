@@ -1,0 +1,26 @@
+"""The public functions that others take as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from anynorm._core.arrays import described
+from anynorm.batch_norm import batch_norm
+from anynorm.group_norm import group_norm, instance_norm
+from anynorm.layer_norm import layer_norm, rms_norm
+
+NORMS: tuple[Callable[..., Any], ...] = (layer_norm, rms_norm, group_norm, instance_norm, batch_norm)
+
+
+def one_of(asking: str, function: Any, known: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a function; a TypeError if it is none of those `known`."""
+    for candidate in known:
+        if function is candidate:
+            return candidate
+    names = ", ".join([candidate.__name__ for candidate in known])
+    advice = (
+        " Pass the function that the layer calls; layer.vjp(x) is its gradient." if hasattr(function, "vjp") else ""
+    )
+    msg = f"{asking}: function must be one of anynorm's {names}; got {described(function)}.{advice}"
+    raise TypeError(msg)

@@ -1,0 +1,176 @@
+"""Everything a backend imports: what it subclasses, what it is given, and the tools that engines share.
+
+A backend serves the arrays of one library. It is a subclass of `Backend` and answers two questions about a call:
+`signature`, all that decides how the call is served but the values in its arrays, and `compile`, the `Executable` for
+that signature, or `Declined` with the reason. Executables are cached by signature in one place, `anynorm._core.cache`.
+
+    class MyBackend(Backend):
+        def __init__(self):
+            super().__init__(ArrayOps("mylib", mylib))
+
+        def signature(self, x, weight, bias, mean, var, out, dy):
+            return type(x) is mylib.Array and (x.dtype, x.shape) or None
+
+        def compile(self, plan, operands):
+            return MyLaunch(plan) if plan.function == "layer_norm" else Declined("only layer norm is written")
+
+A distribution registers its class for a type of array:
+
+    [project.entry-points."anynorm.backends"]
+    "mylib.Array" = "anynorm_mylib:MyBackend"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from anynorm._core import cache as cache
+from anynorm._core import formula as formula
+from anynorm._core.arrays import FLOAT32 as FLOAT32
+from anynorm._core.arrays import FLOAT64 as FLOAT64
+from anynorm._core.arrays import Array as Array
+from anynorm._core.arrays import Format as Format
+from anynorm._core.arrays import Shape as Shape
+from anynorm._core.arrays import dtype_name as dtype_name
+from anynorm._core.arrays import tree_sum as tree_sum
+from anynorm._core.executable import Declined as Declined
+from anynorm._core.executable import Executable as Executable
+from anynorm._core.executable import Formula as Formula
+from anynorm._core.executable import Operands as Operands
+from anynorm._core.files import write_whole as write_whole
+from anynorm._core.formula import GradientSums as GradientSums
+from anynorm._core.formula import Residuals as Residuals
+from anynorm._core.formula import Statistics as Statistics
+from anynorm._core.frames import users_level as users_level
+from anynorm._core.memory import Memory as Memory
+from anynorm._core.memory import apart as apart
+from anynorm._core.memory import reach as reach
+from anynorm._core.memory import refuses_out as refuses_out
+from anynorm._core.ops import ArrayOps as ArrayOps
+from anynorm._core.ops import refuse_unknown_names
+from anynorm._core.packed import PackedResiduals as PackedResiduals
+from anynorm._core.plan import Plan as Plan
+from anynorm._core.unsuited import conversion as conversion
+from anynorm._core.unsuited import type_name as type_name
+from anynorm._core.unsuited import unsuited as unsuited
+from anynorm._core.view import Five as Five
+from anynorm._core.view import Ints as Ints
+from anynorm._core.view import Layout as Layout
+from anynorm._core.view import View as View
+from anynorm._core.view import view as view
+from anynorm._core.view import why_apart as why_apart
+
+__all__ = [
+    "FLOAT32",
+    "FLOAT64",
+    "Array",
+    "ArrayOps",
+    "Backend",
+    "Declined",
+    "Executable",
+    "Five",
+    "Format",
+    "Formula",
+    "GradientSums",
+    "Ints",
+    "Layout",
+    "Memory",
+    "Operands",
+    "PackedResiduals",
+    "Plan",
+    "Residuals",
+    "Shape",
+    "Statistics",
+    "View",
+    "apart",
+    "cache",
+    "conversion",
+    "dtype_name",
+    "formula",
+    "reach",
+    "refuses_out",
+    "tree_sum",
+    "type_name",
+    "unsuited",
+    "users_level",
+    "view",
+    "why_apart",
+    "write_whole",
+]
+
+
+class Backend:
+    """How the arrays of one library are served. The defaults serve any standard array by the formula.
+
+    Attributes
+    ----------
+    ops : ArrayOps
+        The library's array operations.
+    immutable : bool
+        Whether no array of the library can be written to.
+    places_itself : bool
+        Whether the library sees to devices itself, so that a call may mix them.
+
+    """
+
+    ops: ArrayOps
+    immutable: bool = False
+    places_itself: bool = False
+
+    def __init__(self, ops: ArrayOps) -> None:
+        self.ops = ops
+
+    def __init_subclass__(cls) -> None:
+        refuse_unknown_names(cls, Backend)
+
+    # Two questions about a call.
+
+    def signature(
+        self,
+        x: Any,  # noqa: ARG002
+        weight: Any,  # noqa: ARG002
+        bias: Any,  # noqa: ARG002
+        mean: Any,  # noqa: ARG002
+        var: Any,  # noqa: ARG002
+        out: Any,  # noqa: ARG002
+        dy: Any = None,  # noqa: ARG002
+    ) -> Hashable | None:
+        """Return all that decides about a call but the values in its arrays, each of which may be None.
+
+        Equal signatures share an executable without being checked again: dtypes, shapes, strides, alignment, devices,
+        whether `out` may be written and overlaps nothing. dy is given for a backward pass alone. None: no later call
+        can be told to be like this one, so each is looked at anew.
+        """
+        return None
+
+    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:  # noqa: ARG002
+        """Return what serves calls like this one, whose arguments are checked, or why nothing faster than the formula.
+
+        With operands.dy it is the backward pass that is to be served.
+        """
+        return Declined(f"no backend computes on {self.ops.name} arrays")
+
+    # What may be served. Each answer is None, or the rest of a sentence that begins with the argument's name.
+
+    def accepts(self, x: Any) -> bool:  # noqa: ARG002
+        """Say whether x is an array that this backend serves; asked of the first array of a type alone."""
+        return True
+
+    def refuses(self, x: Any) -> str | None:  # noqa: ARG002
+        """Return why no norm can take an array, or None."""
+        return None
+
+    def refuses_beside(self, array: Any, x: Any) -> str | None:  # noqa: ARG002
+        """Return why an array cannot be used beside x, or None."""
+        return None
+
+    def refuses_out(self, out: Any, x: Any, others: dict[str, Any]) -> str | None:  # noqa: ARG002
+        """Return why `out` may not be written while the others are read, or None; x is None where it is among them."""
+        return None
+
+    def writable(self, x: Any) -> bool:
+        """Say whether x can be written to."""
+        from array_api_compat import is_writeable_array
+
+        return bool(is_writeable_array(x))

@@ -1,0 +1,36 @@
+"""What adapters call: from a plan and strides to a launch config, and that run on addresses.
+
+Importing it imports NumPy; numba is imported when a kernel is first run.
+"""
+
+from __future__ import annotations
+
+from anynorm_numba._address import address as address
+from anynorm_numba._engine import backward as backward
+from anynorm_numba._engine import compile_all as compile_all
+from anynorm_numba._engine import forward as forward
+from anynorm_numba._given import take as take_given
+from anynorm_numba._half import HALVES as HALVES
+from anynorm_numba._half import widen as upcast_halves
+from anynorm_numba._jobs import Job as LaunchConfig
+from anynorm_numba._jobs import job_for as configure
+from anynorm_numba._learned import COMPUTE as COMPUTE
+from anynorm_numba._learned import planes as empty_residuals
+from anynorm_numba._threads import PARALLEL_ELEMENTS as PARALLEL_ELEMENTS
+from anynorm_numba._threads import threads_for as threads_for
+
+__all__ = [
+    "COMPUTE",
+    "HALVES",
+    "PARALLEL_ELEMENTS",
+    "LaunchConfig",
+    "address",
+    "backward",
+    "compile_all",
+    "configure",
+    "empty_residuals",
+    "forward",
+    "take_given",
+    "threads_for",
+    "upcast_halves",
+]

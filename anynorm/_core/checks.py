@@ -1,4 +1,4 @@
-"""Errors about arguments: everything a call is refused for, before any work or allocation. Chooses no implementation."""
+"""Errors about arguments: all that a call is refused for, before any work or allocation. Chooses no implementation."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable:
 def norm(moments_of: Callable[..., Any] | None = None) -> Callable[[F], F]:
     """Make a function that binds its arguments, and returns them as a tuple, one that runs the norm.
 
-    The tuple is what `entry_for` takes, and whether the moments are wanted: then the result is (y, moments_of(...)). The
-    function's own signature is the public one; `vjp` and `explain` call it as `__wrapped__`.
+    The tuple is what `entry_for` takes, and whether the moments are wanted: then the result is (y, moments_of(...)).
+    The function's own signature is the public one; `vjp` and `explain` call it as `__wrapped__`.
     """
 
     def with_run(bind: F) -> F:

@@ -24,8 +24,8 @@ Both directions are two steps, with one number or four per set between them:
     forward     measure(x) -> Statistics              apply(x, Statistics) -> y
     backward    gradient_sums(dy, x) -> GradientSums  gradient(dy, x, GradientSums) -> dx
 
-`forward` and `backward` do both in one pass and give the same bits. Whatever a backend does on raw memory, it does this.
-Nothing here branches on a value, so that compilers and schedulers can trace it. In code x̂ is `xhat` and r is `rstd`.
+`forward` and `backward` do both in one pass and give the same bits. Whatever a backend does on raw memory, it does
+this. Nothing here branches on a value, so that compilers and schedulers can trace it. In code x̂ is `xhat`, r `rstd`.
 """
 
 from __future__ import annotations

@@ -129,9 +129,9 @@ class ArrayOps:
         return self.on_device(x, function, *arrays, **options)
 
     def normalize(self, normalize: Callable[..., Any], plan: Any, z: Any, eps: float) -> Any:
-        """Call the formula's `normalize` so that the library derives `formula.slope` as its gradient, if it derives any.
+        """Call the formula's `normalize` so that the library, if it derives gradients, takes `formula.dz_of` for its own.
 
-        By the chain rule the gradient comes to rstd³, and where the deviation is 1e14 one of 1e-10 is lost to underflow.
+        By the chain rule it comes to rstd³, and where the deviation is 1e14 a gradient of 1e-10 is lost to underflow.
         """
         return normalize(plan, z, eps, ops=self)
 

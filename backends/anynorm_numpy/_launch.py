@@ -90,7 +90,8 @@ class Launch(Formula):
         return y, self._run(x, y, weight, bias, eps, given, save)
 
     def measure(self, x: Any, eps: float = 0.0) -> Statistics:
-        return self._run(x, None, None, None, eps, None, True).statistics()
+        found: PackedResiduals = self._run(x, None, None, None, eps, None, True)
+        return found.statistics()
 
     def _run(self, x: Any, y: Any, weight: Any, bias: Any, eps: float, given: Any, save: bool) -> Any:
         """Write y, unless it is None; return the residuals if `save` asks for them."""

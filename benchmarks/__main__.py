@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anynorm._cli import UsageError, piped
-from anynorm._files import write_whole
+from anynorm._core.files import write_whole
 
 _RESULTS = Path(__file__).parent / "results"
 

@@ -120,17 +120,20 @@ def calls() -> dict[str, float]:
 
 def _compiled(x: Any, weight: Any, bias: Any) -> dict[str, Call]:
     """Return the engine's compiled call of a layer norm, all decided, and the same with nothing to do."""
-    from anynorm.layer_norm import layer_norm_call
+    from anynorm._core.dispatch import bound
     from anynorm_numba import _geometry, _threads, engine
-    from anynorm_numpy import _engine as adapter
 
-    plan, y = layer_norm_call(x, weight, bias).plan, np.empty_like(x)
-    job = adapter.job_of(plan, x, adapter.layout(weight), adapter.layout(bias), (y,))
-    addresses = [engine().address(its) for its in (x, y, weight, bias)]
-    engine().run.forward(job, *addresses, 0, 1e-5)  # so that it is compiled
-    kept = job, y  # memory behind the addresses
+    plan, y = bound(an.layer_norm, (x, weight, bias), {}).entry.plan, np.empty_like(x)
+    strides = x.strides, y.strides
+    layouts = (weight.shape, weight.strides), (bias.shape, bias.strides)
+    config = engine.configure(plan, "float32", x.shape, strides, *layouts, engine.threads_for(x.size))
+    assert not isinstance(config, str)
+    addresses = [engine.address(array) for array in (x, y, weight, bias)]
+    engine.forward(config, *addresses, 0, 1e-5)  # so that it is compiled
+    kept = config, y  # memory behind the addresses
+    rest = (config.address, *addresses, 0, 0, 0, 1e-5)
 
-    def run(tasks: int, rest: tuple[Any, ...] = (job.address, *addresses, 0, 0, 0, 1e-5), _: Any = kept) -> None:
-        _threads.serial(job.kernel[0], _geometry.WHOLE, 0, tasks, *rest)
+    def run(tasks: int, _: Any = kept) -> None:
+        _threads.serial(config.kernel[0], _geometry.WHOLE, 0, tasks, *rest)
 
-    return {"- the compiled call": partial(run, job.tasks), "  - with nothing to do": partial(run, 0)}
+    return {"- the compiled call": partial(run, config.tasks), "  - with nothing to do": partial(run, 0)}

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from anynorm._files import write_png
+from anynorm._core.files import write_png
 from benchmarks.gpu_peers import NATIVE, PLAIN
 from benchmarks.gpu_problems import AWKWARD, BACKWARD, DTYPES, FORWARD, LENGTHS, NETWORKS, ROWS
 from benchmarks.limit import COPY

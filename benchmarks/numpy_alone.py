@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import anynorm as an
-from anynorm._dispatch import library_of, why_formula
-from anynorm.layer_norm import layer_norm_call
+from anynorm._core.dispatch import bound
 from benchmarks.timing import Pair, interleaved, per_call
 
 
@@ -139,14 +138,11 @@ def run(case: Case, rounds: int) -> Pair:
 
 
 def overhead() -> dict[str, float]:
-    """Return microseconds: a whole call on a small array, its checks and plan, and dispatch itself; best of 15."""
+    """Return microseconds: a whole call on a small array, and dispatch itself; best of 15."""
     x, w, b = np.ones((8, 64), np.float32), np.ones(64, np.float32), np.zeros(64, np.float32)
-    call = layer_norm_call(x, w, b)
     timed = {
         "layer_norm of (8, 64) float32": _call(an.layer_norm, x, w, b),
         "five lines of (8, 64) float32": _call(five_lines, x, (1,), w, b),
-        "of which checks and plan": _call(layer_norm_call, x, w, b),
-        "of which choosing the backend": _call(why_formula, call),
-        "of which finding the library by type": _call(library_of, "layer_norm", "x", x),
+        "of which finding what runs it": _call(bound, an.layer_norm, (x, w, b), {}),
     }
     return {name: min(per_call(its, 500) for _ in range(15)) * 1e6 for name, its in timed.items()}

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from anynorm._files import write_png
+from anynorm._core.files import write_png
 from benchmarks.peers import TORCH
 from benchmarks.problems import NAMED
 from benchmarks.summary import ARRAYS, DIRECTIONS

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anynorm._files import write_whole
+from anynorm._core.files import write_whole
 from benchmarks import gpu_card
 from benchmarks.machine import installed
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from anynorm._plan import Plan, by_channel, over_axes
+from anynorm._core.plan import Plan, by_channel, over_axes
 from anynorm_cuda import _engine, _jobs
 from anynorm_cuda._engine import Launcher
 from anynorm_cuda._teams import Device

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from anynorm._files import write_png
+from anynorm._core.files import write_png
 
 # Told apart by marker and dash also where there is no colour; Okabe and Ito's palette for those who see fewer.
 STYLES: dict[str, dict[str, Any]] = {

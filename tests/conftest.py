@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 from libraries import LIBRARIES, TITLES, ArrayLibrary
 
-from anynorm._files import write_whole
+from anynorm._core.files import write_whole
 
 # Deterministic and without a database: a run depends on the code alone.
 hypothesis.settings.register_profile("anynorm", deadline=None, derandomize=True, database=None)

@@ -70,9 +70,14 @@ def backend_of(function: str, argument: str, x: object) -> Backend:
     backend = by_type.get(type(x))
     if backend is None:
         return _meet(function, argument, x)
+    check_suited(function, argument, x)
+    return backend
+
+
+def check_suited(function: str, argument: str, x: object) -> None:
+    """Raise a TypeError if an array means more than its numbers, where others of its type may not."""
     if type(x) in _asked:
         _refuse_unsuited(function, argument, x)
-    return backend
 
 
 def ops_of(function: str, argument: str, x: object) -> ArrayOps:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from anynorm._core import cache
 from anynorm._core.advice import advice_on_binding
 from anynorm._core.arrays import described
-from anynorm._core.backends import backend_of, by_type
+from anynorm._core.backends import backend_of, by_type, check_suited
 from anynorm._core.checks import check_gradient, checked_plan, real_number
 from anynorm._core.plan import Plan
 from anynorm.backend import Backend, Executable, Formula, Operands
@@ -59,7 +59,7 @@ def entry_for(
         entry: Entry | None = cache.entries.get(key)
         if entry is not None:
             return entry
-    backend = backend_of(function, "x", x)  # again: one array of a type may be unsuited and another not
+    check_suited(function, "x", x)
     operands = Operands(x, weight, bias, mean, var, out)
     plan = checked_plan(function, build, numbers, operands, eps, backend)
     entry = Entry(backend, plan, _compiled(backend, plan, operands), cached=key is not None)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import anynorm as an
-from anynorm._files import write_png, write_whole
+from anynorm._core.files import write_png, write_whole
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("anynorm", "backends", "benchmarks", "examples")
@@ -36,7 +36,7 @@ for _ in range(60):
 # A write that the system ends after 1000 bytes, as on a full disk.
 CUT = """
 import resource, signal, sys
-from anynorm._files import write_whole
+from anynorm._core.files import write_whole
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

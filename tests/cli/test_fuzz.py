@@ -143,28 +143,23 @@ def _bad_words(*_: Any) -> Any:
 
 
 def _wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _module("anynorm.vjp").run_for_gradient
+    original = _module("anynorm.vjp").backward
 
-    def run_for_gradient(call: Any) -> Any:
-        y, saved, backward = original(call)
+    def backward(*arguments: Any) -> Any:
+        dx, dweight, dbias = original(*arguments)
+        return dx, None if dweight is None else dweight * 1.001, dbias
 
-        def off(dy: Any, **options: Any) -> Any:
-            dx, dweight, dbias = backward(dy, **options)
-            return dx, None if dweight is None else dweight * 1.001, dbias
-
-        return y, saved, off
-
-    monkeypatch.setattr(_module("anynorm.vjp"), "run_for_gradient", run_for_gradient)
+    monkeypatch.setattr(_module("anynorm.vjp"), "backward", backward)
 
 
 def _wrong_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _module("anynorm.moments")._of_call
+    original = _module("anynorm.moments")._in_own_units
 
     def of_call(*arguments: Any, **options: Any) -> Any:
         found = original(*arguments, **options)
         return found._replace(m2=found.m2 * 1.01)
 
-    monkeypatch.setattr(_module("anynorm.moments"), "_of_call", of_call)
+    monkeypatch.setattr(_module("anynorm.moments"), "_in_own_units", of_call)
 
 
 # A fault, and the words by which it must be known.
@@ -174,9 +169,12 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "beside": (_on_result(_written_beside), "memory beside out is written to"),
     "layout": (_on_result(_lying_otherwise), "has its axes in another order|is not dense"),
     "bits": (_on_result(_other_bits), "other bits"),
-    "overlap": (_replaced("anynorm._memory", "refuses_out", lambda *_: None), "an out that shares memory is accepted"),
-    "refusal": (_replaced("anynorm._prepare", "check_eps", lambda _, eps, __: eps), "accepted|in other words"),
-    "words": (_replaced("anynorm._prepare", "check_eps", _bad_words), "a right call raises|refused in other words"),
+    "overlap": (
+        _replaced("anynorm_numpy._backend", "refuses_out", lambda *_: None),
+        "an out that shares memory is accepted",
+    ),
+    "refusal": (_replaced("anynorm._core.checks", "check_eps", lambda *_: None), "accepted|in other words"),
+    "words": (_replaced("anynorm._core.checks", "check_eps", _bad_words), "a right call raises|refused in other words"),
     "gradient": (_wrong_gradient, "dweight is off"),
     "moments": (_wrong_moments, "m2 of moments is off"),
 }

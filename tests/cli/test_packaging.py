@@ -24,7 +24,7 @@ import pytest
 from libraries import ONE_OF_EACH, ArrayLibrary, each_library
 
 import anynorm as an
-from anynorm import _dispatch
+from anynorm._core import backends
 
 ARRAY_LIBRARIES = ("numpy", "torch", "jax", "jaxlib", "dask", "cupy", "array_api_strict", "ml_dtypes", "numba")
 
@@ -210,7 +210,7 @@ def test_threads(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None
     arrays = [np.random.default_rng(n).standard_normal((4, 6, 7 + n)).astype(np.float32) for n in range(threads)]
     calls: list[Any] = [an.layer_norm, an.rms_norm, lambda x: an.group_norm(x, 3), an.instance_norm, an.batch_norm]
     start = Barrier(len(arrays))
-    monkeypatch.setattr(_dispatch, "_libraries", {})
+    monkeypatch.setattr(backends, "by_type", {})
 
     # Again and again, where that is cheap: what a first call leaves behind is met by the second.
     times = 1 if library.name == "dask" else 3

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from libraries import ONE_OF_EACH, ArrayLibrary, each_library
+from libraries import ONE_OF_EACH, ArrayLibrary, each_library, nothing_known
 
 import anynorm as an
-from anynorm import _dispatch, _formula
-from anynorm_numba import _engine
+from anynorm._core import backends, dispatch, formula
+from anynorm.backend import Executable
 
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "layer_norm": (an.layer_norm, ()),
@@ -32,8 +32,8 @@ X = np.random.default_rng(7).standard_normal((3, 6, 5)).astype(np.float32)
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list into which every implementation enters its name when it is asked for a result."""
+def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Return a list into which every executable enters its engine when it is asked for a result, and the formula."""
     names: list[str] = []
 
     def enter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,19 +43,26 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return entered
 
-    for function in ("forward", "moments"):
-        monkeypatch.setattr(_formula, function, enter("formula", getattr(_formula, function)))
-        for loader in _dispatch._FIRST_PARTY.values():
-            try:
-                package = loader()
-            except ImportError:  # the library is not installed
-                continue
-            if hasattr(package, function):
-                monkeypatch.setattr(package, function, enter(package.__name__, getattr(package, function)))
-    monkeypatch.setattr(_engine, "forward", enter("anynorm_numba", _engine.forward))
-    # What a package offers is looked up when its library is first met.
-    monkeypatch.setattr(_dispatch, "_libraries", {})
-    return names
+    def noted(compile_: Callable[..., Any]) -> Callable[..., Any]:
+        def compiled(self: Any, plan: Any, operands: Any) -> Any:
+            found = compile_(self, plan, operands)
+            if isinstance(found, Executable):
+                for step in ("forward", "measure"):
+                    setattr(found, step, enter(found.engine, getattr(found, step)))
+            return found
+
+        return compiled
+
+    for function in ("forward", "measure"):
+        monkeypatch.setattr(formula, function, enter("formula", getattr(formula, function)))
+    for load in backends._FIRST_PARTY.values():
+        try:
+            backend = load()
+        except ImportError:  # the library is not installed
+            continue
+        monkeypatch.setattr(backend, "compile", noted(backend.compile))
+    with nothing_known():
+        yield names
 
 
 @each_library(ONE_OF_EACH)
@@ -69,8 +76,7 @@ def test_explain_agrees_with_what_runs(function: str, library: ArrayLibrary, ran
     assert not ran
     call(x, *args)
 
-    # What else ran, the first asked for itself; an adapter hands arrays to the engine.
-    assert ("anynorm_numba" if "anynorm_numba" in ran else ran[0]) == explained.path
+    assert ran[0] == explained.path  # what else ran, the first asked for itself
     assert (explained.reason is None) == (explained.path != "formula")
     assert str(explained) == (explained.path if explained.reason is None else f"formula ({explained.reason})")
 
@@ -187,11 +193,13 @@ def test_one_look_up_for_each_array(library: ArrayLibrary, monkeypatch: pytest.M
     def namespace(_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(_dispatch, "_libraries", Counting(_dispatch._libraries))
-    monkeypatch.setattr(_dispatch, "namespace", namespace)
+    counting = Counting(backends.by_type)
+    monkeypatch.setattr(backends, "by_type", counting)
+    monkeypatch.setattr(dispatch, "by_type", counting)
+    monkeypatch.setattr(backends, "namespace", namespace)
     an.layer_norm(x, weight)
 
-    # Of a call of a known kind x's type alone is looked up: what the other arrays are is part of the kind.
+    # Of a call whose signature is known x's type alone is looked up: what the other arrays are is part of that.
     assert looked_up in ([type(x)], [type(x), type(weight)])
 
 

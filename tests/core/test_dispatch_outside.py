@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,38 +47,70 @@ import anynorm as an
     return json.loads(result.stdout)
 
 
-def example() -> tuple[str, str, str]:
-    """Return the complete backend that backends/README.md shows: the array type, the package's name and its source."""
-    text = (Path(__file__).parents[2] / "backends" / "README.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    (source,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    ((array_type, value),) = tomllib.loads(table)["project"]["entry-points"]["anynorm.backends"].items()
-    return array_type, value, source
+HEAD = """
+import array_api_strict as xp
+from anynorm.backend import ArrayOps, Backend, Declined, Executable, Formula, formula
+
+calls = []
+"""
+SUM = """
+class Ops(ArrayOps):
+    def sum(self, x, axes):
+        calls.append("sum")
+        return xp.sum(x, axis=axes, keepdims=True)
+"""
+LAUNCH = """
+class Launch(Formula):
+    engine = "outside"
+
+    def forward(self, x, weight, bias, eps, given, out, save):
+        calls.append("forward")
+        return x + 1.0, None
+"""
+MEASURE = """
+class Launch(Formula):
+    engine = "outside"
+
+    def measure(self, x, eps=0.0):
+        calls.append("measure")
+        return super().measure(x, eps)
+"""
+COMPILE = """
+    def compile(self, plan, operands):
+        return Launch(plan, self.ops, None) if operands.out is None else Declined("no out is served")
+"""
+
+
+def backend(*parts: str, ops: str = "ArrayOps", compiles: bool = False) -> str:
+    """Return the source of a package with a backend of these parts."""
+    own = f"""
+class Strangers(Backend):
+    def __init__(self):
+        super().__init__({ops}("array_api_strict", xp))
+"""
+    return HEAD + "".join(parts) + own + (COMPILE if compiles else "")
 
 
 def test_outside_backend_is_used(tmp_path: Path) -> None:
-    """The README's backend is loaded when an array of its type is met, not before, is used, and can be turned off."""
-    array_type, value, source = example()
-    install(tmp_path, source, array_type, value)
+    """A backend is loaded when an array of its type is met, not before, is used, and can be turned off."""
+    install(tmp_path, backend(LAUNCH, compiles=True), value="outside:Strangers")
 
     found = run(
         tmp_path,
-        f"""
+        """
 seen = []
 an.layer_norm(np.ones((2, 3)))
-seen.append({value!r} in sys.modules)
+seen.append("outside" in sys.modules)
 import array_api_strict as xp
 x = xp.asarray([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]], dtype=xp.float32)
-seen.append({value!r} in sys.modules)
+seen.append("outside" in sys.modules)
 routes = [an.explain(an.layer_norm, x), an.explain(an.layer_norm, x, out=x)]
-seen.append({value!r} in sys.modules)
-from anynorm import _formula
-formula, _formula.forward = _formula.forward, None
+seen.append("outside" in sys.modules)
 fast = an.layer_norm(x, eps=0)
-_formula.forward = formula
 with an.fast_paths(False):
     routes.append(an.explain(an.layer_norm, x))
     plain = an.layer_norm(x, eps=0)
+y, pullback = an.vjp(an.layer_norm, x, eps=0)
 found = seen, routes, *[np.asarray(its).tolist() for its in (fast, plain)]
 """,
     )
@@ -88,94 +118,32 @@ found = seen, routes, *[np.asarray(its).tolist() for its in (fast, plain)]
     seen, routes, served, plain = found
     assert seen == [False, False, True]
     assert routes == [
-        [value, None],
-        ["formula", "neither given statistics nor out are served"],
+        ["outside", None],
+        ["formula", "no out is served"],
         ["formula", "fast paths are turned off"],
     ]
+    assert served == [[2.0, 3.0, 7.0], [6.0, 6.0, 6.0]]
     expected = [[-2 / 14**0.5 * 3**0.5, -1 / 14**0.5 * 3**0.5, 3 / 14**0.5 * 3**0.5], [0.0, 0.0, 0.0]]
-    np.testing.assert_allclose(served, expected, rtol=1e-6)
     np.testing.assert_allclose(plain, expected, rtol=1e-6)
-
-
-def test_readme_example_is_right(tmp_path: Path) -> None:
-    """The backend that the README shows gives the right numbers for every norm, and the moments of the batch."""
-    array_type, value, source = example()
-    install(tmp_path, source, array_type, value)
-
-    found = run(
-        tmp_path,
-        f"""
-import array_api_strict as xp
-x = np.random.default_rng(3).standard_normal((3, 6, 5)).astype(np.float32) + 1000
-weight = np.linspace(1, 2, 6)[:, None] + 0 * x[:1]
-x, weight, bias = [xp.asarray(its, dtype=xp.float32) for its in (x, weight, weight - 2.5)]
-def call(function, args, options):
-    made = getattr(an, function)(x, *args, weight=weight, bias=bias, **options)
-    y, moments = made if options else (made, ())
-    return [np.asarray(its).tolist() for its in (y, *moments)]
-found = {{}}
-for function in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"):
-    args = (2,) if function == "group_norm" else ()
-    options = {{"return_moments": True}} if function in ("instance_norm", "batch_norm") else {{}}
-    assert an.explain(getattr(an, function), x, *args, weight=weight, bias=bias).path == {value!r}
-    fast = call(function, args, options)
-    with an.fast_paths(False):
-        found[function] = fast, call(function, args, options)
-""",
-    )
-
-    assert len(found) == 5
-    for fast, plain in found.values():
-        for one, other in zip(fast, plain, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
-
-
-SUM = """
-calls = []
-
-def sum(x, axes):
-    calls.append("sum")
-    import array_api_strict as xp
-    return xp.sum(x, axis=axes, keepdims=True)
-"""
-FORWARD = """
-calls = []
-
-def forward(plan, x, weight, bias, eps, *, stats, out, save):
-    calls.append("forward")
-    return x + 1.0, None
-"""
-MOMENTS = """
-calls = []
-
-def moments(plan, x):
-    calls.append("moments")
-    from anynorm._formula import moments
-    from anynorm._array import namespace, Library
-    return moments(plan, x, library=Library(*namespace(x)))
-"""
-DECLINES = """
-def declines(plan, x, weight, bias, *, stats, out):
-    return None
-"""
 
 
 @pytest.mark.parametrize(
     ("source", "path", "layer_norm", "moments"),
     [
-        pytest.param(SUM, "formula", {"sum"}, {"sum"}, id="sum"),
-        pytest.param(FORWARD, "outside", {"forward"}, set(), id="forward"),
-        pytest.param(MOMENTS, "formula", set(), {"moments"}, id="moments"),
-        pytest.param(SUM + MOMENTS, "formula", {"sum"}, {"moments"}, id="sum-moments"),
-        pytest.param(DECLINES + MOMENTS, "formula", set(), {"moments"}, id="declines-moments"),
-        pytest.param("calls = []", "formula", set(), set(), id="nothing"),
+        pytest.param(backend(SUM, ops="Ops"), "formula", {"sum"}, {"sum"}, id="sum"),
+        pytest.param(backend(LAUNCH, compiles=True), "outside", {"forward"}, set(), id="forward"),
+        pytest.param(backend(MEASURE, compiles=True), "outside", set(), {"measure"}, id="measure"),
+        pytest.param(
+            backend(SUM, MEASURE, ops="Ops", compiles=True), "outside", {"sum"}, {"sum", "measure"}, id="sum-measure"
+        ),
+        pytest.param(backend(), "formula", set(), set(), id="nothing"),
     ],
 )
 def test_what_a_backend_lacks_the_formula_does(
     source: str, path: str, layer_norm: set[str], moments: set[str], tmp_path: Path
 ) -> None:
-    """A backend may offer any of its functions alone: what is there is used, and for the rest there is the formula."""
-    install(tmp_path, source)
+    """A backend may serve any step alone: what is there is used, and for the rest there is the formula."""
+    install(tmp_path, source, value="outside:Strangers")
 
     found = run(
         tmp_path,
@@ -192,8 +160,100 @@ found = route.path, y, m2, asked, sorted(set(outside.calls))
 """,
     )
 
-    y = [[0.0, 2.0]] if path == "outside" else [[-1.0, 1.0]]
+    y = [[0.0, 2.0]] if "forward" in layer_norm else [[-1.0, 1.0]]
     assert found == [path, y, 2.0, sorted(layer_norm), sorted(moments)]
+
+
+PLAIN_LIBRARY = """
+import numpy as np
+import array_api_compat.numpy as xp
+from anynorm.backend import ArrayOps, Backend
+
+
+class Plain:
+    # An array without a namespace of its own, of which a few operations are known.
+
+    def __init__(self, values):
+        self.values = values
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def __getitem__(self, index):
+        return Plain(self.values[index])
+
+
+def _lifted(function):
+    def lifted(*arguments, **options):
+        found = function(*[its.values if isinstance(its, Plain) else its for its in arguments], **options)
+        return Plain(np.asarray(found)) if isinstance(found, np.ndarray | np.generic) else found
+    return lifted
+
+
+for _name in ("add", "radd", "sub", "mul", "rmul", "truediv", "rtruediv", "neg", "eq", "gt", "lt", "ge", "le", "and"):
+    setattr(Plain, f"__{_name}__", _lifted(getattr(np.ndarray, f"__{_name}__")))
+
+
+class Namespace:
+    def __getattr__(self, name):
+        found = getattr(xp, name)
+        return _lifted(found) if callable(found) and not isinstance(found, type) else found
+
+
+class Plains(Backend):
+    def __init__(self):
+        super().__init__(ArrayOps("plain", Namespace()))
+
+    def accepts(self, x):
+        return x.values.ndim > 0
+
+    def writable(self, x):
+        return False
+"""
+
+
+def test_a_library_without_a_namespace_is_served(tmp_path: Path) -> None:
+    """A backend is asked before a type is rejected, so that arrays without `__array_namespace__` can be served."""
+    install(tmp_path, PLAIN_LIBRARY, "plain.Plain", "plain:Plains")
+
+    found = run(
+        tmp_path,
+        """
+import plain
+values = np.asarray([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]], dtype=np.float32)
+x, weight = plain.Plain(values), plain.Plain(np.asarray([1.0, 2.0, 3.0], dtype=np.float32))
+y, pullback = an.vjp(an.layer_norm, x, weight)
+gradients = pullback(x)
+with an.fast_paths(False):
+    expected, own = an.vjp(an.layer_norm, values, weight.values)
+    expected_gradients = own(values)
+def difference(one, other):
+    return float(np.abs(one.values - other).max())
+found = [type(y).__name__, difference(y, expected), difference(gradients.x, expected_gradients.x),
+         difference(an.moments(x, axis=1).mean, values.mean(1)), str(an.explain(an.layer_norm, x))]
+""",
+    )
+
+    name, *differences, route = found
+    assert name == "Plain"
+    assert differences == [0.0, 0.0, 0.0]
+    assert route == "formula (no backend computes on plain arrays)"
+
+
+def test_a_backend_may_decline_an_array(tmp_path: Path) -> None:
+    """What its backend does not accept is rejected as if there were none."""
+    install(tmp_path, PLAIN_LIBRARY, "plain.Plain", "plain:Plains")
+
+    found = run(
+        tmp_path,
+        """
+import plain
+try:
+    an.layer_norm(plain.Plain(np.asarray(1.0)))
+except TypeError as error:
+    found = str(error)
+""",
+    )
+
+    assert found.startswith("layer_norm: x must be an array of a library that follows the array API standard")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +262,13 @@ found = route.path, y, m2, asked, sorted(set(outside.calls))
         pytest.param("import there_is_no_such_module", "outside", "ModuleNotFoundError", id="missing-module"),
         pytest.param("raise RuntimeError('no device')", "outside", "no device", id="raises"),
         pytest.param("", "outside:missing", "AttributeError", id="missing-attribute"),
-        pytest.param("def sum(x, axes): ...", "outside:sum", "outside:sum", id="no-module"),
+        pytest.param("def sum(x, axes): ...", "outside:sum", "no subclass of", id="no-backend"),
+        pytest.param(
+            backend().replace("def __init__", "summ = None\n    def __init__"),
+            "outside:Strangers",
+            "Did you mean",
+            id="misspelt",
+        ),
     ],
 )
 def test_outside_backend_fails_to_import(source: str, value: str, reason: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import permutations
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from libraries import LIBRARIES, ONE_OF_EACH, ArrayLibrary, each_library
 from wrong_calls import NUMPY, WRITABLE, Of, an
 
 import anynorm
-from anynorm import _dispatch
-from anynorm._array import Library
+from anynorm._core import backends
+from anynorm.backend import ArrayOps, Backend
 
 
 def present(name: str) -> ArrayLibrary:
@@ -95,13 +94,12 @@ def test_mixed_devices(name: str, swapped: bool, argument: str) -> None:
     )
 
 
-def with_backend(monkeypatch: pytest.MonkeyPatch, **hooks: Any) -> Any:
-    """Return the namespace of array-api-strict, served by a stranger's backend that offers these hooks alone."""
+def with_backend(monkeypatch: pytest.MonkeyPatch, ops: dict[str, Any] | None = None, **own: Any) -> Any:
+    """Return the namespace of array-api-strict, served by a stranger's backend that overrides these names alone."""
     xp = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
-    package = ModuleType("anynorm_stranger")
-    vars(package).update(hooks)
-    library = Library("array_api_strict", xp, package)
-    monkeypatch.setattr(_dispatch, "_libraries", {type(xp.ones(1)): library})
+    ops_class = type("StrangersOps", (ArrayOps,), ops or {})
+    backend = type("StrangersBackend", (Backend,), own)(ops_class("array_api_strict", xp))
+    monkeypatch.setitem(backends.by_type, type(xp.ones(1)), backend)
     return xp
 
 
@@ -126,7 +124,7 @@ def test_a_backend_may_say_that_nothing_can_be_written(monkeypatch: pytest.Monke
         TypeError, match=r"^layer_norm: array_api_strict arrays cannot be written to.* Use the returned"
     ):
         an.layer_norm(x, out=xp.zeros((1, 2)))
-    with_backend(monkeypatch, writable=lambda array: array is not out)
+    with_backend(monkeypatch, writable=lambda _, array: array is not out)
     assert an.layer_norm(x, out=x) is x
     with pytest.raises(ValueError, match=r"^layer_norm: out is read-only\. Pass a writable array"):
         an.layer_norm(x, out=out)
@@ -134,6 +132,14 @@ def test_a_backend_may_say_that_nothing_can_be_written(monkeypatch: pytest.Monke
 
 def test_a_backend_may_leave_lengths_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `shape` a length can be None: an axis of that length cannot be reduced."""
-    xp = with_backend(monkeypatch, shape=lambda array: (None, *array.shape[1:]))
+    xp = with_backend(monkeypatch, ops={"shape": lambda _, array: (None, *array.shape[1:])})
     with pytest.raises(ValueError, match="length of x along axis 0, which is reduced, is not known"):
         an.layer_norm(xp.ones((2, 3)), axis=0)
+
+
+@pytest.mark.parametrize(("base", "wrong", "nearest"), [(Backend, "compil", "compile"), (ArrayOps, "summ", "sum")])
+def test_a_name_that_nothing_asks_for_is_refused(base: type, wrong: str, nearest: str) -> None:
+    """A public name that the base class lacks is a TypeError when the class is made, which names the nearest."""
+    with pytest.raises(TypeError, match=f"has no '{wrong}'.* Did you mean '{nearest}'"):
+        type("Misspelt", (base,), {wrong: lambda *_: None})
+    type("Fine", (base,), {"_helper": lambda *_: None})

@@ -16,7 +16,7 @@ from engine_runs import in_threads, watched
 from libraries import ArrayLibrary, NumPyArray, each_library, without_engine
 
 import anynorm as an
-from anynorm import _dispatch, _prepare
+from anynorm._core import cache
 
 pytest.importorskip("numba")
 
@@ -197,13 +197,13 @@ def test_what_is_known_follows_its_surroundings(library: ArrayLibrary) -> None:
 @each_library(["numpy", "torch"])
 def test_memory_is_bounded_and_keeps_no_array(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered holds no array, and starts anew when it has grown."""
-    monkeypatch.setattr(_prepare, "MANY", 5)
+    monkeypatch.setattr(cache, "MANY", 5)
     alive = []
     for length in range(2, 30):
         x, weight = library.make(np.ones((3, length), np.float32)), library.make(np.ones(length, np.float32))
         y = _until_known(an.layer_norm, x, weight)
         alive += [weakref.ref(its) for its in (x, weight, y)]
-    assert len(_dispatch.library_of("test", "x", x).known) <= 5
+    assert len(cache.entries) <= 5
     del x, weight, y
     gc.collect()
     # All but the last three, which the loop's own variables and defaults may still hold.

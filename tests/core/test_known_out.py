@@ -14,7 +14,7 @@ from engine_runs import watched
 from libraries import ArrayLibrary, NumPyArray, each_library, without_engine
 
 import anynorm as an
-from anynorm import _prepare
+from anynorm._core import dispatch
 
 pytest.importorskip("numba")
 
@@ -29,7 +29,7 @@ def _known(monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], *args: Any
     for _ in range(2):
         call(*args, **options)
     with monkeypatch.context() as patched:
-        patched.setattr(_prepare, "_prepared", None)
+        patched.setattr(dispatch, "checked_plan", None)
         return call(*args, **options)
 
 
@@ -295,23 +295,23 @@ def test_gradients_with_given_statistics(library: ArrayLibrary) -> None:
 
 def test_limits_of_given_statistics_are_the_formulas() -> None:
     """The kernels, whose cache does not see other packages, have the formula's limits as numbers of their own."""
-    from anynorm import _array, _formula
+    from anynorm.backend import FLOAT32, FLOAT64, formula
     from anynorm_numba import _statistics
 
-    found = {_array.FLOAT32: _statistics.GIVEN_NARROW, _array.FLOAT64: _statistics.GIVEN_WIDE}
-    assert found == _formula.LARGE
+    found = {FLOAT32: _statistics.GIVEN_NARROW, FLOAT64: _statistics.GIVEN_WIDE}
+    assert found == formula.LARGE
 
 
 def test_memory_of_numpy_that_is_apart() -> None:
     """Memory that touches is apart; what is not certain is not said to be."""
-    from anynorm_numpy import _engine as numpy_engine
+    from anynorm_numpy._backend import _lies_apart
 
     room: NumPyArray = np.zeros(64, np.float32)
     x, out = room[:16], room[16:32]
-    assert numpy_engine.apart(out, x, (room[32:40], None))
-    assert numpy_engine.apart(x, x, (out,))
-    assert not numpy_engine.apart(out, room[1:17], ())
-    assert not numpy_engine.apart(out, x, (room[31:33],))
-    assert not numpy_engine.apart(room[::4], x, ())
-    assert not numpy_engine.apart(out[::-1], room[1:17], ())
-    assert numpy_engine.apart(out[::-2], x[::-2], (room[32:40:3],))
+    assert _lies_apart(out, x, (room[32:40], None))
+    assert _lies_apart(x, x, (out,))
+    assert not _lies_apart(out, room[1:17], ())
+    assert not _lies_apart(out, x, (room[31:33],))
+    assert not _lies_apart(room[::4], x, ())
+    assert not _lies_apart(out[::-1], room[1:17], ())
+    assert _lies_apart(out[::-2], x[::-2], (room[32:40:3],))

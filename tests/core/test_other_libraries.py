@@ -16,7 +16,8 @@ from bare_library import UNKNOWN, Bare, bare, opened
 from inputs import NORMS, Norm, make_case, verify
 
 import anynorm as an
-from anynorm import _array, _formula, _reference, _reference_gradients
+from anynorm import _reference, _reference_gradients
+from anynorm._core import formula, unknown
 
 X = np.random.default_rng(0).normal(3, 2, size=(4, 6, 5)).astype("float32")
 OPEN = np.random.default_rng(1).normal(3, 2, size=(UNKNOWN, 6, 5)).astype("float32")
@@ -196,8 +197,8 @@ def _refusing(*_: Any, **__: Any) -> Any:
 )
 def test_own_errors_blame_nobody(fault: Any, error: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails in anynorm's own lines, and what it refuses, is said as it is, not of a library."""
-    ours = FunctionType(fault.__code__, vars(_formula))
-    monkeypatch.setattr(_formula, "normalize", ours)
+    ours = FunctionType(fault.__code__, vars(formula))
+    monkeypatch.setattr(formula, "normalize", ours)
     with pytest.raises(error) as caught:
         an.layer_norm(another({}))
     assert type(caught.value) is error
@@ -218,13 +219,13 @@ def test_what_python_says_of_a_library_in_our_line() -> None:
 def test_results_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """That a function gives the library's own arrays is asked once for each type; of another function, anew."""
     asked = []
-    original = _array._check_own
+    original = unknown._check_own
 
     def check(its: Any, name: str) -> None:
         asked.append(name)
         original(its, name)
 
-    monkeypatch.setattr(_array, "_check_own", check)
+    monkeypatch.setattr(unknown, "_check_own", check)
     x = another({})
     an.layer_norm(x)
     first = len(asked)

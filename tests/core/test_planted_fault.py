@@ -15,49 +15,49 @@ import numpy as np
 import pytest
 from hostile import ARRANGEMENTS, HOSTILE
 from inputs import NORMS, Case, Norm, check, make_case
-from libraries import LIBRARIES
+from libraries import LIBRARIES, nothing_known
 
 import anynorm as an
-from anynorm import _array, _dispatch, _formula
+from anynorm._core import executable, formula, ops
 
 # fault: the formula's line, what stands there instead, and which inputs are enough to notice.
 FAULTS = {
-    "no_residual_correction": ("e = d - library.spread(correction, plan.shape)", "e = d", "hostile"),
+    "no_residual_correction": ("e = d - ops.broadcast(correction, plan.shape)", "e = d", "hostile"),
     "mean_of_squares_minus_square": (
-        "squares = library.sum(e * e, plan.reduced)",
-        "squares = library.sum(z * z, plan.reduced) - plan.n * mean * mean",
+        "m2 = ops.sum(e * e, plan.reduced)",
+        "m2 = ops.sum(z * z, plan.reduced) - plan.n * mean * mean",
         "ordinary",
     ),
     "eps_outside_the_root": (
-        "v = _mean(squares, plan.n, xp) + by_scale(lambda s: eps * s * s)",
-        "v = (xp.sqrt(_mean(squares, plan.n, xp)) + eps) ** 2",
+        "v = _mean(m2, n, ops.xp) + _by_scale(scale, lambda s: eps * s * s, eps, ops)",
+        "v = (ops.xp.sqrt(_mean(m2, n, ops.xp)) + eps) ** 2",
         "ordinary",
     ),
-    "no_eps": ("+ by_scale(lambda s: eps * s * s)", "", "ordinary"),
-    "unbiased_variance": ("v = _mean(squares, plan.n, xp)", "v = _mean(squares, plan.n - 1, xp)", "ordinary"),
-    "no_scaling": ("[rescue for rescue in RESCUES[compute] if eps < rescue.eps_below]", "[]", "hostile"),
+    "no_eps": ("+ _by_scale(scale, lambda s: eps * s * s, eps, ops)", "", "ordinary"),
+    "unbiased_variance": ("v = _mean(m2, n, ops.xp)", "v = _mean(m2, n - 1, ops.xp)", "ordinary"),
+    "no_scaling": ("[rescue for rescue in RESCUES[_format(a, ops)] if eps < rescue.eps_below]", "[]", "hostile"),
     "hidden_nan": ("zero = v == 0", "zero = ~(v > 0)", "poisoned"),
     "reciprocal_of_n": ("return total / ", "return total * (1 / n) + 0 * ", "hostile"),
     "computed_in_half": (
-        "library.astype(a, library.compute_dtype(x.dtype))",
-        "library.astype(library.astype(a, x.dtype), library.compute_dtype(x.dtype))",
+        "ops.astype(a, ops.compute_dtype(x.dtype))",
+        "ops.astype(ops.astype(a, x.dtype), ops.compute_dtype(x.dtype))",
         "mixed",
     ),
     "rounded_before_weight": (
-        "y, saved = (library.normalize or normalize)(plan, z, eps, library=library)\n",
-        "y, saved = normalize(plan, z, eps, library=library)\n"
-        "        y = library.astype(library.astype(y, x.dtype), z.dtype)\n",
+        "xhat, residuals = ops.normalize(normalize, plan, z, eps)\n",
+        "xhat, residuals = ops.normalize(normalize, plan, z, eps)\n"
+        "        xhat = ops.astype(ops.astype(xhat, x.dtype), z.dtype)\n",
         "mixed",
     ),
-    "given_statistics_ignored": ("if stats is None:", "if True:", "ordinary"),
+    "given_statistics_ignored": ("elif given is None:", "elif True:", "ordinary"),
 }
 
 
 # The same for the NumPy backend: the module, its line, what stands there instead, and the inputs.
 NUMPY_FAULTS = {
-    "variance_about_a_guess": ("_normalize", "np.maximum(squares - rest * rest, 0)", "squares", "ordinary"),
+    "variance_about_a_guess": ("_blocks", "np.maximum(squares - rest * rest, 0)", "squares", "ordinary"),
     "mean_is_a_guess": ("_affine", "offset = None if rest is None else -rest * whole", "offset = None", "ordinary"),
-    "squares_may_overflow": ("_normalize", "low, high = _SAFE[compute]", "low, high = 0.0, np.inf", "hostile"),
+    "squares_may_overflow": ("_blocks", "low, high = _SAFE[compute]", "low, high = 0.0, np.inf", "hostile"),
     "last_chunk_forgotten": (
         "_block",
         "return [*sums, _sum(e[None, whole:])] if whole < length else sums",
@@ -117,8 +117,9 @@ def test_no_complaint_without_a_fault(kind: str, fast: bool) -> None:
 def test_fault_in_the_formula_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one line of the formula replaced, the matrix's check complains."""
     line, instead, kind = FAULTS[fault]
-    monkeypatch.setattr(_dispatch, "_formula", _faulty(_formula, line, instead))
-    assert _complaints(kind) > 0
+    monkeypatch.setattr(executable, "formula", _faulty(formula, line, instead))
+    with nothing_known():
+        assert _complaints(kind) > 0
 
 
 @pytest.mark.parametrize("fault", list(NUMPY_FAULTS))
@@ -126,17 +127,15 @@ def test_fault_in_the_numpy_backend_is_caught(fault: str, monkeypatch: pytest.Mo
     """With one line of the NumPy backend replaced, the matrix's check complains where the engine is not installed."""
     monkeypatch.setattr("anynorm_numba.missing", lambda: "it is not installed")
     place, line, instead, kind = NUMPY_FAULTS[fault]
-    import anynorm_numpy
-
-    modules = [anynorm_numpy, *[importlib.import_module(f"anynorm_numpy.{name}") for name in ("_normalize", "_block")]]
+    modules = [importlib.import_module(f"anynorm_numpy.{name}") for name in ("_backend", "_blocks", "_block")]
     original = importlib.import_module(f"anynorm_numpy.{place}")
     faulty = _faulty(original, line, instead)
     for module in modules:
         for name, its in vars(original).items():
             if callable(its) and getattr(module, name, None) is its:
                 monkeypatch.setattr(module, name, getattr(faulty, name))
-    monkeypatch.setattr(_dispatch, "_libraries", {})  # they hold what the backend offered before
-    assert _complaints(kind, fast=True) > 0
+    with nothing_known():
+        assert _complaints(kind, fast=True) > 0
 
 
 def _naive_sum(x: Any, axes: tuple[int, ...], *_: Any) -> Any:
@@ -150,7 +149,7 @@ def test_naive_sum_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of images shows a sum that adds one element after the other."""
     images = np.random.default_rng(3).integers(256, size=(16, 128, 128, 3)).astype("float32")
     case = Case(Norm("batch", "batch_norm", {"channel_axis": -1}), {"x": images})
-    monkeypatch.setattr(_array, "tree_sum", _naive_sum)
+    monkeypatch.setattr(ops, "tree_sum", _naive_sum)
     with an.fast_paths(False), pytest.raises(AssertionError, match="units"):
         check(case, LIBRARIES["numpy"])
 

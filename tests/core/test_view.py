@@ -18,9 +18,8 @@ from libraries import NumPyArray
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 import anynorm as an
-from anynorm._calls import NORMS, call_of
-from anynorm._prepare import Call
-from anynorm._view import Five, Ints, View, view
+from anynorm._core.dispatch import Bound, bound
+from anynorm.backend import Five, Ints, View, view
 from tests.core.test_properties import _by_channel, _over_axes
 
 # Elements of memory before, between and after those of an axis.
@@ -43,10 +42,10 @@ def group(groups: int, **options: Any) -> Norm:
     return an.group_norm, (groups,), options
 
 
-def planned(norm: Norm, x: NumPyArray, weight: NumPyArray | None = None, bias: NumPyArray | None = None) -> Call:
+def planned(norm: Norm, x: NumPyArray, weight: NumPyArray | None = None, bias: NumPyArray | None = None) -> Bound:
     """Return a call that was checked and planned, and not computed."""
     function, args, options = norm
-    return call_of("planned", function, NORMS)(x, *args, weight=weight, bias=bias, **options)
+    return bound(function, (x, *args), {"weight": weight, "bias": bias, **options})
 
 
 def numbered(*shape: int) -> NumPyArray:
@@ -72,10 +71,10 @@ def steps_of(array: NumPyArray) -> Ints:
     return tuple([stride // array.itemsize for stride in array.strides])
 
 
-def view_of(call: Call, *others: NumPyArray) -> View | str:
+def view_of(call: Bound, *others: NumPyArray) -> View | str:
     """Return the view of a call's x and of other arrays of its shape, in elements."""
     weight, bias = [None if its is None else (its.shape, steps_of(its)) for its in (call.weight, call.bias)]
-    return view(call.plan, call.x.shape, tuple([steps_of(its) for its in (call.x, *others)]), weight, bias)
+    return view(call.entry.plan, call.x.shape, tuple([steps_of(its) for its in (call.x, *others)]), weight, bias)
 
 
 def read(array: NumPyArray, lengths: Five, steps: Five) -> NumPyArray:
@@ -87,10 +86,10 @@ def read(array: NumPyArray, lengths: Five, steps: Five) -> NumPyArray:
     return found
 
 
-def verify(norm: Norm, call: Call, others: tuple[NumPyArray, ...], found: View | str) -> None:
+def verify(norm: Norm, call: Bound, others: tuple[NumPyArray, ...], found: View | str) -> None:
     """Raise unless a view of numbered arrays leads to what the plan says: elements, sets, weight and bias."""
     assert isinstance(found, View), found
-    plan, lengths = call.plan, found.lengths
+    plan, lengths = call.entry.plan, found.lengths
     places = read(call.x, lengths, found.steps[0]).astype(int)
     np.testing.assert_array_equal(np.sort(places, axis=None), np.arange(call.x.size))
     for array, steps in zip((call.x, *others), found.steps, strict=True):
@@ -115,9 +114,9 @@ def verify(norm: Norm, call: Call, others: tuple[NumPyArray, ...], found: View |
     verify_merged(norm, call, found)
 
 
-def verify_axes(call: Call, places: NumPyArray, found: View) -> None:
+def verify_axes(call: Bound, places: NumPyArray, found: View) -> None:
     """Raise unless the plan's axes along each dimension, outermost first, are those that the loops run through."""
-    shape: Any = call.plan.shape
+    shape: Any = call.entry.plan.shape
     inside = [[shape[axis] for axis in axes] for axes in found.axes]
     assert [math.prod(its) for its in inside] == list(found.lengths)
     in_turn = [axis for axes in found.axes for axis in axes]
@@ -127,7 +126,7 @@ def verify_axes(call: Call, places: NumPyArray, found: View) -> None:
         np.testing.assert_array_equal(numbers[axis], np.indices([shape[its] for its in in_turn])[turn])
 
 
-def verify_merged(norm: Norm, call: Call, found: View) -> None:
+def verify_merged(norm: Norm, call: Bound, found: View) -> None:
     """Raise if two neighbours could be one axis. Channels within a group are S, and no neighbour to any."""
     function, args, options = norm
     grouped = function is an.group_norm

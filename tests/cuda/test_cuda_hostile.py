@@ -19,7 +19,7 @@ from inputs import NORMS, Case, make_case, verify
 from layouts import STRIDED
 from libraries import NumPyArray, numpy_dtype
 
-from anynorm._plan import over_axes
+from anynorm._core.plan import over_axes
 from anynorm_cuda import _geometry, _jobs
 from anynorm_cuda._engine import Launcher
 from tests.cuda.test_cuda_kernels import DTYPES, judge, launch, make

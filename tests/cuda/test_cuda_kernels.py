@@ -18,7 +18,7 @@ from gradients import cotangent, exact_gradients, verify_gradients, vjp
 from inputs import Case, Norm, verify
 from libraries import numpy_dtype
 
-from anynorm._plan import by_channel
+from anynorm._core.plan import by_channel
 from anynorm_cuda._engine import Launcher
 from anynorm_cuda._jobs import Job, Kinds, forward_job, gradient_job
 

@@ -15,7 +15,7 @@ from libraries import ArrayLibrary, NumPyArray, each_library, each_library_and_d
 
 import anynorm as an
 from anynorm._convert import copied, dtype_of, from_numpy, to_numpy
-from anynorm._dispatch import library_of
+from anynorm._core.backends import ops_of
 
 LIBRARIES = ["numpy", "torch", "jax", "dask", "strict_CPU_DEVICE", "strict_device1"]
 NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -326,7 +326,7 @@ def test_conversion(library: ArrayLibrary, dtype: str) -> None:
     """There and back gives every value, dtype and shape, of any strides and byte order, and shares no memory."""
     values = np.arange(-3, 3).reshape(2, 3).astype(numpy_dtype(dtype))
     reference = library.make(np.zeros(1, "float32"))
-    target = library_of("test", "x", reference)
+    target = ops_of("test", "x", reference)
     device = getattr(reference, "device", None)
     for given in (values, values.T, values[:, ::-1], values[0, 0].reshape(()), values[:0]):
         source = np.array(given)
@@ -353,7 +353,7 @@ def test_conversion_of_what_torch_marks(library: ArrayLibrary) -> None:
     assert not copied(leaf, "float64").requires_grad
     assert to_numpy(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]
     with pytest.raises(ValueError, match="array_api_strict has no float16 here"):
-        dtype_of(library_of("test", "x", pytest.importorskip("array_api_strict").ones(1)), "float16")
+        dtype_of(ops_of("test", "x", pytest.importorskip("array_api_strict").ones(1)), "float16")
 
 
 def test_values_that_do_not_fit() -> None:

@@ -12,10 +12,9 @@ import pytest
 from engine_forms import FORMS, Form
 from engine_runs import both_passes, in_threads, watched
 from inputs import Case
-from libraries import ALL_DTYPES
+from libraries import ALL_DTYPES, nothing_known
 
 import anynorm as an
-from anynorm._dispatch import library_of
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -32,11 +31,8 @@ def past_caches(limit: int) -> Iterator[None]:
     """Let results of so many bytes and more be written past the caches."""
     from anynorm_numba import _jobs
 
-    known = library_of("test", "x", np.ones(1)).known
-    known.clear()  # of calls of a known kind jobs are not made anew
-    with mock.patch.object(_jobs, "PAST_CACHES", limit), mock.patch.object(_jobs, "_met", {}):
+    with nothing_known(), mock.patch.object(_jobs, "PAST_CACHES", limit):
         yield
-    known.clear()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

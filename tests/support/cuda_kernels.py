@@ -7,7 +7,7 @@ from functools import cache
 from itertools import accumulate
 from operator import mul
 
-from anynorm._plan import Plan, by_channel, over_axes
+from anynorm._core.plan import Plan, by_channel, over_axes
 from anynorm_cuda._jobs import Job, Kinds, forward_job, gradient_job
 from anynorm_cuda._program import Launch
 from anynorm_cuda._teams import Device

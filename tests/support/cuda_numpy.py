@@ -14,12 +14,12 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-
-import anynorm_numpy
-from anynorm import _dispatch, _formula
 from anynorm._array import Library
 from anynorm._formula import Saved
 from anynorm._learned import in_order
+
+import anynorm_numpy
+from anynorm import _dispatch, _formula
 from anynorm_cuda import _engine, _jobs
 from anynorm_cuda._engine import Launcher
 from anynorm_cuda._teams import Device

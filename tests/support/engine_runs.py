@@ -20,10 +20,10 @@ SERVED = "anynorm_numba"
 @contextmanager
 def watched() -> Iterator[list[Any]]:
     """Note the job of each pass that the engine runs, forward or backward."""
-    from anynorm_numba import _engine
+    from anynorm_numba import engine
 
     jobs: list[Any] = []
-    forward, backward = _engine.forward, _engine.backward
+    forward, backward = engine.forward, engine.backward
 
     def seen_forward(job: Any, *args: Any, **options: Any) -> Any:
         jobs.append(job)
@@ -33,7 +33,7 @@ def watched() -> Iterator[list[Any]]:
         jobs.append(job)
         return backward(job, *args, **options)
 
-    with mock.patch.multiple(_engine, forward=seen_forward, backward=seen_backward):
+    with mock.patch.multiple(engine, forward=seen_forward, backward=seen_backward):
         yield jobs
 
 

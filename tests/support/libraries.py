@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import anynorm_numba
+from anynorm._core import cache
 
 NumPyArray = np.ndarray[Any, Any]
 
@@ -74,7 +75,14 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 @contextmanager
 def without_engine() -> Iterator[None]:
     """Let no array meet the CPU engine, as where numba is not installed."""
-    with mock.patch.object(anynorm_numba, "missing", return_value="a test does without it"):
+    with nothing_known(), mock.patch.object(anynorm_numba, "missing", return_value="a test does without it"):
+        yield
+
+
+@contextmanager
+def nothing_known() -> Iterator[None]:
+    """Let every signature be new, and forget what was compiled meanwhile."""
+    with mock.patch.object(cache, "entries", {}):
         yield
 
 

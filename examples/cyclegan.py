@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from anynorm_torch import InstanceNorm2d
+from anynorm_torch.nn import InstanceNorm2d
 
 
 class ResidualBlock(nn.Module):

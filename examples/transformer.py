@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from torch import Tensor, nn
 
 import anynorm as an
-from anynorm_torch import LayerNorm, RMSNorm
+from anynorm_torch.nn import LayerNorm, RMSNorm
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 LENGTH = 64  # letters that are seen at once

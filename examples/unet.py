@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812  the name everyone knows it by
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
-from anynorm_torch import GroupNorm
+from anynorm_torch.nn import GroupNorm
 
 NOISE = 0.1  # standard deviation; pixels lie between 0 and 1
 

@@ -1,11 +1,12 @@
 """torch tensors: when an engine may read their memory, and what the formula needs of torch itself.
 
 The formula serves torch under its compiler and its functional transforms, and wherever an engine may not.
-For those who use torch.nn: its normalization layers by anynorm, and `accelerate`, which swaps them into a model.
+What users of torch.nn call is in the package `anynorm_torch.nn`, which nothing here imports.
 """
 
-from anynorm_torch._accelerate import Acceleration as Acceleration
-from anynorm_torch._accelerate import accelerate as accelerate
+import re
+from typing import TYPE_CHECKING, NoReturn
+
 from anynorm_torch._autograd import backward as backward
 from anynorm_torch._derivatives import normalize as normalize
 from anynorm_torch._derivatives import spread as spread
@@ -25,36 +26,19 @@ from anynorm_torch._memory import refuses as refuses
 from anynorm_torch._memory import refuses_out as refuses_out
 from anynorm_torch._memory import traced as traced
 from anynorm_torch._memory import unreadable as unreadable
-from anynorm_torch._modules import BatchNorm1d as BatchNorm1d
-from anynorm_torch._modules import BatchNorm2d as BatchNorm2d
-from anynorm_torch._modules import BatchNorm3d as BatchNorm3d
-from anynorm_torch._modules import GroupNorm as GroupNorm
-from anynorm_torch._modules import InstanceNorm1d as InstanceNorm1d
-from anynorm_torch._modules import InstanceNorm2d as InstanceNorm2d
-from anynorm_torch._modules import InstanceNorm3d as InstanceNorm3d
-from anynorm_torch._modules import LayerNorm as LayerNorm
-from anynorm_torch._modules import RMSNorm as RMSNorm
-from anynorm_torch._modules import frozen_statistics as frozen_statistics
 
 decides_within = True  # `forward` itself says why it cannot: asking first would take as long again
 
-# What users call. The rest is what anynorm asks of a backend.
-__all__ = [
-    "Acceleration",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "GroupNorm",
-    "InstanceNorm1d",
-    "InstanceNorm2d",
-    "InstanceNorm3d",
-    "LayerNorm",
-    "RMSNorm",
-    "accelerate",
-    "frozen_statistics",
-]
+# What `anynorm_torch.nn` has.
+_LAYERS = r"(Batch|Instance)Norm[123]d|(Layer|RMS|Group)Norm|Acceleration|accelerate|frozen_statistics"
 
+if not TYPE_CHECKING:  # a type checker would take any name for an attribute
 
-def __dir__() -> list[str]:
-    """Return what completion offers: what users call."""
-    return __all__
+    def __getattr__(name: str) -> NoReturn:
+        """Say where the torch modules are when they are looked for here, or before their package is imported."""
+        msg = f"module 'anynorm_torch' has no attribute {name!r}"
+        if name == "nn":
+            msg += ", because nothing imported it: import anynorm_torch.nn"
+        elif re.fullmatch(_LAYERS, name):
+            msg += f". It is anynorm_torch.nn.{name}: import anynorm_torch.nn"
+        raise AttributeError(msg, name=name)

@@ -246,7 +246,7 @@ def fake(trial: Trial) -> None:
 
 def module(trial: Trial) -> None:
     """Train a torch module for two steps and evaluate it, in torch's own layout."""
-    import anynorm_torch
+    import anynorm_torch.nn
 
     case = trial.case
     shape = case.x.shape
@@ -256,17 +256,17 @@ def module(trial: Trial) -> None:
     plain = Case(case.seed, case.function, case.groups, {"eps": 1e-5}, {"x": case.x}, case.library, case.fast, case.way)
     if case.function == "batch_norm":
         names = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
-        norm = getattr(anynorm_torch, names[axes])(shape[1])
+        norm = getattr(anynorm_torch.nn, names[axes])(shape[1])
     elif case.function == "group_norm":
         groups = math.gcd(int(case.groups[0]), shape[1])
-        norm = anynorm_torch.GroupNorm(groups, shape[1])
+        norm = anynorm_torch.nn.GroupNorm(groups, shape[1])
         plain = Case(
             case.seed, "group_norm", (groups,), {"eps": 1e-5}, {"x": case.x}, case.library, case.fast, case.way
         )
     elif case.function == "instance_norm" and axes > 2 and math.prod(shape[2:]) > 1:
-        norm = getattr(anynorm_torch, f"InstanceNorm{axes - 2}d")(shape[1], affine=trial.random.random() < 0.5)
+        norm = getattr(anynorm_torch.nn, f"InstanceNorm{axes - 2}d")(shape[1], affine=trial.random.random() < 0.5)
     elif case.function == "layer_norm":
-        norm = anynorm_torch.LayerNorm(shape[1:])
+        norm = anynorm_torch.nn.LayerNorm(shape[1:])
         plain = Case(
             case.seed,
             "layer_norm",

@@ -147,7 +147,7 @@ LAYERS = {
 def test_modules(name: str) -> None:
     """A module that is given no tensor says so in its own name; what is advised gives its result."""
     torch: Any = pytest.importorskip("torch", reason="torch is not installed")
-    layers: Any = pytest.importorskip("anynorm_torch")
+    layers: Any = pytest.importorskip("anynorm_torch.nn")
     layer = getattr(layers, name)(*LAYERS[name])
     shape = (4, 6, *[3] * int(name[-2])) if name.endswith("d") else (4, 6)
     numbers = np.random.default_rng(3).normal(size=shape)

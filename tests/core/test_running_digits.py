@@ -33,12 +33,12 @@ def test_a_batch_whose_variance_is_in_range_enters(library: ArrayLibrary, cls: A
 def test_torch_modules_take_it_too() -> None:
     """So it is in torch's own layers."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    import anynorm_torch
+    import anynorm_torch.nn
 
     x = torch.where(torch.arange(800) % 2 == 1, 1e18, -1e18).reshape(1, 2, 400)
     for layer in (
-        anynorm_torch.BatchNorm1d(2, momentum=1.0),
-        anynorm_torch.InstanceNorm1d(2, momentum=1.0, track_running_stats=True),
+        anynorm_torch.nn.BatchNorm1d(2, momentum=1.0),
+        anynorm_torch.nn.InstanceNorm1d(2, momentum=1.0, track_running_stats=True),
     ):
         layer(x)
         torch.testing.assert_close(layer.running_var, torch.full((2,), 1e36 * 400 / 399), rtol=1e-6, atol=0)

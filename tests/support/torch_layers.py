@@ -1,4 +1,4 @@
-"""torch's normalization layers in many set-ups, each beside anynorm_torch's of the same state. No test is here."""
+"""torch's normalization layers in many set-ups, each beside anynorm_torch.nn's of the same state. No test is here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-import anynorm_torch  # noqa: E402  it imports torch
+import anynorm_torch.nn  # noqa: E402  it imports torch
 
 
 class Setup(NamedTuple):
@@ -31,7 +31,7 @@ class Setup(NamedTuple):
     def pair(self, dtype: Any = None) -> tuple[Any, Any]:
         """Return anynorm's layer and torch's, of equal state."""
         theirs = self.theirs(dtype)
-        ours = getattr(anynorm_torch, self.cls)(*self.arguments, **self.options, dtype=dtype)
+        ours = getattr(anynorm_torch.nn, self.cls)(*self.arguments, **self.options, dtype=dtype)
         ours.load_state_dict(theirs.state_dict())
         return ours, theirs
 

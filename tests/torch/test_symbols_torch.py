@@ -16,7 +16,7 @@ from inputs import Case, Norm, verify
 import anynorm as an
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed")
-anynorm_torch: Any = pytest.importorskip("anynorm_torch")
+layers: Any = pytest.importorskip("anynorm_torch.nn")
 
 # torch tells two traced lengths apart by their values, so the first sizes have none alike; 20000 is past what is summed
 # at once.
@@ -138,16 +138,16 @@ def test_fake_tensors(norm: Norm, inside: bool) -> None:
 
 
 MODULES = {
-    "instance": lambda: anynorm_torch.InstanceNorm2d(6),
-    "instance-tracking": lambda: anynorm_torch.InstanceNorm2d(6, affine=True, track_running_stats=True),
-    "batch": lambda: anynorm_torch.BatchNorm2d(6),
-    "group": lambda: anynorm_torch.GroupNorm(3, 6),
+    "instance": lambda: layers.InstanceNorm2d(6),
+    "instance-tracking": lambda: layers.InstanceNorm2d(6, affine=True, track_running_stats=True),
+    "batch": lambda: layers.BatchNorm2d(6),
+    "group": lambda: layers.GroupNorm(3, 6),
     "accelerated": lambda: _accelerated(torch.nn.InstanceNorm2d(6)),
 }
 
 
 def _accelerated(module: Any) -> Any:
-    anynorm_torch.accelerate(module)
+    layers.accelerate(module)
     return module
 
 
@@ -216,7 +216,7 @@ def test_functional_call_and_vmap_under_make_fx() -> None:
     """A module called with other parameters, and a map over an open axis, are right at other lengths."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    module = anynorm_torch.InstanceNorm2d(6)
+    module = layers.InstanceNorm2d(6)
     functions: tuple[Callable[[Any], Any], ...] = (
         lambda x: torch.func.functional_call(module, {}, (x,)),
         lambda x: torch.func.vmap(an.batch_norm, in_dims=2, out_dims=2)(x),

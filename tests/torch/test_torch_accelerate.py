@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
-import anynorm_torch  # noqa: E402
-from anynorm_torch import accelerate  # noqa: E402
+import anynorm_torch.nn  # noqa: E402
+from anynorm_torch.nn import accelerate  # noqa: E402
 
 pytestmark = [
     # Given once per process where the compiler meets a cache; test_ways_torch.py says where there must be none.
@@ -141,7 +141,7 @@ def test_only_classes_change(name: str) -> None:
     assert calls == [1]
     assert not model.norm.training
     for name_of_layer in acceleration.swapped:
-        assert type(model.get_submodule(name_of_layer)).__module__ == "anynorm_torch"
+        assert type(model.get_submodule(name_of_layer)).__module__ == "anynorm_torch.nn"
     acceleration.undo()
     assert classes(model) == own
 
@@ -152,7 +152,7 @@ def test_every_class_is_swapped() -> None:
     own += [getattr(nn, f"{kind}Norm{ndim}d")(2) for kind in ("Batch", "Instance") for ndim in (1, 2, 3)]
     model = nn.ModuleList(own)
     assert accelerate(model).swapped == tuple([str(i) for i in range(9)])
-    assert [type(its) for its in model] == [getattr(anynorm_torch, type(its).__name__) for its in model]
+    assert [type(its) for its in model] == [getattr(anynorm_torch.nn, type(its).__name__) for its in model]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def left_alone() -> dict[str, tuple[Any, str]]:
         "lazy": (nn.LazyBatchNorm1d(), "not initialized yet"),
         "parametrized": (parametrized, "parametrized"),
         "replaced": (replaced, "replaced on the object"),
-        "anynorm": (anynorm_torch.LayerNorm(2), "anynorm's already"),
+        "anynorm": (anynorm_torch.nn.LayerNorm(2), "anynorm's already"),
     }
 
 
@@ -238,7 +238,7 @@ def test_twice() -> None:
     assert [its.swapped for its in (first, second, third)] == [("",), ("1",), ()]
     third.undo()
     second.undo()
-    assert classes(model)[1:] == [anynorm_torch.LayerNorm, nn.LayerNorm]
+    assert classes(model)[1:] == [anynorm_torch.nn.LayerNorm, nn.LayerNorm]
     first.undo()
     assert classes(model)[1:] == [nn.LayerNorm, nn.LayerNorm]
     again = accelerate(model)
@@ -246,7 +246,7 @@ def test_twice() -> None:
     second.undo()
     assert [its.swapped for its in (first, second)] == [(), ()]
     assert again.swapped == ("0", "1")
-    assert classes(model)[1:] == [anynorm_torch.LayerNorm] * 2
+    assert classes(model)[1:] == [anynorm_torch.nn.LayerNorm] * 2
 
 
 def test_undo_waits_for_a_parametrization() -> None:
@@ -259,7 +259,7 @@ def test_undo_waits_for_a_parametrization() -> None:
     torch.testing.assert_close(model(x), expected)
     acceleration.undo()
     assert acceleration.swapped == ("0",)
-    assert isinstance(model[0], anynorm_torch.LayerNorm)
+    assert isinstance(model[0], anynorm_torch.nn.LayerNorm)
     parametrize.remove_parametrizations(model[0], "weight")
     acceleration.undo()
     assert not acceleration.swapped
@@ -271,7 +271,7 @@ def test_context_manager() -> None:
     model = nn.Sequential(nn.LayerNorm(2))
     with pytest.raises(KeyError), accelerate(model) as acceleration:  # noqa: PT012
         assert acceleration.swapped == ("0",)
-        assert type(model[0]) is anynorm_torch.LayerNorm
+        assert type(model[0]) is anynorm_torch.nn.LayerNorm
         raise KeyError
     assert type(model[0]) is nn.LayerNorm
 
@@ -298,7 +298,7 @@ def test_copies_stay_accelerated() -> None:
     acceleration = accelerate(model)
     copied = copy.deepcopy(model)
     acceleration.undo()
-    assert type(copied[0]) is anynorm_torch.LayerNorm
+    assert type(copied[0]) is anynorm_torch.nn.LayerNorm
     assert type(model[0]) is nn.LayerNorm
 
 
@@ -321,13 +321,13 @@ def test_transformers_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     accelerate(layer)
     calls: list[Any] = []
-    forward = anynorm_torch.LayerNorm.forward
+    forward = anynorm_torch.nn.LayerNorm.forward
 
     def counted(self: Any, x: Any) -> Any:
         calls.append(self)
         return forward(self, x)
 
-    monkeypatch.setattr(anynorm_torch.LayerNorm, "forward", counted)
+    monkeypatch.setattr(anynorm_torch.nn.LayerNorm, "forward", counted)
     x = torch.randn(3, 5, 16)
     assert torch.backends.mha.get_fastpath_enabled()
     with torch.no_grad():
@@ -360,7 +360,7 @@ def test_docs() -> None:
 def test_doctests() -> None:
     """The examples in the docstrings of what this package offers to users are true."""
     runner = doctest.DocTestRunner()
-    for public in (accelerate, anynorm_torch.frozen_statistics):
+    for public in (accelerate, anynorm_torch.nn.frozen_statistics):
         for example in doctest.DocTestFinder(recurse=False).find(public, public.__name__):
             assert runner.run(example) == (0, len(example.examples))
             assert example.examples

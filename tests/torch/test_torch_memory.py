@@ -346,7 +346,9 @@ def test_inside_a_trace() -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the shape is recorded as it is
 def test_trace_of_what_requires_a_gradient() -> None:
     """torch.jit.trace records a layer with parameters, in training too, and the recording gives what it gives."""
+    from anynorm_torch import nn
+
     x = plain().requires_grad_()
-    for layer in (anynorm_torch.LayerNorm(x.shape[-1]), anynorm_torch.BatchNorm1d(x.shape[1])):
+    for layer in (nn.LayerNorm(x.shape[-1]), nn.BatchNorm1d(x.shape[1])):
         recorded = torch.jit.trace(layer, x, check_trace=False)
         close(recorded(x**2), layer(x**2))

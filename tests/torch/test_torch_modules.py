@@ -1,4 +1,4 @@
-"""anynorm_torch's layers, each beside torch's own of the same name and state: numbers, statistics, errors.
+"""anynorm_torch.nn's layers, each beside torch's own of the same name and state: numbers, statistics, errors.
 
 How else a layer may be called is test_torch_modules_ways.py's. Most compare in float64, where both sides are right to
 rounding and a wrong term cannot hide.
@@ -15,7 +15,7 @@ from torch_layers import SETUPS, Setup, check_states_agree, each_setup, one_of_e
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-import anynorm_torch  # noqa: E402  it imports torch
+import anynorm_torch.nn  # noqa: E402  it imports torch
 
 TRACKED = ("batch1d", "batch2d-cumulative", "batch3d", "instance1d-unbatched", "instance2d-tracked")
 
@@ -145,7 +145,7 @@ def test_empty_batch(setup: Setup) -> None:
 def test_wrong_dimensions(cls: str, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> None:
     """Where torch's layer itself refuses a shape, ours does with the same class and words."""
     errors = []
-    for module in (anynorm_torch, torch.nn):
+    for module in (anynorm_torch.nn, torch.nn):
         with pytest.raises(ValueError, match="expected") as caught:
             getattr(module, cls)(*arguments)(torch.ones(shape))
         errors.append(str(caught.value))
@@ -172,7 +172,7 @@ def test_input_that_does_not_fit(cls: str, arguments: tuple[Any, ...], shape: tu
     """What torch's operators refuse is a ValueError in anynorm's words, and changes no state."""
     with pytest.raises((ValueError, RuntimeError)):
         getattr(torch.nn, cls)(*arguments)(torch.ones(shape))
-    ours = getattr(anynorm_torch, cls)(*arguments)
+    ours = getattr(anynorm_torch.nn, cls)(*arguments)
     before = copy.deepcopy(ours)
     with pytest.raises(ValueError, match=words):
         ours(torch.ones(shape))
@@ -191,7 +191,7 @@ def test_nested_tensor(setup: Setup) -> None:
 def test_instance_norm_of_other_channels_warns() -> None:
     """An instance norm without parameters takes any number of channels, with torch's warning."""
     with pytest.warns(UserWarning, match="does not match num_features"):
-        y = anynorm_torch.InstanceNorm1d(4)(SETUPS["instance1d"].x())
+        y = anynorm_torch.nn.InstanceNorm1d(4)(SETUPS["instance1d"].x())
     torch.testing.assert_close(y, torch.nn.InstanceNorm1d(5)(SETUPS["instance1d"].x()))
 
 
@@ -199,7 +199,7 @@ def test_instance_norm_of_other_channels_warns() -> None:
 def test_rms_eps_none(dtype: str) -> None:
     """eps=None is the machine epsilon of the dtype that is computed in, as in torch, where it decides the result."""
     x = torch.linspace(1e-4, 3e-4, 8, dtype=getattr(torch, dtype))
-    ours, theirs = anynorm_torch.RMSNorm(8, dtype=x.dtype), torch.nn.RMSNorm(8, dtype=x.dtype)
+    ours, theirs = anynorm_torch.nn.RMSNorm(8, dtype=x.dtype), torch.nn.RMSNorm(8, dtype=x.dtype)
     torch.testing.assert_close(ours(x), theirs(x))
     assert 0.1 < ours(x).square().mean() < 0.5 or dtype == "float64"
 

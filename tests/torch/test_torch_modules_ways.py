@@ -1,9 +1,10 @@
-"""anynorm_torch's layers as torch programs call them: by autocast, compiled, exported, functional, copied."""
+"""anynorm_torch.nn's layers as torch programs call them: by autocast, compiled, exported, functional, copied."""
 
 from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -15,7 +16,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-import anynorm_torch  # noqa: E402
+import anynorm_torch.nn  # noqa: E402
 
 pytestmark = [
     # Given once per process where the compiler meets a cache; test_ways_torch.py says where there must be none.
@@ -117,7 +118,7 @@ def test_copies_and_files(setup: Setup) -> None:
     file = io.BytesIO()
     torch.save(ours, file)
     file.seek(0)
-    assert b"anynorm_torch._" not in file.getvalue()
+    assert set(re.findall(rb"anynorm[\w.]*", file.getvalue())) == {b"anynorm_torch.nn"}
     for copied in (copy.deepcopy(ours), torch.load(file, weights_only=False)):
         assert type(copied) is type(ours)
         check_states_agree(copied, ours, rtol=0, atol=0)
@@ -143,7 +144,7 @@ def test_activation_checkpointing(setup: Setup, frozen: bool) -> None:
     block = torch.nn.Sequential(ours, torch.nn.Softplus())  # what it saves makes torch repeat the layer to its end
 
     def contexts() -> tuple[Any, Any]:
-        return nullcontext(), anynorm_torch.frozen_statistics(block) if frozen else nullcontext()
+        return nullcontext(), anynorm_torch.nn.frozen_statistics(block) if frozen else nullcontext()
 
     x = setup.x().requires_grad_()
     checkpoint(block, x, use_reentrant=False, context_fn=contexts).square().sum().backward()
@@ -157,7 +158,7 @@ def test_activation_checkpointing(setup: Setup, frozen: bool) -> None:
 def test_frozen_statistics_end() -> None:
     """After the block, also one that an error ended, layers track as before, and those that did not still do not."""
     model = torch.nn.ModuleList([SETUPS[name].pair()[0] for name in ("batch2d", "batch2d-untracked")])
-    with pytest.raises(KeyError), anynorm_torch.frozen_statistics(model):  # noqa: PT012
+    with pytest.raises(KeyError), anynorm_torch.nn.frozen_statistics(model):  # noqa: PT012
         model[0](SETUPS["batch2d"].x())
         assert model[0].num_batches_tracked == 0
         raise KeyError

@@ -12,7 +12,7 @@ import anynorm as an
 
 torch: Any = pytest.importorskip("torch")
 
-import anynorm_torch  # noqa: E402  needs torch
+import anynorm_torch.nn  # noqa: E402  needs torch
 
 functional = torch.nn.functional
 
@@ -149,7 +149,7 @@ def test_distributed_layer(make: Callable[[], Any], mesh: Any) -> None:
 
     native = make()
     layer = copy.deepcopy(native)
-    anynorm_torch.accelerate(layer)
+    anynorm_torch.nn.accelerate(layer)
     distribute_module(layer, mesh)
     x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(4))
     here: Any = x.clone().requires_grad_()

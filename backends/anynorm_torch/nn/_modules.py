@@ -142,7 +142,7 @@ CLASSES: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     )
 }
 for ours in CLASSES.values():
-    ours.__module__ = "anynorm_torch"  # what a saved model names: the public place, not this file
+    ours.__module__ = "anynorm_torch.nn"  # what a saved model names: the public place, not this file
 
 
 @contextmanager
@@ -160,9 +160,9 @@ def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
     Examples
     --------
     >>> import torch
-    >>> import anynorm_torch
-    >>> layer = anynorm_torch.BatchNorm1d(2)
-    >>> with anynorm_torch.frozen_statistics(layer):
+    >>> import anynorm_torch.nn
+    >>> layer = anynorm_torch.nn.BatchNorm1d(2)
+    >>> with anynorm_torch.nn.frozen_statistics(layer):
     ...     y = layer(torch.ones(3, 2))
     >>> layer.running_mean.tolist()
     [0.0, 0.0]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules import batchnorm, lazy
 from torch.nn.utils import parametrize
 
-from anynorm_torch._modules import CLASSES
+from anynorm_torch.nn._modules import CLASSES
 
 # What a user would call a norm layer: torch's own and whatever derives from them.
 NORMS = (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, batchnorm._NormBase)
@@ -98,9 +98,9 @@ def accelerate(model: torch.nn.Module) -> Acceleration:
     Examples
     --------
     >>> import torch
-    >>> import anynorm_torch
+    >>> import anynorm_torch.nn
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    >>> acceleration = anynorm_torch.accelerate(model)
+    >>> acceleration = anynorm_torch.nn.accelerate(model)
     >>> acceleration
     Acceleration: 1 swapped, 0 left
       1: anynorm's LayerNorm

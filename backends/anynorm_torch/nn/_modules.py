@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.modules import batchnorm, instancenorm
 
 import anynorm as an
-from anynorm._array import described
+from anynorm._core.arrays import described
 from anynorm.layers._running import accumulate, cumulative_share, over_samples
 from anynorm_torch._formula import holds
 

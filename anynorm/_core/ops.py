@@ -129,7 +129,7 @@ class ArrayOps:
         return self.on_device(x, function, *arrays, **options)
 
     def normalize(self, normalize: Callable[..., Any], plan: Any, z: Any, eps: float) -> Any:
-        """Call the formula's `normalize` so that the library, if it derives gradients, takes `formula.dz_of` for its own.
+        """Call the formula's `normalize`, with `formula.dz_of` as its derivative where the library derives gradients.
 
         By the chain rule it comes to rstd³, and where the deviation is 1e14 a gradient of 1e-10 is lost to underflow.
         """

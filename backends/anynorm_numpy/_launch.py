@@ -2,100 +2,68 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import numpy as np
 
 import anynorm_numba
-from anynorm.backend import Formula, Ints, Layout, Operands, PackedResiduals, Plan, Statistics
+from anynorm.backend import Formula, Ints, Operands, PackedResiduals, Plan, Statistics
 from anynorm_numba import engine
 from anynorm_numba.engine import LaunchConfig, address
 from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
 
-class Configs:
-    """The launch configs of one signature, by number of threads."""
-
-    def __init__(
-        self, plan: Plan, dtype: str, shape: Any, strides: Any, weight: Layout | None, bias: Layout | None
-    ) -> None:
-        self._arguments = plan, dtype, shape, strides, weight, bias
-        self._size = math.prod(shape)
-        self._by_threads: dict[int, LaunchConfig] = {}
-
-    def now(self) -> LaunchConfig:
-        """Return the config for as many threads as a call of this moment may use."""
-        threads = engine.threads_for(self._size)
-        return self._by_threads.get(threads) or self._configured(threads)
-
-    def why_none(self) -> str | None:
-        """Return half a sentence that says why there is none, or None. It does not depend on the threads."""
-        found = engine.configure(*self._arguments, 1)
-        return found if isinstance(found, str) else None
-
-    def _configured(self, threads: int) -> LaunchConfig:
-        config = engine.configure(*self._arguments, threads)
-        assert not isinstance(config, str)  # `why_none` was asked
-        self._by_threads[threads] = config
-        return config
-
-
-def _configs(plan: Plan, x: Array, beside: tuple[Array, ...], weight: Any, bias: Any) -> Configs | str:
-    """Return the launch configs for x and arrays of its shape, or half a sentence that says why there are none."""
-    reason = anynorm_numba.missing()
-    if reason is not None:
-        return reason
-    dtype, _ = dtypes_of(x)
-    if not dtype or not x.flags.aligned or [array.flags.aligned for array in beside].count(False):
-        return "an array is not aligned, or of another byte order"
-    strides = (x.strides, *[array.strides for array in beside])
-    configs = Configs(plan, dtype, x.shape, strides, layout_of(weight), layout_of(bias))
-    return configs.why_none() or configs
-
-
-class Launch(Formula):
-    """A forward pass by the engine."""
+class _Engine(Formula):
+    """What the engine's two passes share: a launch config for each number of threads."""
 
     engine = "anynorm_numba"
 
-    def __init__(self, plan: Plan, configs: Configs, compute: Any, reads_weight: bool, reads_bias: bool) -> None:
+    def __init__(self, plan: Plan, x: Array, beside: tuple[Array, ...], weight: Any, bias: Any, reads: Any) -> None:
         super().__init__(plan, OPS, None)
-        self._configs = configs
-        self._compute = compute
-        self._reads_weight = reads_weight  # as it lies in memory
-        self._reads_bias = reads_bias
+        dtype, self._compute = dtypes_of(x)
+        strides = (x.strides, *[array.strides for array in beside])
+        self._layouts = dtype, x.shape, strides, layout_of(weight), layout_of(bias)
+        self._size = x.size
+        self._configs: dict[int, LaunchConfig] = {}
+        self._reads_weight, self._reads_bias = reads  # as they lie in memory
+
+    def why_not(self, *arrays: Array) -> str | None:
+        """Return half a sentence that says why the engine cannot serve arrays of this signature, or None."""
+        if not self._layouts[0] or [array.flags.aligned for array in arrays].count(False):
+            return "an array is not aligned, or of another byte order"
+        found = engine.configure(self.plan, *self._layouts, 1)  # whether there is one depends on no number of threads
+        return found if isinstance(found, str) else None
+
+    def _configured(self, threads: int) -> LaunchConfig:
+        config = engine.configure(self.plan, *self._layouts, threads)
+        assert not isinstance(config, str)  # `why_not` was asked
+        self._configs[threads] = config
+        return config
+
+
+class Launch(_Engine):
+    """A forward pass by the engine."""
 
     @classmethod
     def compiled(cls, plan: Plan, operands: Operands) -> Launch | str:
         """Return what serves calls like this one, or why the engine does not."""
+        missing = anynorm_numba.missing()
+        if missing is not None:
+            return missing
         x, weight, bias, _, _, out, *_ = operands
         y = x if plan.function == "moments" else np.empty_like(x, subok=False) if out is None else out
         _, compute = dtypes_of(x)
         read = as_parameter(weight, compute), as_parameter(bias, compute)
-        configs = _configs(plan, x, (y,), *read)
-        if isinstance(configs, str):
-            return configs
-        return cls(plan, configs, compute, read[0] is weight, read[1] is bias)
+        launch = cls(plan, x, (y,), *read, (read[0] is weight, read[1] is bias))
+        return launch.why_not(x, y) or launch
 
     def forward(
         self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
     ) -> tuple[Any, Any]:
         y = np.empty_like(x, subok=False) if out is None else out
-        if not self._reads_weight:
-            weight = as_parameter(weight, self._compute)
-        if not self._reads_bias:
-            bias = as_parameter(bias, self._compute)
-        return y, self._run(x, y, weight, bias, eps, given, save)
-
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
-        found: PackedResiduals = self._run(x, None, None, None, eps, None, True)
-        return found.statistics()
-
-    def _run(self, x: Any, y: Any, weight: Any, bias: Any, eps: float, given: Any, save: bool) -> Any:
-        """Write y, unless it is None; return the residuals if `save` asks for them."""
-        config = self._configs.now()
+        threads = engine.threads_for(self._size)
+        config = self._configs.get(threads) or self._configured(threads)
         packed = None
         if given is not None:
             packed = engine.empty_residuals(config)
@@ -103,50 +71,59 @@ class Launch(Formula):
             engine.take_given(config.kind, config.sets, address(mean), address(var), address(packed), eps)
         elif save or config.split:
             packed = engine.empty_residuals(config)
+        if not self._reads_weight:
+            weight = as_parameter(weight, self._compute)
+        if not self._reads_bias:
+            bias = as_parameter(bias, self._compute)
         engine.forward(
             config,
             address(x),
-            0 if y is None else address(y),
+            address(y),
             config.absent_weight if weight is None else address(weight),
             config.absent_bias if bias is None else address(bias),
             0 if packed is None else address(packed),
             eps,
             given=given is not None,
         )
-        return PackedResiduals(packed, self.plan, config.view, eps) if save else None
+        return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        threads = engine.threads_for(self._size)
+        config = self._configs.get(threads) or self._configured(threads)
+        packed = engine.empty_residuals(config)
+        engine.forward(config, address(x), 0, config.absent_weight, config.absent_bias, address(packed), eps)
+        return PackedResiduals(packed, self.plan, config.view, eps).statistics()
 
 
-class Gradient(Formula):
+class Gradient(_Engine):
     """A backward pass by the engine."""
-
-    engine = "anynorm_numba"
-
-    def __init__(self, plan: Plan, configs: Configs, compute: Any, operands: Operands, copies_dy: bool) -> None:
-        super().__init__(plan, OPS, None)
-        self._configs = configs
-        self._compute = compute
-        weight, bias = operands.weight, operands.bias
-        self._reads_weight = as_parameter(weight, compute) is weight
-        self._copies_dy = copies_dy
-        self._shapes = [None if parameter is None else parameter.shape for parameter in (weight, bias)]
 
     @classmethod
     def compiled(cls, plan: Plan, operands: Operands) -> Gradient | str:
         """Return what serves backward passes like this one, or why the engine does not."""
-        x, weight, _, _, _, out, dy, residuals = operands
-        if dy.dtype != x.dtype or not isinstance(residuals, PackedResiduals):
-            return "dy has another dtype than x" if dy.dtype != x.dtype else "the forward pass was not the engine's"
+        x, weight, bias, _, _, out, dy, residuals = operands
+        if dy.dtype != x.dtype:
+            return "dy has another dtype than x"
+        if not isinstance(residuals, PackedResiduals):
+            return "the forward pass was not the engine's"
         dx = np.empty_like(x, subok=False) if out is None else out
         _, compute = dtypes_of(x)
+        read = as_parameter(weight, compute)
         # Bias is not read: its layout is that of its gradient.
-        bias = None if plan.bias is None else np.empty(cast("Ints", plan.bias), dtype=compute)
-        parameters = as_parameter(weight, compute), bias
-        configs = _configs(plan, x, (dy, dx), *parameters)
-        copies_dy = False
-        if isinstance(configs, str) and dy.strides != dx.strides:
-            copies_dy = True  # costs one pass over it, the formula about ten
-            configs = _configs(plan, x, (np.empty_like(dx), dx), *parameters)
-        return configs if isinstance(configs, str) else cls(plan, configs, compute, operands, copies_dy)
+        dbias = None if plan.bias is None else np.empty(cast("Ints", plan.bias), dtype=compute)
+        reason = None
+        # A copy of dy costs one pass over it, the formula about ten.
+        for source in (dy,) if dy.strides == dx.strides else (dy, np.empty_like(dx)):
+            found = cls(plan, x, (source, dx), read, dbias, (read is weight, True))
+            found._copies_dy = source is not dy
+            found._shapes = [None if parameter is None else parameter.shape for parameter in (weight, bias)]
+            reason = found.why_not(x, source, dx)
+            if reason is None:
+                return found
+        return str(reason)
+
+    _copies_dy = False
+    _shapes: list[Any]  # of dweight and dbias
 
     def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
         dx = np.empty_like(x, subok=False) if out is None else out
@@ -155,7 +132,9 @@ class Gradient(Formula):
             dy[...] = source
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
-        config, (of_weight, of_bias) = self._configs.now(), self._shapes
+        threads = engine.threads_for(self._size)
+        config = self._configs.get(threads) or self._configured(threads)
+        of_weight, of_bias = self._shapes
         dweight = None if of_weight is None else np.empty(of_weight, self._compute)
         dbias = None if of_bias is None else np.empty(of_bias, self._compute)
         engine.backward(

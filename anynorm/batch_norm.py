@@ -227,7 +227,7 @@ def _moved(
 ) -> tuple[Any, Any]:
     """Return what `update_running` does, of arguments that were checked."""
     xp = ops.xp
-    compute = xp.result_type(*[ops.compute_dtype(its.dtype) for its in (running_mean, running_var, batch.mean)])
+    compute = xp.result_type(*[ops.compute_dtype(array.dtype) for array in (running_mean, running_var, batch.mean)])
     share = share if isinstance(share, float) else ops.astype(share, compute)
     enters = _enters(n, share, correction, batch.mean, ops)
 

@@ -126,9 +126,9 @@ class Moments(NamedTuple):
             else:
                 waiting[place] = merged
         found: Moments | None = None
-        for its in waiting:
-            if its is not None:
-                found = its if found is None else its + found
+        for statistics in waiting:
+            if statistics is not None:
+                found = statistics if found is None else statistics + found
         if found is None:
             msg = "Moments.merge: there are no parts. Pass at least one, such as the moments of an empty array."
             raise ValueError(msg)
@@ -174,15 +174,19 @@ def _merged(one: Moments, other: Moments, n: Any, m: Any, ops: ArrayOps) -> Mome
     if isinstance(n, int) and isinstance(m, int) and not ops.compiling():
         how = shares(n, m)
     else:
-        n, m, both = [count_like(its, one.mean, ops) for its in (n, m, total)]
+        n, m, both = [count_like(count, one.mean, ops) for count in (n, m, total)]
         how = traced_shares(n, m, both, xp)
     found = ops.fused(one.mean, merged, measured(one, xp), measured(other, xp), how, ops=ops)
     return Moments(total, *found)
 
 
-def measured(its: Moments, xp: Any) -> Measured:
+def measured(statistics: Moments, xp: Any) -> Measured:
     """Return the statistics of moments without their count."""
-    return of_numbers(its.mean, its.m2, xp) if its.rest is None else Measured(its.mean, its.m2, its.rest)
+    return (
+        of_numbers(statistics.mean, statistics.m2, xp)
+        if statistics.rest is None
+        else Measured(statistics.mean, statistics.m2, statistics.rest)
+    )
 
 
 def count_like(n: Any, mean: Any, ops: ArrayOps) -> Any:
@@ -198,16 +202,16 @@ def at_least(n: Any, least: int, mean: Any, ops: ArrayOps) -> Any:
     return ops.xp.where(counts >= least, counts, ops.xp.full_like(counts, least))
 
 
-def variance_of(its: Moments, n: Any, taken: float, dtype: Any, ops: ArrayOps, *, root: bool = False) -> Any:
+def variance_of(statistics: Moments, n: Any, taken: float, dtype: Any, ops: ArrayOps, *, root: bool = False) -> Any:
     """Return m2 / max(n − taken, 0) in a dtype, or its root; NaN where that divisor is 0."""
-    xp, own = ops.xp, measured(its, ops.xp)
+    xp, own = ops.xp, measured(statistics, ops.xp)
     if isinstance(n, int) and not ops.compiling() and n > taken:
         divisor, defined = n - taken, None
     else:
-        divisor = ops.astype(count_like(n, its.mean, ops), dtype) - taken
+        divisor = ops.astype(count_like(n, statistics.mean, ops), dtype) - taken
         defined = divisor > 0
         divisor = xp.where(defined, divisor, xp.zeros_like(divisor))
-    return ops.fused(its.mean, variance, own, divisor, defined, dtype=dtype, root=root, ops=ops)
+    return ops.fused(statistics.mean, variance, own, divisor, defined, dtype=dtype, root=root, ops=ops)
 
 
 def _measured_moments(plan: Plan, ops: ArrayOps, x: Any, statistics: Statistics, keepdims: bool) -> Moments:
@@ -276,41 +280,41 @@ def _counts(n: Any, m: Any, backend: Backend) -> tuple[Any, Any]:
 
     An array of floats, made by hand, stays one beside an int.
     """
-    arrays = [its for its in (n, m) if is_array(its)]
-    if all(backend.ops.format(its.dtype) is not None for its in arrays):
+    arrays = [count for count in (n, m) if is_array(count)]
+    if all(backend.ops.format(count.dtype) is not None for count in arrays):
         return n, m
     xp = backend.ops.xp
     device = None if backend.places_itself else getattr(arrays[0], "device", None)
     # torch.compile traces no such question; there, and before the standard had it, 64 bits are the default.
     asks = hasattr(xp, "__array_namespace_info__") and not backend.ops.compiling()
     integer = xp.__array_namespace_info__().default_dtypes(device=device)["integral"] if asks else xp.int64
-    n, m = [backend.ops.astype(its, integer) if is_array(its) else its for its in (n, m)]
+    n, m = [backend.ops.astype(count, integer) if is_array(count) else count for count in (n, m)]
     return n, m
 
 
-def check_moments(function: str, whose: str, its: Moments) -> tuple[Any, Backend]:
+def check_moments(function: str, whose: str, statistics: Moments) -> tuple[Any, Backend]:
     """Return n, an int or an array, and the backend; raise unless n, mean and m2 fit together.
 
     `whose` goes before the names of the fields in errors.
     """
     mean, m2 = f"{whose}mean", f"{whose}m2"
-    backend = backend_of(function, mean, its.mean)
-    check_array(function, mean, its.mean, backend)
-    check_companion(function, m2, its.m2, its.mean, backend, mean)
+    backend = backend_of(function, mean, statistics.mean)
+    check_array(function, mean, statistics.mean, backend)
+    check_companion(function, m2, statistics.m2, statistics.mean, backend, mean)
     advice = "Pass what moments(...) or batch_norm(..., return_moments=True) returned."
-    _check_same(function, f"{mean} and m2", its.mean, its.m2, backend, advice)
-    if its.rest is not None:
-        _check_rest(function, whose, its, backend, advice)
-    return _count(function, whose, its, backend), backend
+    _check_same(function, f"{mean} and m2", statistics.mean, statistics.m2, backend, advice)
+    if statistics.rest is not None:
+        _check_rest(function, whose, statistics, backend, advice)
+    return _count(function, whose, statistics, backend), backend
 
 
-def _check_rest(function: str, whose: str, its: Moments, backend: Backend, advice: str) -> None:
+def _check_rest(function: str, whose: str, statistics: Moments, backend: Backend, advice: str) -> None:
     """Raise unless the rest describes sets like those of the mean."""
-    if not isinstance(its.rest, Rest):
-        msg = f"{function}: {whose}rest must be a Rest or None, got {described(its.rest)}. {advice}"
+    if not isinstance(statistics.rest, Rest):
+        msg = f"{function}: {whose}rest must be a Rest or None, got {described(statistics.rest)}. {advice}"
         raise TypeError(msg)
-    for part in its.rest:
-        if part.dtype != its.mean.dtype or backend.ops.shape(part) != backend.ops.shape(its.mean):
+    for part in statistics.rest:
+        if part.dtype != statistics.mean.dtype or backend.ops.shape(part) != backend.ops.shape(statistics.mean):
             msg = (
                 f"{function}: {whose}rest does not fit {whose}mean in shape or dtype. {advice} Where fields are "
                 "reshaped or cast by hand, treat those of rest likewise, or leave it out: Moments(n, mean, m2)."
@@ -320,18 +324,18 @@ def _check_rest(function: str, whose: str, its: Moments, backend: Backend, advic
 
 def _check_same(function: str, which: str, one: Any, other: Any, backend: Backend, advice: str) -> None:
     """Raise unless two arrays have one dtype and one shape."""
-    for what, error, mine, its in (
+    for what, error, one_value, other_value in (
         ("dtype", TypeError, one.dtype, other.dtype),
         ("shape", ValueError, backend.ops.shape(one), backend.ops.shape(other)),
     ):
-        if mine != its:
-            msg = f"{function}: {which} must have one {what}, got {mine} and {its}. {advice}"
+        if one_value != other_value:
+            msg = f"{function}: {which} must have one {what}, got {one_value} and {other_value}. {advice}"
             raise error(msg)
 
 
-def _count(function: str, whose: str, its: Moments, backend: Backend) -> Any:
+def _count(function: str, whose: str, statistics: Moments, backend: Backend) -> Any:
     """Return n as an int, or as the array that it is; raise where it is neither."""
-    n = its.n
+    n = statistics.n
     if isinstance(n, Integral) and not isinstance(n, bool):
         if n < 0:
             msg = f"{function}: {whose}n must be 0 or more, got {n}. Pass the number of elements in each set."
@@ -342,11 +346,12 @@ def _count(function: str, whose: str, its: Moments, backend: Backend) -> Any:
             return n
         msg = f"{function}: {whose}n must be an int or a 0-d array, got {described(n)}. Pass the count, e.g. int(n)."
         raise TypeError(msg)
-    check_beside(function, f"{whose}n", n, its.mean, backend, f"{whose}mean")
-    if backend.ops.shape(n) not in ((), backend.ops.shape(its.mean)):
+    check_beside(function, f"{whose}n", n, statistics.mean, backend, f"{whose}mean")
+    shape, needed = backend.ops.shape(n), backend.ops.shape(statistics.mean)
+    if shape not in ((), needed):
         msg = (
-            f"{function}: {whose}n has shape {show(backend.ops.shape(n))}, but {whose}mean has shape "
-            f"{show(backend.ops.shape(its.mean))}. Pass an int or a 0-d array, the number of elements in each set."
+            f"{function}: {whose}n has shape {show(shape)}, but {whose}mean has shape {show(needed)}. "
+            "Pass an int or a 0-d array, the number of elements in each set."
         )
         raise ValueError(msg)
     return n

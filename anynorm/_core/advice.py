@@ -40,13 +40,16 @@ def advice_on_binding(
     from inspect import signature  # here, because importing it takes long
 
     parameters = signature(function).parameters
-    by_position = [name for name, its in parameters.items() if its.kind is not its.KEYWORD_ONLY]
-    excess, unknown = args[len(by_position) :], {name: its for name, its in options.items() if name not in parameters}
+    by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    excess, unknown = (
+        args[len(by_position) :],
+        {name: value for name, value in options.items() if name not in parameters},
+    )
     groups_missing = "num_groups" in parameters and len(args) == 1
     if function.__name__ not in _TORCH or not args or not (excess or unknown or groups_missing):
         return error
     given = dict(zip(by_position, args, strict=False)) | {name: options[name] for name in options if name in parameters}
-    own = {name: given.get(name, its.default) for name, its in parameters.items() if name != "x"}
+    own = {name: given.get(name, parameter.default) for name, parameter in parameters.items() if name != "x"}
     if groups_missing:
         own["num_groups"] = MISSING
     if any(name in options for name in by_position[: len(args)]):
@@ -161,7 +164,9 @@ def _instead(function: str, given: dict[str, Any]) -> str:
 
 def reject_shape(function: str, shape: Any, bias: Any, eps: Any, out: Any) -> NoReturn:
     """Raise the TypeError for integers in the place of weight; torch's weight may then have come as `bias`."""
-    options = [f"{name}={name}" for name, its in (("eps", eps), ("out", out)) if not _is_default(function, name, its)]
+    options = [
+        f"{name}={name}" for name, value in (("eps", eps), ("out", out)) if not _is_default(function, name, value)
+    ]
     ending = ", ".join([f"axis={_axes(shape)}", *options])
     calls = [f"the call is anynorm.{function}(x, {'weight, ' * (bias is not None)}{ending})."]
     if function == "layer_norm" and bias is not None:
@@ -268,48 +273,48 @@ def for_dtype(argument: str, name: str, library: str) -> str:
     return f"If its elements are numbers, cast it first, e.g. {_cast(argument, 'float64', library)}."
 
 
-def for_no_entry(its: str, value: Any) -> str:
-    """Return how to store what is no array; `its` is the code that reaches it in a state."""
+def for_no_entry(place: str, value: Any) -> str:
+    """Return how to store what is no array; `place` is the code that reaches it in a state."""
     names = {cls.__name__ for cls in type(value).__mro__}
     if "MaskedArray" in names:
-        return f"A file has no masks: store {its}.data and numpy.ma.getmaskarray({its}) under two names."
+        return f"A file has no masks: store {place}.data and numpy.ma.getmaskarray({place}) under two names."
     if hasattr(value, "m2") and hasattr(value, "_asdict"):
         return (
-            f'Store its fields, {{"n": numpy.asarray({its}.n), "mean": {its}.mean, "m2": {its}.m2}}; of what is read '
+            f'Store its fields, {{"n": numpy.asarray({place}.n), "mean": {place}.mean, "m2": {place}.m2}}; of what is read '
             "anynorm.Moments(n, mean, m2) makes it again, without the digits in its rest."
         )
     if hasattr(value, "state_dict"):
-        return f"Store what it holds, {its}.state_dict()."
+        return f"Store what it holds, {place}.state_dict()."
     if hasattr(value, "nnz") or hasattr(value, "todense"):
         dense = "toarray" if hasattr(value, "toarray") else "todense"
-        return f"Store it with its zeros, {its}.{dense}()."
+        return f"Store it with its zeros, {place}.{dense}()."
     if hasattr(value, "to_numpy"):
-        return f"Store its values, {its}.to_numpy()."
+        return f"Store its values, {place}.to_numpy()."
     if hasattr(value, "magnitude"):
-        return f"Store its numbers, {its}.magnitude."
+        return f"Store its numbers, {place}.magnitude."
     if "matrix" in names or isinstance(value, Real):
-        return f"Convert it first, numpy.asarray({its})."
+        return f"Convert it first, numpy.asarray({place})."
     if isinstance(value, tuple | list) and value:
-        return f"Convert it first, numpy.asarray({its}), or give each part a name, dict(zip(names, {its}))."
+        return f"Convert it first, numpy.asarray({place}), or give each part a name, dict(zip(names, {place}))."
     return "The format holds arrays of numbers and nothing else: keep it elsewhere, e.g. in a JSON file."
 
 
-def for_entry_dtype(its: str, own: str, library: str) -> str:
-    """Return how to store an array of a dtype that no file has; `its` is the code that reaches it in a state."""
+def for_entry_dtype(place: str, own: str, library: str) -> str:
+    """Return how to store an array of a dtype that no file has; `place` is the code that reaches it in a state."""
     if own.startswith(("str", "bytes")):
         return "The format holds numbers and nothing else: keep strings elsewhere, e.g. in a JSON file."
     if own.startswith(("datetime", "timedelta")):
-        return f"Store the count, {its}.astype('int64'), whose unit is {own.partition('64')[2] or 'none'}."
+        return f"Store the count, {place}.astype('int64'), whose unit is {own.partition('64')[2] or 'none'}."
     if own.startswith("void"):
-        return f"Store its fields one by one, {{field: {its}[field] for field in {its}.dtype.names}}."
+        return f"Store its fields one by one, {{field: {place}[field] for field in {place}.dtype.names}}."
     if "key<" in own:
-        return f"Store its numbers, jax.random.key_data({its})."
+        return f"Store its numbers, jax.random.key_data({place})."
     if own.startswith("q"):
-        return f"Store its numbers, {its}.dequantize(), or {its}.int_repr() beside scale and zero point."
+        return f"Store its numbers, {place}.dequantize(), or {place}.int_repr() beside scale and zero point."
     if own == "object":
-        return f"If its elements are numbers, cast it first, {_cast(its, 'float64', library)}, which makes None NaN."
+        return f"If its elements are numbers, cast it first, {_cast(place, 'float64', library)}, which makes None NaN."
     # No cast that drops an imaginary part.
-    return f"Cast it first, e.g. {_cast(its, 'complex64' if own.startswith('complex') else 'float64', library)}."
+    return f"Cast it first, e.g. {_cast(place, 'complex64' if own.startswith('complex') else 'float64', library)}."
 
 
 def _cast(argument: str, dtype: str, library: str) -> str:

@@ -30,8 +30,8 @@ def refuses_out(out: Memory, x: Memory | None, others: dict[str, Memory]) -> str
         if _essence(out) != _essence(x):  # of x itself an element is read before it is written
             others = {"x": x, **others}
         instead = f"x itself, or {instead}"
-    for name, its in others.items():
-        if not apart(span, [_span(its)]) and overlap(out, its):
+    for name, array in others.items():
+        if not apart(span, [_span(array)]) and overlap(out, array):
             return f"out overlaps {name} in memory. Pass {instead}."
     return None
 
@@ -56,23 +56,25 @@ def apart(one: tuple[int, int], others: Iterable[tuple[int, int]]) -> bool:
     return True
 
 
-def _span(its: Memory) -> tuple[int, int]:
+def _span(array: Memory) -> tuple[int, int]:
     """Return between which addresses an array lies."""
-    first, last = reach(its.shape, its.strides)
-    return its.address + first, its.address + last + its.itemsize
+    first, last = reach(array.shape, array.strides)
+    return array.address + first, array.address + last + array.itemsize
 
 
-def _essence(its: Memory) -> Memory:
+def _essence(array: Memory) -> Memory:
     """Return an array without its axes of length 1, along which a stride leads nowhere."""
-    axes = [axis for axis in zip(its.shape, its.strides, strict=True) if axis[0] != 1]
-    return its._replace(shape=tuple([length for length, _ in axes]), strides=tuple([step for _, step in axes]))
+    axes = [axis for axis in zip(array.shape, array.strides, strict=True) if axis[0] != 1]
+    return array._replace(shape=tuple([length for length, _ in axes]), strides=tuple([step for _, step in axes]))
 
 
-def overlaps_itself(its: Memory) -> bool:
+def overlaps_itself(array: Memory) -> bool:
     """Say whether two elements of an array share a byte. False is certain; True too, but for a lack of patience."""
-    axes = sorted([(abs(step), length - 1) for length, step in zip(its.shape, its.strides, strict=True) if length > 1])
+    axes = sorted(
+        [(abs(step), length - 1) for length, step in zip(array.shape, array.strides, strict=True) if length > 1]
+    )
     # Each step leads beyond all that the smaller ones reach: so it is in what slicing and transposing can make.
-    reach, nested = its.itemsize, True
+    reach, nested = array.itemsize, True
     for step, last in axes:
         nested = nested and step >= reach
         reach += last * step
@@ -85,7 +87,7 @@ def overlaps_itself(its: Memory) -> bool:
     while axes:
         step, last = axes.pop()
         apart = [(step, 0, last - 1), *[(inner, -most, most) for inner, most in reversed(axes)]]
-        if _meet(step, apart, (its.itemsize, its.itemsize), patience):
+        if _meet(step, apart, (array.itemsize, array.itemsize), patience):
             return True
     return False
 
@@ -96,8 +98,8 @@ def overlap(a: Memory, b: Memory) -> bool:
         return False
     # An element of a and one of b lie a.address − b.address + Σ k·step apart, each k within its limits.
     limits: dict[int, tuple[int, int]] = {}
-    for sign, its in ((1, a), (-1, b)):
-        for length, stride in zip(its.shape, its.strides, strict=True):
+    for sign, array in ((1, a), (-1, b)):
+        for length, stride in zip(array.shape, array.strides, strict=True):
             step, reach = abs(stride), (length - 1) * sign * (1 if stride > 0 else -1)
             low, high = limits.get(step, (0, 0))
             limits[step] = low + min(reach, 0), high + max(reach, 0)

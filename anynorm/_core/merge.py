@@ -44,7 +44,9 @@ class Shares(NamedTuple):
 def of_saved(mean: Any, correction: Any, scale: Any, m2: Any, *, without: tuple[int, ...], xp: Any) -> Measured:
     """Return what a forward pass learned, in x's own units, with what these cannot hold, without some axes."""
     if without:
-        mean, correction, scale, m2 = [xp.squeeze(its, axis=without) for its in (mean, correction, scale, m2)]
+        mean, correction, scale, m2 = [
+            xp.squeeze(statistics, axis=without) for statistics in (mean, correction, scale, m2)
+        ]
     back = 1 / scale
     own = (mean + correction) * back
     return Measured(own, m2 * back * back, Rest(scale, mean - own * scale + correction, m2, xp.zeros_like(own)))
@@ -75,27 +77,27 @@ def merged(one: Measured, other: Measured, how: Shares, *, ops: ArrayOps) -> Mea
     peak = xp.maximum(xp.abs(one.mean), xp.abs(other.mean))
     cap = xp.minimum(_cap(one.rest, ops), _cap(other.rest, ops))
     scale = fitting_scale(peak, cap, xp.maximum(one.rest.m2, other.rest.m2), ops)
-    (mean, correction, m2, m2_rest), (its_mean, its_correction, its_m2, its_m2_rest) = [
-        _at(scale, its, xp) for its in (one, other)
+    (mean, correction, m2, m2_rest), (other_mean, other_correction, other_m2, other_m2_rest) = [
+        _at(scale, statistics, xp) for statistics in (one, other)
     ]
-    delta, rest = _two_sum(its_mean, -mean)
-    delta = delta + (rest + (its_correction - correction))
+    delta, rest = _two_sum(other_mean, -mean)
+    delta = delta + (rest + (other_correction - correction))
     if how.meet is not None:
         delta = xp.where(how.meet, delta, xp.zeros_like(delta))
     squares = delta * how.weight * delta
     if isinstance(how.base_is_other, bool):
         if how.base_is_other:
-            mean, correction, delta = its_mean, its_correction, -delta
+            mean, correction, delta = other_mean, other_correction, -delta
     else:
         mean, correction = [
-            xp.where(how.base_is_other, *both) for both in ((its_mean, mean), (its_correction, correction))
+            xp.where(how.base_is_other, *both) for both in ((other_mean, mean), (other_correction, correction))
         ]
         delta = xp.where(how.base_is_other, -delta, delta)
     mean, rest = _two_sum(mean, delta * how.share)
     mean, correction = _settled(mean, rest + correction)
-    m2, rest = _two_sum(m2, its_m2)
+    m2, rest = _two_sum(m2, other_m2)
     m2, more = _two_sum(m2, squares)
-    rest = rest + more + (m2_rest + its_m2_rest)
+    rest = rest + more + (m2_rest + other_m2_rest)
     # An m2 made by hand may be infinite: it stays so, and its error, NaN in every sum of it, is none.
     finite, none = xp.isfinite(m2), xp.zeros_like(m2)
     m2, rest = _settled(m2, xp.where(finite, rest, none))
@@ -106,15 +108,15 @@ def merged(one: Measured, other: Measured, how: Shares, *, ops: ArrayOps) -> Mea
     return Measured(own, m2 * back * back, Rest(scale, mean - own * scale + correction, m2, rest))
 
 
-def variance(its: Measured, divisor: Any, defined: Any, *, dtype: Any, root: bool, ops: ArrayOps) -> Any:
+def variance(statistics: Measured, divisor: Any, defined: Any, *, dtype: Any, root: bool, ops: ArrayOps) -> Any:
     """Return m2/divisor or its root, in range wherever that is; in a dtype at least as wide as that of m2.
 
     The divisor is 0 where `defined` is not true: there 0/0 is the NaN that is returned, and no NaN is made elsewhere.
     """
-    xp, rest = ops.xp, its.rest
+    xp, rest = ops.xp, statistics.rest
     back = 1 / rest.scale
-    kept = its.m2 == rest.m2 * back * back
-    scaled, back, plain, low = [ops.astype(a, dtype) for a in (rest.m2, back, its.m2, rest.m2_correction)]
+    kept = statistics.m2 == rest.m2 * back * back
+    scaled, back, plain, low = [ops.astype(a, dtype) for a in (rest.m2, back, statistics.m2, rest.m2_correction)]
     # Fields that were changed by hand count as they are: the rest then no longer describes them.
     m2 = xp.where(kept, scaled + low, plain)
     back = xp.where(kept, back, xp.ones_like(back))
@@ -128,23 +130,25 @@ def variance(its: Measured, divisor: Any, defined: Any, *, dtype: Any, root: boo
     return xp.where(positive, xp.sqrt(xp.where(positive, mean_square, xp.ones_like(back))), mean_square) * back
 
 
-def mean_in(its: Measured, dtype: Any, ops: ArrayOps) -> Any:
+def mean_in(statistics: Measured, dtype: Any, ops: ArrayOps) -> Any:
     """Return the mean in a dtype, with all the digits that it holds."""
-    if its.mean.dtype == dtype:
-        return its.mean
-    mean, correction, scale = [ops.astype(a, dtype) for a in (its.mean, its.rest.correction, its.rest.scale)]
+    if statistics.mean.dtype == dtype:
+        return statistics.mean
+    mean, correction, scale = [
+        ops.astype(a, dtype) for a in (statistics.mean, statistics.rest.correction, statistics.rest.scale)
+    ]
     return mean + correction / scale
 
 
-def over_sets(its: Measured, *, axes: tuple[int, ...], ops: ArrayOps) -> Measured:
+def over_sets(statistics: Measured, *, axes: tuple[int, ...], ops: ArrayOps) -> Measured:
     """Return the mean over `axes` of the means and of m2, which is not the statistics of all elements."""
     xp = ops.xp
     # The smallest power of two, by the largest of its inverse: that is asked of empty and of unknown lengths too.
-    cap = 1 / ops.peak(1 / _cap(its.rest, ops), axes)
-    scale = fitting_scale(ops.peak(its.mean, axes), cap, ops.peak(its.rest.m2, axes), ops)
-    mean, correction, m2, low = _at(scale, its, xp)
+    cap = 1 / ops.peak(1 / _cap(statistics.rest, ops), axes)
+    scale = fitting_scale(ops.peak(statistics.mean, axes), cap, ops.peak(statistics.rest.m2, axes), ops)
+    mean, correction, m2, low = _at(scale, statistics, xp)
     # Summed, because Dask may not know the length of the batch.
-    number = ops.sum(xp.ones_like(its.mean), axes)
+    number = ops.sum(xp.ones_like(statistics.mean), axes)
 
     def average(a: Any) -> Any:
         # A divisor that is no constant, as in the formula: by the product with its inverse XLA fuses what comes after,
@@ -179,15 +183,15 @@ def _cap(rest: Rest, ops: ArrayOps) -> Any:
     return xp.where(rest.m2 == 0, xp.full_like(rest.scale, RESCUES[compute][-1].scale), rest.scale)
 
 
-def _at(scale: Any, its: Measured, xp: Any) -> tuple[Any, Any, Any, Any]:
+def _at(scale: Any, statistics: Measured, xp: Any) -> tuple[Any, Any, Any, Any]:
     """Return mean, correction, m2 and its correction at another scale.
 
     Fields that were changed by hand count as they are: the rest then no longer describes them.
     """
-    rest = its.rest
+    rest = statistics.rest
     back, factor = 1 / rest.scale, scale / rest.scale
-    m2 = xp.where(its.m2 == rest.m2 * back * back, rest.m2 * factor * factor, its.m2 * scale * scale)
-    return its.mean * scale, rest.correction * factor, m2, rest.m2_correction * factor * factor
+    m2 = xp.where(statistics.m2 == rest.m2 * back * back, rest.m2 * factor * factor, statistics.m2 * scale * scale)
+    return statistics.mean * scale, rest.correction * factor, m2, rest.m2_correction * factor * factor
 
 
 def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:

@@ -115,8 +115,9 @@ def over_axes(function: str, shape: Shape, axis: Axes, centres: bool, weight: Sh
         msg = f"{function}: axis=() reduces nothing. Name at least one axis, or pass None for all of them."
         raise ValueError(msg)
     n = _count(function, shape, reduced)
-    lies = {name: _along(function, name, given, shape, reduced) for name, given in (("weight", weight), ("bias", bias))}
-    return _plan(function, shape, reduced, n, centres=centres, **lies)
+    named = {"weight": weight, "bias": bias}
+    parameters = {name: _along(function, name, own, shape, reduced) for name, own in named.items()}
+    return _plan(function, shape, reduced, n, centres=centres, **parameters)
 
 
 @cached
@@ -142,20 +143,18 @@ def by_channel(
             f"both are axis {channel}. Name the axes of the batch alone, or pass batch_axis=None for unbatched input."
         )
         raise ValueError(msg)
-    lies = {
-        name: _along(function, name, its, shape, (channel,), f"channel_axis={channel_axis}")
-        for name, its in (("weight", weight), ("bias", bias))
-    }
+    named, rule = {"weight": weight, "bias": bias}, f"channel_axis={channel_axis}"
+    parameters = {name: _along(function, name, own, shape, (channel,), rule) for name, own in named.items()}
     kept = {channel, *batch}
     n = 0 if given else _count(function, shape, tuple([axis for axis in range(len(shape)) if axis not in kept]))
     if num_groups is not None:
         size = _group_size(function, shape, channel, num_groups)
-        lies = {name: _split(its, channel, num_groups, size) for name, its in lies.items()}
+        parameters = {name: _split(own, channel, num_groups, size) for name, own in parameters.items()}
         shape = (*shape[:channel], num_groups, size, *shape[channel + 1 :])
         kept = {axis + (axis > channel) for axis in kept}
         n *= size
     reduced = tuple([axis for axis in range(len(shape)) if axis not in kept])
-    return _plan(function, shape, reduced, n, given=given, **lies)
+    return _plan(function, shape, reduced, n, given=given, **parameters)
 
 
 def refuse_single(plan: Plan) -> None:
@@ -228,11 +227,11 @@ def _along(
     if len(given) == len(shape):
         # A bool, as lengths are tensors under torch.jit.trace, which would note a comparison with False.
         fits = [bool(own == 1 or own == length) for own, length in zip(given, shape, strict=True)].count(False) == 0
-        laid = given
+        broadcast_shape = given
     else:
         lengths = tuple([shape[axis] for axis in axes])
         fits = given == lengths
-        laid = tuple([length if axis in axes else 1 for axis, length in enumerate(shape)])
+        broadcast_shape = tuple([length if axis in axes else 1 for axis, length in enumerate(shape)])
     if not fits:
         where = rule or f"the reduced axes {axes}"
         needed = show(tuple([shape[axis] for axis in axes]))
@@ -241,15 +240,15 @@ def _along(
             f"shape {needed}, along {where}, or as many axes as x and broadcast to x's shape."
         )
         raise ValueError(msg)
-    return laid
+    return broadcast_shape
 
 
-def _split(laid: Shape | None, channel: int, groups: int, size: int) -> Shape | None:
+def _split(broadcast_shape: Shape | None, channel: int, groups: int, size: int) -> Shape | None:
     """Return a parameter's shape after the channel axis is split into (groups, size)."""
-    if laid is None:
+    if broadcast_shape is None:
         return None
-    pair = (1, 1) if laid[channel] == 1 else (groups, size)
-    return (*laid[:channel], *pair, *laid[channel + 1 :])
+    pair = (1, 1) if broadcast_shape[channel] == 1 else (groups, size)
+    return (*broadcast_shape[:channel], *pair, *broadcast_shape[channel + 1 :])
 
 
 def show(shape: Shape) -> str:

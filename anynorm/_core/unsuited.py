@@ -16,8 +16,8 @@ def unsuited(x: object, *, chunks: bool = False) -> str | None:
         fill = "it with dask.array.ma.filled(..., numpy.nan)" if chunks else "it with NaN"
         return (
             f"{has} {type_name(x)}, which is masked, and a norm cannot leave elements out. Fill {fill}: sets with a "
-            "masked element then come out NaN, the others right. Any other fill counts like data and shifts the rest of "
-            "its set."
+            "masked element then come out NaN, the others right. Any other fill counts like data and shifts "
+            "the rest of its set."
         )
     if _has(x, "nnz"):
         dense = _by(x, chunks, "toarray()", "todense()") or "by its library's own function"

@@ -66,14 +66,14 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
         fault = None if own is None else _fault(*own, ())
         if fault is not None:
             return f"{name} {fault}"
-    laid: list[Ints | None] = [_along(plan.shape, (shape, its)) for its in strides]
-    for which, along in enumerate(laid):
+    layouts: list[Ints | None] = [_along(plan.shape, (shape, own)) for own in strides]
+    for which, along in enumerate(layouts):
         fault = _fault(cast("Ints", plan.shape), cast("Ints", along), plan.kept)
         if fault is not None:
             along_reduced = f"{fault} that is reduced" if fault == _BACKWARDS else fault
             return f"{'an array beside x' if which else 'x'} {along_reduced}"
-    laid += [_along(its, own) for its, own in ((plan.weight, weight), (plan.bias, bias))]
-    axes = _axes(plan, shape, laid)
+    layouts += [_along(planned, own) for planned, own in ((plan.weight, weight), (plan.bias, bias))]
+    axes = _axes(plan, shape, layouts)
     if not _nested(axes):
         return "axes of x overlap in memory"
     axes = _merged(axes)
@@ -82,9 +82,9 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
         order = ", ".join([_KINDS[axis.places] for axis in axes])
         return f"the order of x's axes in memory, outermost first, is {order}, for which the kernels have no loops"
     taken = dict(zip(places, axes, strict=True))
-    absent = _Axis(1, (0,) * len(laid), "", ())
+    absent = _Axis(1, (0,) * len(layouts), "", ())
     five = [taken.get(place, absent) for place in _PLACES]
-    steps = [cast("Five", its) for its in zip(*[axis.steps for axis in five], strict=True)]
+    steps = [cast("Five", steps_of_one) for steps_of_one in zip(*[axis.steps for axis in five], strict=True)]
     return View(
         cast("Five", tuple([axis.length for axis in five])),
         tuple(steps[: len(strides)]),
@@ -129,12 +129,12 @@ def _along(lengths: tuple[int | None, ...] | None, own: Layout | None) -> Ints |
     return tuple(reversed(steps))
 
 
-def _axes(plan: Plan, shape: Ints, laid: list[Ints | None]) -> list[_Axis]:
+def _axes(plan: Plan, shape: Ints, strides: list[Ints | None]) -> list[_Axis]:
     """Return the axes longer than 1 in the order of the size of x's strides, outermost first."""
     channels = _channels(plan, shape)
     axes = []
     for axis, length in enumerate(cast("Ints", plan.shape)):
-        steps = tuple([0 if its is None else its[axis] for its in laid])
+        steps = tuple([0 if along is None else along[axis] for along in strides])
         if axis in plan.kept:
             places = _KEPT
         elif axis == channels:

@@ -44,12 +44,12 @@ def make_parameters(
     A TypeError or ValueError says what does not fit together.
     """
     wanted = {"weight": weight, "bias": bias}
-    given = {name: its for name, its in wanted.items() if not isinstance(its, bool)}
-    for name, its in given.items():
-        check_parameter(layer, name, its, shape)
+    given = {name: value for name, value in wanted.items() if not isinstance(value, bool)}
+    for name, value in given.items():
+        check_parameter(layer, name, value, shape)
     home = _home_of_arrays(layer, given, xp, dtype, device) if given else home_named(layer, None, xp, dtype, device)
     start = {"weight": home.ones, "bias": home.zeros}
-    made = {name: its if name in given else start[name](shape) if its else None for name, its in wanted.items()}
+    made = {name: value if name in given else start[name](shape) if value else None for name, value in wanted.items()}
     return made["weight"], made["bias"], home
 
 
@@ -68,8 +68,8 @@ def _home_of_arrays(layer: str, given: dict[str, Any], xp: Any, dtype: Any, devi
     (first, reference), *others = given.items()
     backend = backend_of(layer, first, reference)
     ops = backend.ops
-    for name, its in others:
-        check_companion(layer, name, its, reference, backend, first)
+    for name, value in others:
+        check_companion(layer, name, value, reference, backend, first)
     here: dict[str, Any] = {"xp": ops.name, "dtype": reference.dtype, "device": device_of(reference)}
     named: dict[str, Any] = {}
     if xp is not None:
@@ -78,10 +78,10 @@ def _home_of_arrays(layer: str, given: dict[str, Any], xp: Any, dtype: Any, devi
         named["dtype"] = _dtype_named(layer, ops, dtype, here["device"])
     if device is not None and here["device"] is not None:
         named["device"] = _probe(layer, ops, device).device
-    for name, its in named.items():
-        if its != here[name]:
+    for name, value in named.items():
+        if value != here[name]:
             msg = (
-                f"{layer}: {name} names {its}, but {first} has {here[name]}, which the layer takes over. "
+                f"{layer}: {name} names {value}, but {first} has {here[name]}, which the layer takes over. "
                 f"Leave out {name}, or convert {first} first."
             )
             raise (TypeError if name == "xp" else ValueError)(msg)

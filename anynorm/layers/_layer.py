@@ -139,7 +139,7 @@ class Layer(Stateful):
         """
         if self._frozen:
             return {}
-        return {name: its for name, its in (("weight", self.weight), ("bias", self.bias)) if its is not None}
+        return {name: array for name, array in (("weight", self.weight), ("bias", self.bias)) if array is not None}
 
     @params.setter
     def params(self, new: Mapping[str, Any]) -> None:
@@ -153,17 +153,17 @@ class Layer(Stateful):
                 "Pass all of those that layer.params has" + (" (none while frozen)." if self._frozen else ".")
             )
             raise ValueError(msg)
-        for parameter, its in new.items():
-            check_parameter(name, parameter, its, self._shape)
-        for parameter, its in new.items():
-            setattr(self, parameter, its)
+        for parameter, array in new.items():
+            check_parameter(name, parameter, array, self._shape)
+        for parameter, array in new.items():
+            setattr(self, parameter, array)
 
     def _affine(self, ops: ArrayOps) -> dict[str, Any]:
         """Return weight and bias as a step takes them: while frozen, constants to automatic differentiation too."""
         own = {"weight": self.weight, "bias": self.bias}
         if not self._frozen:
             return own
-        return {name: None if its is None else ops.constant(its) for name, its in own.items()}
+        return {name: None if array is None else ops.constant(array) for name, array in own.items()}
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, or evaluation mode with False, and return the layer. What is frozen stays frozen."""
@@ -230,8 +230,8 @@ class Layer(Stateful):
         name = type(self).__name__
         backend = backend_of(name, "x", x)
         ops = backend.ops
-        for argument, its in self._arrays().items():
-            own = ops_of(name, argument, its)
+        for argument, array in self._arrays().items():
+            own = ops_of(name, argument, array)
             if own.name != ops.name:
                 module = ops.xp.__name__.removeprefix("array_api_compat.")
                 msg = (
@@ -239,7 +239,7 @@ class Layer(Stateful):
                     f"converted silently: convert x, or move the layer with layer.to({module}), given the module."
                 )
                 raise TypeError(msg)
-            check_beside(name, argument, its, x, backend)
+            check_beside(name, argument, array, x, backend)
         shape, ndim = ops.shape(x), len(ops.shape(x))
         if -ndim <= min(axes) and max(axes) < ndim:
             lengths = tuple([shape[axis] for axis in sorted([axis % ndim for axis in axes])])

@@ -48,7 +48,7 @@ class Stateful:
             Of arrays, for `load_state_dict` of any layer or for `save_state`.
 
         """
-        return {prefix + name: its for name, its in self._arrays().items() if name != _NOT_IN_STATE}
+        return {prefix + name: array for name, array in self._arrays().items() if name != _NOT_IN_STATE}
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, prefix: str = "") -> Differences:
         """Replace the layer's arrays by copies of those in `state`, in the layer's own library, dtype and device.
@@ -82,19 +82,19 @@ class Stateful:
         if not isinstance(state, Mapping):
             msg = f"{name}: load_state_dict takes a dict of arrays, got {described(state)}."
             raise TypeError(msg)
-        own = {prefix + key: its for key, its in self._arrays().items() if key != _NOT_IN_STATE}
+        own = {prefix + key: array for key, array in self._arrays().items() if key != _NOT_IN_STATE}
         missing = tuple([key for key in own if key not in state])
         unexpected = tuple([key for key in state if str(key).startswith(prefix) and key not in own])
-        each = [_fault(key, state[key], its) for key, its in own.items() if key in state]
-        faults = [fault for fault in each if fault is not None]
+        found_faults = [_fault(key, state[key], array) for key, array in own.items() if key in state]
+        faults = [fault for fault in found_faults if fault is not None]
         if strict:
             faults = [f"{key} is missing" for key in missing] + [f"{key} is unexpected" for key in unexpected] + faults
         if faults:
             msg = f"{name}: nothing was loaded. {'; '.join(faults)}."
-            if strict and not any(each):
+            if strict and not any(found_faults):
                 msg += _advice(state, missing, unexpected, own, prefix)
             raise ValueError(msg)
-        self._assign({key.removeprefix(prefix): _like(its, state[key]) for key, its in own.items() if key in state})
+        self._assign({key.removeprefix(prefix): _like(array, state[key]) for key, array in own.items() if key in state})
         return Differences(missing, unexpected)
 
     def to(self, xp: Any = None, *, device: Any = None, dtype: Any = None) -> Self:
@@ -129,22 +129,22 @@ class Stateful:
         own = ops_of(type(self).__name__, "an array of the layer", next(iter(arrays.values()))) if arrays else None
         home = home_named(type(self).__name__, own, xp, dtype, device)
         new = copy.copy(self)
-        new._assign({name: _moved(its, home, dtype is not None) for name, its in arrays.items()})
+        new._assign({name: _moved(array, home, dtype is not None) for name, array in arrays.items()})
         return new
 
     def _arrays(self) -> dict[str, Any]:
         """Return all arrays that exist, by name."""
         named = {name: getattr(self, name) for name in self._names}
-        return {name: its for name, its in named.items() if its is not None}
+        return {name: array for name, array in named.items() if array is not None}
 
     def _assign(self, new: Mapping[str, Any]) -> None:
         """Replace arrays, of whatever kind, by name."""
-        for name, its in new.items():
-            setattr(self, name, its)
+        for name, array in new.items():
+            setattr(self, name, array)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: all but the lock, which belongs to one object."""
-        return {name: its for name, its in self.__dict__.items() if name != "_lock"}
+        return {name: array for name, array in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what `__getstate__` returned."""
@@ -157,7 +157,7 @@ L = TypeVar("L", bound=Stateful)
 def take_apart(layer: Stateful) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
     """Return a layer's arrays by name, None where there is none, and all else, hashable, in a fixed order."""
     arrays = {name: getattr(layer, name) for name in layer._names}
-    rest = {name: its for name, its in layer.__getstate__().items() if name not in arrays and name != "_statistics"}
+    rest = {name: array for name, array in layer.__getstate__().items() if name not in arrays and name != "_statistics"}
     return arrays, tuple(sorted(rest.items()))
 
 
@@ -194,14 +194,15 @@ def _advice(
 ) -> str:
     """Return what to try where nothing but the keys is wrong."""
     if missing and len(missing) == len(own):
-        tails = {key.removeprefix(prefix): its for key, its in own.items()}
+        tails = {key.removeprefix(prefix): array for key, array in own.items()}
         first = next(iter(tails))
         begins = [str(key).removesuffix(first) for key in unexpected if str(key).endswith(f".{first}")]
         fitting = [
             repr(begin)
             for begin in begins
             if all(
-                begin + tail in state and _fault(tail, state[begin + tail], its) is None for tail, its in tails.items()
+                begin + tail in state and _fault(tail, state[begin + tail], array) is None
+                for tail, array in tails.items()
             )
         ]
         if fitting:

@@ -73,7 +73,7 @@ class TrackingLayer(Layer):
         """Whether a step that does not use the statistics enters them; a RuntimeError where JAX is tracing it."""
         if not (update and self.track_running_stats):
             return False
-        if any(ops.traced(its) for its in (x, *self._arrays().values())):
+        if any(ops.traced(array) for array in (x, *self._arrays().values())):
             name, function = type(self).__name__, type(self)._function.__name__
             msg = (
                 f"{name}: running statistics cannot be updated while {ops.name} is tracing or transforming the "
@@ -146,8 +146,8 @@ class TrackingLayer(Layer):
 
     def _assign(self, new: Any) -> None:
         """Replace arrays by name, the statistics among them all at once."""
-        super()._assign({name: its for name, its in new.items() if name not in Statistics._fields})
-        statistics = {name: its for name, its in new.items() if name in Statistics._fields}
+        super()._assign({name: array for name, array in new.items() if name not in Statistics._fields})
+        statistics = {name: array for name, array in new.items() if name in Statistics._fields}
         if self.track_running_stats and statistics:
             self._replace(**statistics)
 

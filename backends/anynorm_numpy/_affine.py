@@ -29,7 +29,7 @@ class Affine:
 
     def apply(self, e: Any, factor: Any, rest: Any, sets: range, span: range, out: Any) -> None:
         """Put (e − rest)·factor·weight + bias into `out`; factor and rest, None for 0, are one number per set."""
-        scale, shift = [None if its is None else its.column(sets) for its in self._folded]  # type: Any, Any
+        scale, shift = [None if p is None else p.column(sets) for p in self._folded]  # type: Any, Any
         whole = factor if scale is None else factor * scale
         offset = None if rest is None else -rest * whole
         if shift is not None:
@@ -70,8 +70,8 @@ class _Parameter:
     """A weight or a bias. Where sets differ in it, it is read block by block: for all it may grow to x's size."""
 
     def __init__(self, plan: Plan, parameter: Any, laid_out: Any) -> None:
-        laid = parameter.reshape(laid_out).transpose(plan.kept + plan.reduced)
-        kept, own = laid.shape[: len(plan.kept)], laid.shape[len(plan.kept) :]
+        laid_out_values = parameter.reshape(laid_out).transpose(plan.kept + plan.reduced)
+        kept, own = laid_out_values.shape[: len(plan.kept)], laid_out_values.shape[len(plan.kept) :]
         shape = cast(tuple[int, ...], plan.shape)
         self._lengths = tuple([shape[axis] for axis in plan.reduced])
         self.is_column = math.prod(own) == 1
@@ -79,11 +79,11 @@ class _Parameter:
         self._own = own if own != self._lengths and not self.is_column else (math.prod(own),)
         self._sets = None
         if math.prod(kept) == 1:
-            self._values = laid.reshape(1, *self._own)
+            self._values = laid_out_values.reshape(1, *self._own)
         else:
             kept = tuple([shape[axis] for axis in plan.kept])
-            self._sets = Sets(np.broadcast_to(laid, kept + own), len(kept))
-        self._laid, self._kept = laid, kept
+            self._sets = Sets(np.broadcast_to(laid_out_values, kept + own), len(kept))
+        self._laid, self._kept = laid_out_values, kept
 
     def column(self, sets: range) -> Any:
         """Return the one value of each set, as float64, or the one of all sets."""

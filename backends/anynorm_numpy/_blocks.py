@@ -1,4 +1,4 @@
-"""The formula on blocks of sets: in the compute dtype, and once more, with room to spare, for sets that need it.
+"""The formula on blocks of sets: in the compute dtype, and once more, with range to spare, for sets that need it.
 
 A set is shifted by p, the mean of its first chunk, before it is measured: then mean = p + c and var = Σ(x − p)²/n − c²
 with c = Σ(x − p)/n. Where c is not small beside the spread, p was a bad guess and p + c replaces it. So what is
@@ -68,9 +68,9 @@ def _write(lanes: list[_Lane], affine: Affine, target: Sets) -> None:
         direct = None if again else target.direct(sets, span, e.dtype)
         y = first.block.scratch(span) if direct is None else direct
         affine.apply(e, first.factor, first.rest, sets, span, out=y)
-        for lane, (_, its) in zip(lanes[1:], again, strict=True):
+        for lane, (_, again_e) in zip(lanes[1:], again, strict=True):
             better = lane.block.scratch(span)
-            affine.apply(its, lane.factor, lane.rest, sets, span, out=better)
+            affine.apply(again_e, lane.factor, lane.rest, sets, span, out=better)
             np.copyto(y, better, where=~first.serves, casting="unsafe")
         if direct is None:
             target.write(sets, span, y)
@@ -94,7 +94,7 @@ class _Lane(NamedTuple):
 
     def statistics(self, n: int, compute: Format) -> Any:
         """Return the fields of Residuals, in float64, of elements scaled so that the compute dtype can hold them."""
-        pivot, rest = [np.zeros_like(self.var) if its is None else its for its in (self.pivot, self.rest)]
+        pivot, rest = [np.zeros_like(self.var) if part is None else part for part in (self.pivot, self.rest)]
         mean = pivot + rest
         part = mean - pivot
         error = (pivot - (mean - part)) + (rest - part)
@@ -114,17 +114,17 @@ def _lanes(plan: Plan, x: Any, eps: float, given: list[Any] | None) -> Iterator[
     """Yield block after block of x, centred and measured: in the compute dtype, and again if some sets need it."""
     compute, source = _compute(x), Sets.of(x, plan)
     parts = partition(source)
-    room = buffers(parts, compute.name)
-    wide_room = None
+    workspace = buffers(parts, compute.name)
+    wide_workspace = None
     for sets, spans in parts:
-        block = Block(source, sets, spans, room)
-        stats = None if given is None else [its[:, sets.start : sets.stop] for its in given]
+        block = Block(source, sets, spans, workspace)
+        stats = None if given is None else [statistic[:, sets.start : sets.stop] for statistic in given]
         lane = _measured(plan, block, eps, compute) if stats is None else _given(block, eps, compute, *stats)
         if lane.serves.all():
             yield [lane]
             continue
-        wide_room = wide_room or buffers(parts, np.float64)
-        wide = Block(source, sets, spans, wide_room)
+        wide_workspace = wide_workspace or buffers(parts, np.float64)
+        wide = Block(source, sets, spans, wide_workspace)
         yield [lane, _measured_again(plan, wide, eps, compute) if stats is None else _given_again(wide, eps, *stats)]
 
 
@@ -160,12 +160,12 @@ def _centre(plan: Plan, block: Block) -> tuple[Any, Any, Any]:
     if not plan.centres:
         return None, None, block.sum_of_squares() / n
     pivot = block.subtract(block.first_mean())
-    rest, squares = [its / n for its in block.sums()]
+    rest, squares = [total / n for total in block.sums()]
     rough = squares < 5 * rest * rest  # the mean is more than half a standard deviation from the pivot
     if rough.any():
         block.restart()
         pivot = block.subtract(np.where(rough, pivot + rest, pivot))
-        rest, squares = [its / n for its in block.sums()]
+        rest, squares = [total / n for total in block.sums()]
     return pivot.astype(np.float64), rest, np.maximum(squares - rest * rest, 0)
 
 
@@ -178,7 +178,7 @@ def _given(block: Block, eps: float, compute: Format, mean: Any, var: Any) -> _L
 
 def _given_again(block: Block, eps: float, mean: Any, var: Any) -> _Lane:
     """Shift a block by given means in float64, means and variances scaled by a quarter where they are large."""
-    scale, shrink = [np.where(np.abs(its) > formula.LARGE[FLOAT64], 0.25, 1.0) for its in (mean, var)]
+    scale, shrink = [np.where(np.abs(a) > formula.LARGE[FLOAT64], 0.25, 1.0) for a in (mean, var)]
     block.restart(scale)
     block.subtract(mean * scale)
     return _Lane(
@@ -201,4 +201,4 @@ def _residuals(measured: list[list[_Lane]], plan: Plan, x: Any) -> Residuals:
     mean, correction, rstd, scale, m2 = np.concatenate(columns, axis=2)
     high = mean.astype(compute)
     fields = high, (mean - high) + correction, rstd, scale, m2
-    return Residuals(*[its.astype(compute).reshape(shape) for its in fields])
+    return Residuals(*[field.astype(compute).reshape(shape) for field in fields])

@@ -45,21 +45,21 @@ def _in_slices(
     shape, statistic = cast(Shape, plan.shape), cast(Shape, plan.statistic)
     parameters = cast("tuple[Shape | None, ...]", (plan.weight, plan.bias))
     # Splitting an axis, as group norm does, never copies.
-    source, gradient, target = [its.reshape(shape) for its in (x, dy, dx)]
-    laid = None if weight is None else weight.reshape(plan.weight)
-    totals = [None if its is None else np.zeros(its) for its in parameters]
+    source, gradient, target = [array.reshape(shape) for array in (x, dy, dx)]
+    full_weight = None if weight is None else weight.reshape(plan.weight)
+    totals = [None if own is None else np.zeros(own) for own in parameters]
     for index in _slices(parameters, source.strides, shape, plan.kept):
         part = source[index]
-        part_weight = None if laid is None else laid[_along(laid.shape, index)]
-        part_residuals = Residuals(*[None if its is None else its[_along(statistic, index)] for its in residuals])
-        lengths = [None if its is None else _cut(its, part.shape) for its in parameters]
+        part_weight = None if full_weight is None else full_weight[_along(full_weight.shape, index)]
+        part_residuals = Residuals(*[None if array is None else array[_along(statistic, index)] for array in residuals])
+        lengths = [None if own is None else _cut(own, part.shape) for own in parameters]
         part_plan = plan._replace(
             shape=part.shape, weight=lengths[0], bias=lengths[1], statistic=_cut(statistic, part.shape)
         )
         target[index], *sums = formula.backward(part_plan, gradient[index], part, part_weight, part_residuals, ops=ops)
-        for total, its in zip(totals, sums, strict=True):
+        for total, array in zip(totals, sums, strict=True):
             if total is not None:
-                total[_along(total.shape, index)] += its
+                total[_along(total.shape, index)] += array
     compute = ops.compute_dtype(x.dtype)
     dweight, dbias = [None if total is None else total.astype(compute) for total in totals]
     return dx, dweight, dbias
@@ -76,7 +76,7 @@ def _slices(
     axis, *rest = axes
     step = max(1, SLICE // (size // shape[axis]))
     # Slices across which a parameter is summed must follow from the shape alone, or the layout would change its bits.
-    varies = all(its[later] > 1 for its in parameters if its is not None for later in axes)
+    varies = all(own[later] > 1 for own in parameters if own is not None for later in axes)
     if varies and strides[axis] * step < RUN * min(map(abs, strides)):
         yield from _slices(parameters, strides, shape, tuple(rest))
         return
@@ -89,9 +89,9 @@ def _slices(
 
 def _along(shape: Shape, index: Index) -> Index:
     """Return the index of a slice into an array that may not vary along every axis."""
-    return tuple([slice(None) if length == 1 else its for length, its in zip(shape, index, strict=True)])
+    return tuple([slice(None) if length == 1 else span for length, span in zip(shape, index, strict=True)])
 
 
 def _cut(shape: Shape, part: Shape) -> Shape:
     """Return the shape of a slice of an array that may not vary along every axis."""
-    return tuple([1 if length == 1 else its for length, its in zip(shape, part, strict=True)])
+    return tuple([1 if length == 1 else own for length, own in zip(shape, part, strict=True)])

@@ -98,7 +98,11 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
 
     def pullback(dy: Array, *, out: Array | None = None) -> Gradients:
         dx, dweight, dbias = backward(call, residuals, dy, out)
-        return Gradients(dx, _like(weight, dweight, ops), _like(bias, dbias, ops))
+        return Gradients(
+            dx,
+            None if weight is None else _like(weight, dweight, ops),
+            None if bias is None else _like(bias, dbias, ops),
+        )
 
     result: Any = (y, moments_of(entry.plan, ops, x, residuals)) if wants_moments else y
     return result, pullback
@@ -106,8 +110,6 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
 
 def _like(parameter: Any, gradient: Any, ops: ArrayOps) -> Any:
     """Return a parameter's gradient in its own dtype and shape."""
-    if parameter is None:
-        return None
     if gradient.dtype != parameter.dtype:
         gradient = ops.on_device(parameter, ops.astype, gradient, parameter.dtype)
     return ops.reshape(gradient, ops.shape(parameter))

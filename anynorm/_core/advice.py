@@ -280,8 +280,8 @@ def for_no_entry(place: str, value: Any) -> str:
         return f"A file has no masks: store {place}.data and numpy.ma.getmaskarray({place}) under two names."
     if hasattr(value, "m2") and hasattr(value, "_asdict"):
         return (
-            f'Store its fields, {{"n": numpy.asarray({place}.n), "mean": {place}.mean, "m2": {place}.m2}}; of what is read '
-            "anynorm.Moments(n, mean, m2) makes it again, without the digits in its rest."
+            f'Store its fields, {{"n": numpy.asarray({place}.n), "mean": {place}.mean, "m2": {place}.m2}}; of what is '
+            "read anynorm.Moments(n, mean, m2) makes it again, without the digits in its rest."
         )
     if hasattr(value, "state_dict"):
         return f"Store what it holds, {place}.state_dict()."

@@ -86,6 +86,11 @@ def start() -> None:
         _process.team()
 
 
+def always_serial(elements: int) -> bool:
+    """Say whether calls with so many elements run in the caller's thread whatever else holds."""
+    return elements < PARALLEL_ELEMENTS
+
+
 def threads_for(elements: int) -> int:
     """Return in how many threads a call made now by this thread, with so many elements, runs best."""
     if elements < PARALLEL_ELEMENTS:

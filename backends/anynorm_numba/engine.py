@@ -6,6 +6,7 @@ Importing it imports NumPy; numba is imported when a kernel is first run.
 from __future__ import annotations
 
 from anynorm_numba._address import address as address
+from anynorm_numba._address import addresses as addresses
 from anynorm_numba._engine import backward as backward
 from anynorm_numba._engine import compile_all as compile_all
 from anynorm_numba._engine import forward as forward
@@ -16,15 +17,16 @@ from anynorm_numba._jobs import Job as LaunchConfig
 from anynorm_numba._jobs import job_for as configure
 from anynorm_numba._learned import COMPUTE as COMPUTE
 from anynorm_numba._learned import planes as empty_residuals
-from anynorm_numba._threads import PARALLEL_ELEMENTS as PARALLEL_ELEMENTS
+from anynorm_numba._threads import always_serial as always_serial
 from anynorm_numba._threads import threads_for as threads_for
 
 __all__ = [
     "COMPUTE",
     "HALVES",
-    "PARALLEL_ELEMENTS",
     "LaunchConfig",
     "address",
+    "addresses",
+    "always_serial",
     "backward",
     "compile_all",
     "configure",

@@ -9,7 +9,7 @@ import numpy as np
 import anynorm_numba
 from anynorm.backend import Formula, Ints, Operands, PackedResiduals, Plan, Statistics
 from anynorm_numba import engine
-from anynorm_numba.engine import LaunchConfig, address
+from anynorm_numba.engine import LaunchConfig, address, addresses
 from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
@@ -25,7 +25,8 @@ class _Engine(Formula):
         strides = (x.strides, *[array.strides for array in beside])
         self._layouts = dtype, x.shape, strides, layout_of(weight), layout_of(bias)
         self._size = x.size
-        self._configs: dict[int, LaunchConfig] = {}
+        self._configs: dict[int, LaunchConfig] = {}  # by number of threads
+        self._serial: LaunchConfig | None = None  # where there is never more than one
         self._reads_weight, self._reads_bias = reads  # as they lie in memory
 
     def why_not(self, *arrays: Array) -> str | None:
@@ -33,13 +34,20 @@ class _Engine(Formula):
         if not self._layouts[0] or [array.flags.aligned for array in arrays].count(False):
             return "an array is not aligned, or of another byte order"
         found = engine.configure(self.plan, *self._layouts, 1)  # whether there is one depends on no number of threads
-        return found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
+        self._configs[1] = found
+        self._serial = found if engine.always_serial(self._size) else None
+        return None
 
-    def _configured(self, threads: int) -> LaunchConfig:
-        config = engine.configure(self.plan, *self._layouts, threads)
-        assert not isinstance(config, str)  # `why_not` was asked
-        self._configs[threads] = config
-        return config
+    def _config(self) -> LaunchConfig:
+        """Return the config for as many threads as a call of this moment may use."""
+        threads = engine.threads_for(self._size)
+        if threads not in self._configs:
+            config = engine.configure(self.plan, *self._layouts, threads)
+            assert not isinstance(config, str)  # `why_not` was asked
+            self._configs[threads] = config
+        return self._configs[threads]
 
 
 class Launch(_Engine):
@@ -62,8 +70,7 @@ class Launch(_Engine):
         self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
     ) -> tuple[Any, Any]:
         y = np.empty_like(x, subok=False) if out is None else out
-        threads = engine.threads_for(self._size)
-        config = self._configs.get(threads) or self._configured(threads)
+        config = self._serial or self._config()
         packed = None
         if given is not None:
             packed = engine.empty_residuals(config)
@@ -75,12 +82,13 @@ class Launch(_Engine):
             weight = as_parameter(weight, self._compute)
         if not self._reads_bias:
             bias = as_parameter(bias, self._compute)
+        at_x, at_y, at_weight, at_bias = addresses(x, y, weight, bias)
         engine.forward(
             config,
-            address(x),
-            address(y),
-            config.absent_weight if weight is None else address(weight),
-            config.absent_bias if bias is None else address(bias),
+            at_x,
+            at_y,
+            at_weight or config.absent_weight,
+            at_bias or config.absent_bias,
             0 if packed is None else address(packed),
             eps,
             given=given is not None,
@@ -88,8 +96,7 @@ class Launch(_Engine):
         return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
 
     def measure(self, x: Any, eps: float = 0.0) -> Statistics:
-        threads = engine.threads_for(self._size)
-        config = self._configs.get(threads) or self._configured(threads)
+        config = self._serial or self._config()
         packed = engine.empty_residuals(config)
         engine.forward(config, address(x), 0, config.absent_weight, config.absent_bias, address(packed), eps)
         return PackedResiduals(packed, self.plan, config.view, eps).statistics()
@@ -132,19 +139,12 @@ class Gradient(_Engine):
             dy[...] = source
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
-        threads = engine.threads_for(self._size)
-        config = self._configs.get(threads) or self._configured(threads)
+        config = self._serial or self._config()
         of_weight, of_bias = self._shapes
         dweight = None if of_weight is None else np.empty(of_weight, self._compute)
         dbias = None if of_bias is None else np.empty(of_bias, self._compute)
-        engine.backward(
-            config,
-            address(x),
-            address(dy),
-            address(dx),
-            config.absent_weight if weight is None else address(weight),
-            address(residuals.array),
-            0 if dweight is None else address(dweight),
-            0 if dbias is None else address(dbias),
-        )
+        at_x, at_dy, at_dx, at_weight = addresses(x, dy, dx, weight)
+        _, at_residuals, at_dweight, at_dbias = addresses(None, residuals.array, dweight, dbias)
+        at_weight = at_weight or config.absent_weight
+        engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
         return dx, dweight, dbias

@@ -10,7 +10,7 @@ from unittest import mock
 from gradients import cotangent, exact_gradients, verify_gradients, vjp
 from inputs import Case, verify
 from layouts import LAYOUTS
-from libraries import NumPyArray
+from libraries import NumPyArray, nothing_known
 
 import anynorm as an
 
@@ -42,7 +42,7 @@ def in_threads(number: int) -> Iterator[None]:
     """Let calls of any size run in so many threads, and be cut for as many."""
     from anynorm_numba import _threads
 
-    with mock.patch.multiple(_threads, threads=lambda: number, PARALLEL_ELEMENTS=1, POOL_ELEMENTS=1):
+    with nothing_known(), mock.patch.multiple(_threads, threads=lambda: number, PARALLEL_ELEMENTS=1, POOL_ELEMENTS=1):
         yield
 
 

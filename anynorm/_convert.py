@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anynorm._core.arrays import dtype_name
 from anynorm._core.backends import ops_of
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ FLOATING = ("float16", "bfloat16", "float32", "float64")
 LIKE_NUMPY = ("numpy", "cupy", "dask", "jax")
 
 
-def dtype_of(ops: ArrayOps, name: str, device: Any = None) -> Any:
+def dtype_of(ops: Ops, name: str, device: Any = None) -> Any:
     """Return the library's dtype of this name; a ValueError where it has none, on this device or as it is set."""
     found = numpy_dtype(name) if ops.name in LIKE_NUMPY else getattr(ops.xp, name, None)
     if name == "float64" or name == "int64":
@@ -36,7 +36,7 @@ def dtype_of(ops: ArrayOps, name: str, device: Any = None) -> Any:
     return found
 
 
-def default_integer(ops: ArrayOps, device: Any = None) -> str:
+def default_integer(ops: Ops, device: Any = None) -> str:
     """Return the name of the library's default integer dtype: int64 where it has that."""
     where = {} if ops.name in ("jax", "dask") else {"device": device}
     return dtype_name(ops.xp.__array_namespace_info__().default_dtypes(**where)["integral"])
@@ -75,11 +75,11 @@ def to_numpy(array: Any) -> NumPyArray:
     return values
 
 
-def _no_way(ops: ArrayOps, why: str) -> str:
+def _no_way(ops: Ops, why: str) -> str:
     return f"anynorm: arrays of {ops.name} cannot become NumPy's: {why}. Convert them first."
 
 
-def from_numpy(array: NumPyArray, ops: ArrayOps, dtype: str, device: Any = None) -> Any:
+def from_numpy(array: NumPyArray, ops: Ops, dtype: str, device: Any = None) -> Any:
     """Return the values as a library's array of the dtype of this name, on `device` (None: the library's choice).
 
     The result shares no memory with `array`. A ValueError where the library has no such dtype, or where a value that is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from anynorm._core.arrays import described
 from anynorm.batch_norm import batch_norm
@@ -15,9 +15,8 @@ NORMS: tuple[Callable[..., Any], ...] = (layer_norm, rms_norm, group_norm, insta
 
 def one_of(asking: str, function: Any, known: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     """Return a function; a TypeError if it is none of those `known`."""
-    for candidate in known:
-        if function is candidate:
-            return candidate
+    if [candidate for candidate in known if candidate is function]:
+        return cast("Callable[..., Any]", function)
     names = ", ".join([candidate.__name__ for candidate in known])
     advice = (
         " Pass the function that the layer calls; layer.vjp(x) is its gradient." if hasattr(function, "vjp") else ""

@@ -48,6 +48,7 @@ from anynorm._core.memory import apart as apart
 from anynorm._core.memory import reach as reach
 from anynorm._core.memory import refuses_out as refuses_out
 from anynorm._core.ops import ArrayOps as ArrayOps
+from anynorm._core.ops import Ops as Ops
 from anynorm._core.ops import refuse_unknown_names
 from anynorm._core.packed import PackedResiduals as PackedResiduals
 from anynorm._core.plan import Plan as Plan
@@ -77,6 +78,7 @@ __all__ = [
     "Layout",
     "Memory",
     "Operands",
+    "Ops",
     "PackedResiduals",
     "Plan",
     "Residuals",
@@ -114,11 +116,11 @@ class Backend:
 
     """
 
-    ops: ArrayOps
+    ops: Ops
     immutable: bool = False
     places_itself: bool = False
 
-    def __init__(self, ops: ArrayOps) -> None:
+    def __init__(self, ops: Ops) -> None:
         self.ops = ops
 
     def __init_subclass__(cls) -> None:
@@ -144,7 +146,7 @@ class Backend:
         """
         return None
 
-    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:  # noqa: ARG002
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:  # noqa: ARG002
         """Return what serves calls like this one, whose arguments are checked, or why nothing faster than the formula.
 
         With operands.dy it is the backward pass that is to be served.

@@ -9,7 +9,7 @@ from anynorm._core.arrays import A, Array, Number
 from anynorm._core.checks import check_companion, real_number
 from anynorm._core.dispatch import norm
 from anynorm._core.merge import mean_in
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 from anynorm._core.plan import by_channel, index_argument, show
 from anynorm.backend import Backend
 from anynorm.moments import (
@@ -223,7 +223,7 @@ def update_running(
 
 
 def _moved(
-    running_mean: Any, running_var: Any, batch: Moments, n: Any, share: Any, correction: int, ops: ArrayOps
+    running_mean: Any, running_var: Any, batch: Moments, n: Any, share: Any, correction: int, ops: Ops
 ) -> tuple[Any, Any]:
     """Return what `update_running` does, of arguments that were checked."""
     xp = ops.xp
@@ -252,7 +252,7 @@ def _moved(
     return moved(running_mean, new_mean), moved(running_var, new_var)
 
 
-def _enters(n: Any, share: Any, correction: int, mean: Any, ops: ArrayOps) -> Any:
+def _enters(n: Any, share: Any, correction: int, mean: Any, ops: Ops) -> Any:
     """Return where a batch enters, or None where it does so everywhere, which numbers that are known tell."""
     xp = ops.xp
     known = isinstance(n, int) and not ops.compiling()

@@ -15,7 +15,7 @@ from anynorm._core.backends import backend_of
 from anynorm._core.checks import check_array, check_beside, check_companion, real_number
 from anynorm._core.dispatch import measuring
 from anynorm._core.merge import Measured, Rest, merged, of_numbers, of_saved, shares, traced_shares, variance
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 from anynorm._core.plan import AxesLike, Plan, axes_argument, over_axes, show
 from anynorm.backend import Backend, PackedResiduals, Residuals, Statistics
 
@@ -168,7 +168,7 @@ class Moments(NamedTuple):
         return ops.on_device(self.mean, variance_of, self, n, taken, self.mean.dtype, ops, root=root)
 
 
-def _merged(one: Moments, other: Moments, n: Any, m: Any, ops: ArrayOps) -> Moments:
+def _merged(one: Moments, other: Moments, n: Any, m: Any, ops: Ops) -> Moments:
     """Return the moments of both sets together; n and m are their counts, which may be arrays or open lengths."""
     xp, total = ops.xp, n + m
     if isinstance(n, int) and isinstance(m, int) and not ops.compiling():
@@ -189,12 +189,12 @@ def measured(statistics: Moments, xp: Any) -> Measured:
     )
 
 
-def count_like(n: Any, mean: Any, ops: ArrayOps) -> Any:
+def count_like(n: Any, mean: Any, ops: Ops) -> Any:
     """Return a count, which may be an array or an open length, as an array in the dtype of the mean."""
     return ops.astype(n, mean.dtype) if is_array(n) else ops.xp.full_like(mean, n)
 
 
-def at_least(n: Any, least: int, mean: Any, ops: ArrayOps) -> Any:
+def at_least(n: Any, least: int, mean: Any, ops: Ops) -> Any:
     """Return a count, or `least` where it is smaller: for variances that are looked at nowhere else."""
     if isinstance(n, int) and not ops.compiling():
         return max(n, least)
@@ -202,7 +202,7 @@ def at_least(n: Any, least: int, mean: Any, ops: ArrayOps) -> Any:
     return ops.xp.where(counts >= least, counts, ops.xp.full_like(counts, least))
 
 
-def variance_of(statistics: Moments, n: Any, taken: float, dtype: Any, ops: ArrayOps, *, root: bool = False) -> Any:
+def variance_of(statistics: Moments, n: Any, taken: float, dtype: Any, ops: Ops, *, root: bool = False) -> Any:
     """Return m2 / max(n − taken, 0) in a dtype, or its root; NaN where that divisor is 0."""
     xp, own = ops.xp, measured(statistics, ops.xp)
     if isinstance(n, int) and not ops.compiling() and n > taken:
@@ -214,7 +214,7 @@ def variance_of(statistics: Moments, n: Any, taken: float, dtype: Any, ops: Arra
     return ops.fused(statistics.mean, variance, own, divisor, defined, dtype=dtype, root=root, ops=ops)
 
 
-def _measured_moments(plan: Plan, ops: ArrayOps, x: Any, statistics: Statistics, keepdims: bool) -> Moments:
+def _measured_moments(plan: Plan, ops: Ops, x: Any, statistics: Statistics, keepdims: bool) -> Moments:
     """Return the moments of x, differentiable where the library is."""
     return Moments(plan.n, *_in_own_units(plan, ops, x, statistics, keepdims=keepdims))
 
@@ -362,7 +362,7 @@ def is_array(n: Any) -> bool:
     return not isinstance(n, int) and hasattr(n, "dtype")
 
 
-def moments_of(plan: Plan, ops: ArrayOps, x: Any, residuals: Residuals | PackedResiduals) -> Moments:
+def moments_of(plan: Plan, ops: Ops, x: Any, residuals: Residuals | PackedResiduals) -> Moments:
     """Return the moments of a norm's own pass, which are constants to differentiation."""
     mean, m2, rest = _in_own_units(plan, ops, x, residuals)
     constants = [ops.constant(field) for field in rest]
@@ -370,7 +370,7 @@ def moments_of(plan: Plan, ops: ArrayOps, x: Any, residuals: Residuals | PackedR
 
 
 def _in_own_units(
-    plan: Plan, ops: ArrayOps, x: Any, measured: Statistics | Residuals | PackedResiduals, *, keepdims: bool = False
+    plan: Plan, ops: Ops, x: Any, measured: Statistics | Residuals | PackedResiduals, *, keepdims: bool = False
 ) -> Measured:
     """Return what was measured of the sets of x, without the reduced axes unless these are kept."""
     found: Measured = ops.fused(

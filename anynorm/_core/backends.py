@@ -8,7 +8,7 @@ from typing import Any
 
 from anynorm._core.advice import reject_array
 from anynorm._core.frames import users_level
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 from anynorm._core.unknown import UntestedOps, fault_of, namespace
 from anynorm._core.unsuited import may_differ, type_name, unsuited
 from anynorm.backend import Backend, Declined, Executable, Operands, Plan
@@ -80,7 +80,7 @@ def check_suited(function: str, argument: str, x: object) -> None:
         _refuse_unsuited(function, argument, x)
 
 
-def ops_of(function: str, argument: str, x: object) -> ArrayOps:
+def ops_of(function: str, argument: str, x: object) -> Ops:
     """Return the operations of an array's library; a TypeError as `backend_of` raises it."""
     return backend_of(function, argument, x).ops
 
@@ -129,7 +129,7 @@ def _unserved(function: str, argument: str, x: object, name: str, xp: Any) -> Ba
 class _Unserved(Backend):
     """The backend of a library that has none."""
 
-    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:  # noqa: ARG002
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:  # noqa: ARG002
         return Declined(f"no backend serves {self.ops.name} arrays")
 
 

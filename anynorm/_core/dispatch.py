@@ -31,7 +31,7 @@ class Entry:
 
     __slots__ = ("backend", "cached", "executable", "plan")
 
-    def __init__(self, backend: Backend, plan: Plan, executable: Executable, cached: bool) -> None:
+    def __init__(self, backend: Backend, plan: Plan, executable: Executable[Any], cached: bool) -> None:
         self.backend = backend
         self.plan = plan
         self.executable = executable
@@ -68,7 +68,7 @@ def entry_for(
     return entry
 
 
-def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable:
+def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable[Any]:
     """Return the backend's executable, or the formula with the reason why there is none."""
     ops = backend.ops
     if ops.compiling():
@@ -163,7 +163,7 @@ def backward(call: Bound, residuals: Any, dy: Any, out: Any) -> tuple[Any, Any, 
         signature = backend.signature(x, weight, None, None, None, out, dy)
         if signature is not None:
             key = entry, signature
-            executable: Executable | None = cache.entries.get(key)
+            executable: Executable[Any] | None = cache.entries.get(key)
             if executable is not None:
                 return executable.backward(dy, x, weight, residuals, out)
     mean, var = (None, None) if given is None else given
@@ -178,7 +178,7 @@ def backward(call: Bound, residuals: Any, dy: Any, out: Any) -> tuple[Any, Any, 
     return executable.backward(dy, x, weight, residuals, out)
 
 
-def _compiled_gradient(entry: Entry, operands: Operands) -> Executable:
+def _compiled_gradient(entry: Entry, operands: Operands) -> Executable[Any]:
     found = entry.backend.compile(entry.plan, operands)
     return found if isinstance(found, Executable) else Formula(entry.plan, entry.backend.ops, found.reason)
 

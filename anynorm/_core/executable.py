@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from anynorm._core import formula
-from anynorm._core.formula import GradientSums, Statistics
+from anynorm._core.arrays import X
+from anynorm._core.formula import GradientSums, Residuals, Statistics
 from anynorm._core.ops import ArrayOps
+from anynorm._core.packed import PackedResiduals
 from anynorm._core.plan import Plan
+
+# What a forward pass keeps: as the formula has it, or as an engine does.
+AnyResiduals = Residuals | PackedResiduals
 
 
 class Operands(NamedTuple):
@@ -36,7 +41,7 @@ class Declined(NamedTuple):
     reason: str  # half a sentence, without a full stop
 
 
-class Executable:
+class Executable(Generic[X]):
     """What serves all calls of one signature. It holds no array of a caller's.
 
     A backend's own derives from this class, from `Formula` if it serves some of the steps only.
@@ -55,12 +60,12 @@ class Executable:
 
     def forward(
         self,
-        x: Any,
-        weight: Any,
-        bias: Any,
+        x: X,
+        weight: X | None,
+        bias: X | None,
         eps: float,
-        given: tuple[Any, Any] | None,
-        out: Any,
+        given: tuple[X, X] | None,
+        out: X | None,
         save: bool,
     ) -> tuple[Any, Any]:
         """Return (y, residuals): y is `out` if that is given, residuals may be None unless `save` asks for them.
@@ -81,48 +86,64 @@ class Executable:
         """
         raise NotImplementedError
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals, out: X | None) -> tuple[Any, Any, Any]:
         """Return dx, in `out` if that is given, and dweight and dbias in the compute dtype, or None.
 
         dweight and dbias have as many elements as the parameter, in its order.
         """
         raise NotImplementedError
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: X, eps: float = 0.0) -> Statistics:
         """Return the statistics of each set, the first half of `forward`."""
         raise NotImplementedError
 
-    def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
+    def apply(
+        self,
+        x: X,
+        weight: X | None,
+        bias: X | None,
+        eps: float,
+        statistics: Statistics,
+        out: X | None,
+    ) -> Any:
         """Return y by statistics, the second half of `forward`."""
         raise NotImplementedError
 
-    def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: Any) -> GradientSums:
+    def gradient_sums(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals) -> GradientSums:
         """Return what `gradient` needs of each set, and dweight and dbias: the first half of `backward`."""
         raise NotImplementedError
 
-    def gradient(self, dy: Any, x: Any, weight: Any, residuals: Any, sums: GradientSums, out: Any) -> Any:
+    def gradient(
+        self,
+        dy: X,
+        x: X,
+        weight: X | None,
+        residuals: AnyResiduals,
+        sums: GradientSums,
+        out: X | None,
+    ) -> Any:
         """Return dx by sums over the sets, the second half of `backward`."""
         raise NotImplementedError
 
 
-class Formula(Executable):
+class Formula(Executable[X]):
     """The formula on a plan, step by step or at once."""
 
     engine = "formula"
 
-    def __init__(self, plan: Plan, ops: ArrayOps, reason: str | None) -> None:
+    def __init__(self, plan: Plan, ops: ArrayOps[X], reason: str | None) -> None:
         self.plan = plan
         self.ops = ops
         self.reason = reason
 
     def forward(
         self,
-        x: Any,
-        weight: Any,
-        bias: Any,
+        x: X,
+        weight: X | None,
+        bias: X | None,
         eps: float,
-        given: tuple[Any, Any] | None,
-        out: Any,
+        given: tuple[X, X] | None,
+        out: X | None,
         save: bool,  # noqa: ARG002  residuals cost nothing here
     ) -> tuple[Any, Any]:
         ops = self.ops
@@ -130,26 +151,42 @@ class Formula(Executable):
             x, formula.forward, self.plan, x, weight, bias, eps, given=given, out=out, ops=ops
         )
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals, out: X | None) -> tuple[Any, Any, Any]:
         ops = self.ops
         return ops.on_device(  # type: ignore[no-any-return]
             x, formula.backward, self.plan, dy, x, weight, residuals, out=out, ops=ops
         )
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: X, eps: float = 0.0) -> Statistics:
         found: Statistics = self.ops.on_device(x, formula.measure, self.plan, x, eps, ops=self.ops)
         return found
 
-    def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
+    def apply(
+        self,
+        x: X,
+        weight: X | None,
+        bias: X | None,
+        eps: float,
+        statistics: Statistics,
+        out: X | None,
+    ) -> Any:
         ops = self.ops
         return ops.on_device(x, formula.apply, self.plan, x, weight, bias, eps, statistics, out=out, ops=ops)
 
-    def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: Any) -> GradientSums:
+    def gradient_sums(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals) -> GradientSums:
         found: GradientSums = self.ops.on_device(
             x, formula.gradient_sums, self.plan, dy, x, weight, residuals, ops=self.ops
         )
         return found
 
-    def gradient(self, dy: Any, x: Any, weight: Any, residuals: Any, sums: GradientSums, out: Any) -> Any:
+    def gradient(
+        self,
+        dy: X,
+        x: X,
+        weight: X | None,
+        residuals: AnyResiduals,
+        sums: GradientSums,
+        out: X | None,
+    ) -> Any:
         ops = self.ops
         return ops.on_device(x, formula.gradient, self.plan, dy, x, weight, residuals, sums, out=out, ops=ops)

@@ -34,8 +34,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from anynorm._core.arrays import FLOAT32, FLOAT64, Format, Shape
-from anynorm._core.ops import ArrayOps
+from anynorm._core.arrays import FLOAT32, FLOAT64, Format, Namespace, Operand, Shape
+from anynorm._core.ops import Ops
 from anynorm._core.plan import Plan
 
 
@@ -78,17 +78,17 @@ class GradientSums(NamedTuple):
 class Rescue(NamedTuple):
     """Sets whose largest magnitude lies beyond `bound` are computed as x·scale, provided eps < `eps_below`."""
 
-    beyond: Callable[[Any, float], Any]
+    beyond: Callable[[Operand, float], Any]
     bound: float
     scale: float  # a power of two, so that the product is exact
     eps_below: float
 
 
-def _above(peak: Any, bound: float) -> Any:
+def _above(peak: Operand, bound: float) -> Any:
     return peak > bound
 
 
-def _below(peak: Any, bound: float) -> Any:
+def _below(peak: Operand, bound: float) -> Any:
     return peak < bound
 
 
@@ -118,14 +118,14 @@ LARGE = {FLOAT32: 2.0**100, FLOAT64: 2.0**960}
 
 def forward(
     plan: Plan,
-    x: Any,
-    weight: Any,
-    bias: Any,
+    x: Operand,
+    weight: Operand | None,
+    bias: Operand | None,
     eps: float,
     *,
-    given: tuple[Any, Any] | None = None,
-    out: Any = None,
-    ops: ArrayOps,
+    given: tuple[Operand, Operand] | None = None,
+    out: Operand | None = None,
+    ops: Ops,
 ) -> tuple[Any, Residuals]:
     """Return y and the residuals; `given` is a mean and a variance to use instead of x's own."""
     z = _upcast(x, plan.shape, x, ops)
@@ -141,7 +141,7 @@ def forward(
     return _scale_and_shift(plan, xhat, x, weight, bias, out, ops), residuals
 
 
-def measure(plan: Plan, x: Any, eps: float = 0.0, *, ops: ArrayOps) -> Statistics:
+def measure(plan: Plan, x: Operand, eps: float = 0.0, *, ops: Ops) -> Statistics:
     """Return the statistics of each set. Which scale suits a set depends on the eps that its norm will use."""
     z = _upcast(x, plan.shape, x, ops)
     residuals = _residuals_of_nothing(plan, z, ops) if ops.is_empty(plan.shape) else _centre(plan, z, eps, ops)[2]
@@ -150,14 +150,14 @@ def measure(plan: Plan, x: Any, eps: float = 0.0, *, ops: ArrayOps) -> Statistic
 
 def apply(
     plan: Plan,
-    x: Any,
-    weight: Any,
-    bias: Any,
+    x: Operand,
+    weight: Operand | None,
+    bias: Operand | None,
     eps: float,
     statistics: Statistics,
     *,
-    out: Any = None,
-    ops: ArrayOps,
+    out: Operand | None = None,
+    ops: Ops,
 ) -> Any:
     """Return y by statistics that were measured."""
     z = _upcast(x, plan.shape, x, ops)
@@ -166,20 +166,20 @@ def apply(
     return _scale_and_shift(plan, xhat, x, weight, bias, out, ops)
 
 
-def normalize(plan: Plan, z: Any, eps: float, *, ops: ArrayOps) -> tuple[Any, Residuals]:
+def normalize(plan: Plan, z: Operand, eps: float, *, ops: Ops) -> tuple[Any, Residuals]:
     """Return the normalized z, x̂, and the residuals. Its derivative is `dz_of`: see `ArrayOps.normalize`."""
     e, rstd, residuals = _centre(plan, z, eps, ops)
     return e * rstd, residuals
 
 
-def finalize(statistics: Statistics, eps: float, *, ops: ArrayOps) -> Residuals:
+def finalize(statistics: Statistics, eps: float, *, ops: Ops) -> Residuals:
     """Return the residuals that statistics come to with an eps."""
     n, mean, correction, m2, scale = statistics
     v, rstd = _variance_and_rstd(m2, n, scale, eps, ops)
     return _unscale_constants(v, Residuals(mean, correction, rstd, scale, m2), eps, ops.xp)
 
 
-def _centre(plan: Plan, z: Any, eps: float, ops: ArrayOps) -> tuple[Any, Any, Residuals]:
+def _centre(plan: Plan, z: Operand, eps: float, ops: Ops) -> tuple[Any, Any, Residuals]:
     """Return e, the rstd that normalizes it, and the residuals."""
     xp = ops.xp
     peak = ops.peak(z, plan.reduced)
@@ -200,7 +200,7 @@ def _centre(plan: Plan, z: Any, eps: float, ops: ArrayOps) -> tuple[Any, Any, Re
     return e, rstd, _unscale_constants(v, Residuals(mean, correction, rstd, scale, m2), eps, xp)
 
 
-def _variance_and_rstd(m2: Any, n: int, scale: Any, eps: float, ops: ArrayOps) -> tuple[Any, Any]:
+def _variance_and_rstd(m2: Operand, n: int, scale: Operand, eps: float, ops: Ops) -> tuple[Any, Any]:
     """Return v = m2/n + eps·s², and 1/√v, each by the scale of its set."""
     compute = _format(m2, ops)
     v = _mean(m2, n, ops.xp) + _by_scale(scale, lambda s: eps * s * s, eps, ops)
@@ -208,7 +208,7 @@ def _variance_and_rstd(m2: Any, n: int, scale: Any, eps: float, ops: ArrayOps) -
     return v, _rsqrt(v, where_zero, ops.xp)
 
 
-def _unscale_constants(v: Any, residuals: Residuals, eps: float, xp: Any) -> Residuals:
+def _unscale_constants(v: Operand, residuals: Residuals, eps: float, xp: Namespace) -> Residuals:
     """Return residuals with sets of equal values in x's units: their 1/√eps, scaled, may exceed every number."""
     zero, one = v == 0, xp.ones_like(v)
     return residuals._replace(
@@ -219,12 +219,12 @@ def _unscale_constants(v: Any, residuals: Residuals, eps: float, xp: Any) -> Res
     )
 
 
-def residuals_of_given(plan: Plan, given: tuple[Any, Any], eps: float, x: Any, *, ops: ArrayOps) -> Residuals:
+def residuals_of_given(plan: Plan, given: tuple[Operand, Operand], eps: float, x: Operand, *, ops: Ops) -> Residuals:
     """Return the residuals of a given mean and variance, which are constants to differentiation."""
     mean, var = [_upcast(ops.constant(statistic), plan.statistic, x, ops) for statistic in given]
     xp, large = ops.xp, LARGE[_format(mean, ops)]
 
-    def where_large(statistic: Any, value: float) -> Any:
+    def where_large(statistic: Operand, value: float) -> Any:
         return xp.where(xp.abs(statistic) > large, xp.full_like(statistic, value), xp.full_like(statistic, 1.0))
 
     scale, shrink = where_large(mean, 0.25), where_large(var, 0.25)
@@ -232,7 +232,15 @@ def residuals_of_given(plan: Plan, given: tuple[Any, Any], eps: float, x: Any, *
     return Residuals(mean * scale, xp.zeros_like(mean), rstd / scale, scale, None)
 
 
-def _scale_and_shift(plan: Plan, xhat: Any, x: Any, weight: Any, bias: Any, out: Any, ops: ArrayOps) -> Any:
+def _scale_and_shift(
+    plan: Plan,
+    xhat: Operand,
+    x: Operand,
+    weight: Operand | None,
+    bias: Operand | None,
+    out: Operand | None,
+    ops: Ops,
+) -> Any:
     """Return y = x̂·weight + bias in x's dtype and layout, or in `out`."""
     y = xhat
     if weight is not None:
@@ -250,7 +258,14 @@ def _scale_and_shift(plan: Plan, xhat: Any, x: Any, weight: Any, bias: Any, out:
 
 
 def backward(
-    plan: Plan, dy: Any, x: Any, weight: Any, residuals: Residuals, *, out: Any = None, ops: ArrayOps
+    plan: Plan,
+    dy: Operand,
+    x: Operand,
+    weight: Operand | None,
+    residuals: Residuals,
+    *,
+    out: Operand | None = None,
+    ops: Ops,
 ) -> tuple[Any, Any, Any]:
     """Return dx like x, or in `out`, and dweight and dbias in the compute dtype and the plan's shapes, or None."""
     dy, z = [_upcast(array, plan.shape, x, ops) for array in (dy, x)]
@@ -264,7 +279,9 @@ def backward(
     return _like_x(dz, x, out, ops), dweight, dbias
 
 
-def gradient_sums(plan: Plan, dy: Any, x: Any, weight: Any, residuals: Residuals, *, ops: ArrayOps) -> GradientSums:
+def gradient_sums(
+    plan: Plan, dy: Operand, x: Operand, weight: Operand | None, residuals: Residuals, *, ops: Ops
+) -> GradientSums:
     """Return what `gradient` needs of each set, and dweight and dbias. No set may be empty."""
     dy, z = [_upcast(array, plan.shape, x, ops) for array in (dy, x)]
     xhat = _xhat(plan, z, residuals)
@@ -274,14 +291,14 @@ def gradient_sums(plan: Plan, dy: Any, x: Any, weight: Any, residuals: Residuals
 
 def gradient(
     plan: Plan,
-    dy: Any,
-    x: Any,
-    weight: Any,
+    dy: Operand,
+    x: Operand,
+    weight: Operand | None,
     residuals: Residuals,
     sums: GradientSums,
     *,
-    out: Any = None,
-    ops: ArrayOps,
+    out: Operand | None = None,
+    ops: Ops,
 ) -> Any:
     """Return dx by sums over the sets."""
     dy, z = [_upcast(array, plan.shape, x, ops) for array in (dy, x)]
@@ -290,17 +307,17 @@ def gradient(
     return _like_x(times_rstd(plan, projected, residuals, ops=ops), x, out, ops)
 
 
-def dz_of(plan: Plan, g: Any, xhat: Any, residuals: Residuals, *, ops: ArrayOps) -> Any:
+def dz_of(plan: Plan, g: Operand, xhat: Operand, residuals: Residuals, *, ops: Ops) -> Any:
     """Return the derivative of x̂, applied to a gradient g of it or to a change of z: it is symmetric."""
     return times_rstd(plan, project(plan, g, xhat, ops=ops), residuals, ops=ops)
 
 
-def project(plan: Plan, g: Any, xhat: Any, *, ops: ArrayOps) -> Any:
+def project(plan: Plan, g: Operand, xhat: Operand, *, ops: Ops) -> Any:
     """Return g without what normalization takes out of it: its component along x̂, and its mean."""
     return _project(plan, g, xhat, *_set_sums(plan, g, xhat, ops), ops)
 
 
-def times_rstd(plan: Plan, a: Any, residuals: Residuals, *, ops: ArrayOps) -> Any:
+def times_rstd(plan: Plan, a: Operand, residuals: Residuals, *, ops: Ops) -> Any:
     """Return a/√(var + eps), of x and not of z.
 
     In one step where that factor is a normal number; of `rstd` and `scale` either may take a large a out of range.
@@ -317,7 +334,7 @@ def drstd(residuals: Residuals) -> Any:
     return -residuals.rstd * residuals.rstd * residuals.scale
 
 
-def _xhat(plan: Plan, z: Any, residuals: Residuals) -> Any:
+def _xhat(plan: Plan, z: Operand, residuals: Residuals) -> Any:
     """Return x̂ = e·rstd by residuals."""
     e = z * residuals.scale
     if plan.centres:
@@ -326,7 +343,7 @@ def _xhat(plan: Plan, z: Any, residuals: Residuals) -> Any:
     return e * residuals.rstd
 
 
-def _set_sums(plan: Plan, g: Any, xhat: Any, ops: ArrayOps) -> tuple[Any, Any]:
+def _set_sums(plan: Plan, g: Operand, xhat: Operand, ops: Ops) -> tuple[Any, Any]:
     """Return Σg and Σ(g·x̂) of each set, each None where dx does without."""
     if plan.given:
         return None, None
@@ -334,14 +351,14 @@ def _set_sums(plan: Plan, g: Any, xhat: Any, ops: ArrayOps) -> tuple[Any, Any]:
     return ops.sum(g, plan.reduced) if plan.centres else None, g_xhat
 
 
-def _project(plan: Plan, g: Any, xhat: Any, sum_g: Any, sum_g_xhat: Any, ops: ArrayOps) -> Any:
-    if plan.given:
+def _project(plan: Plan, g: Operand, xhat: Operand, sum_g: Operand | None, sum_g_xhat: Operand | None, ops: Ops) -> Any:
+    if sum_g_xhat is None:
         return g
     projected = g - xhat * ops.broadcast(sum_g_xhat / plan.n, plan.shape)
-    return projected - ops.broadcast(sum_g / plan.n, plan.shape) if plan.centres else projected
+    return projected if sum_g is None else projected - ops.broadcast(sum_g / plan.n, plan.shape)
 
 
-def _parameter_sums(plan: Plan, dy: Any, xhat: Any, ops: ArrayOps) -> tuple[Any, Any]:
+def _parameter_sums(plan: Plan, dy: Operand, xhat: Operand, ops: Ops) -> tuple[Any, Any]:
     """Return dweight = Σ dy·x̂ and dbias = Σ dy, each None where there is no such parameter."""
     dweight = None if plan.weight is None else ops.sum(dy * xhat, _shared(plan.weight))
     dbias: Any = None if plan.bias is None else ops.sum(dy, _shared(plan.bias))
@@ -350,7 +367,7 @@ def _parameter_sums(plan: Plan, dy: Any, xhat: Any, ops: ArrayOps) -> tuple[Any,
     return dweight, dbias
 
 
-def _like_x(dz: Any, x: Any, out: Any, ops: ArrayOps) -> Any:
+def _like_x(dz: Operand, x: Operand, out: Operand | None, ops: Ops) -> Any:
     """Return a gradient in x's dtype, shape and layout, or in `out`."""
     dx = ops.reshape(ops.astype(dz, x.dtype), ops.shape(x))
     if out is None:
@@ -367,7 +384,7 @@ def _shared(parameter: Shape) -> tuple[int, ...]:
 # Scales and roots.
 
 
-def scale_for(peak: Any, eps: float, *, ops: ArrayOps) -> Any:
+def scale_for(peak: Operand, eps: float, *, ops: Ops) -> Any:
     """Return the power of two at which the squares of sets with these largest magnitudes stay in range.
 
     Constants under `where`: the scale has no gradient.
@@ -379,7 +396,7 @@ def scale_for(peak: Any, eps: float, *, ops: ArrayOps) -> Any:
     return scale
 
 
-def _by_scale(scale: Any, quantity: Callable[[float], float], eps: float, ops: ArrayOps) -> Any:
+def _by_scale(scale: Operand, quantity: Callable[[float], float], eps: float, ops: Ops) -> Any:
     """Return, for each set, a quantity that depends on the set's scale."""
     xp = ops.xp
     chosen = xp.full_like(scale, quantity(1.0))
@@ -388,11 +405,11 @@ def _by_scale(scale: Any, quantity: Callable[[float], float], eps: float, ops: A
     return chosen
 
 
-def _rescues(a: Any, eps: float, ops: ArrayOps) -> list[Rescue]:
+def _rescues(a: Operand, eps: float, ops: Ops) -> list[Rescue]:
     return [rescue for rescue in RESCUES[_format(a, ops)] if eps < rescue.eps_below]
 
 
-def _mean(total: Any, n: int, xp: Any) -> Any:
+def _mean(total: Operand, n: int, xp: Namespace) -> Any:
     """Return total/n, correctly rounded.
 
     XLA replaces division by a constant by multiplication with its reciprocal, under jit even if the constant is an
@@ -402,7 +419,7 @@ def _mean(total: Any, n: int, xp: Any) -> Any:
     return total / xp.where(xp.isnan(total), total, xp.full_like(total, n))
 
 
-def _rsqrt(v: Any, where_zero: Any, xp: Any) -> Any:
+def _rsqrt(v: Operand, where_zero: Operand, xp: Namespace) -> Any:
     """Return 1/√v, and `where_zero` where v is 0 (`v > 0` as the test would hide a NaN).
 
     The inner `where` keeps automatic differentiation from multiplying 0 by the infinite slope at 0.
@@ -419,7 +436,7 @@ def rsqrt_eps(eps: float) -> float:
 # Operands.
 
 
-def _upcast(a: Any, shape: Shape | None, x: Any, ops: ArrayOps) -> Any:
+def _upcast(a: Operand, shape: Shape | None, x: Operand, ops: Ops) -> Any:
     """Return an operand in x's compute dtype, in the plan's shape for it.
 
     Of a parameter that all devices share, the gradients of all are added: here, where it is as small as it ever is.
@@ -428,19 +445,19 @@ def _upcast(a: Any, shape: Shape | None, x: Any, ops: ArrayOps) -> Any:
     return ops.vary_like(ops.reshape(ops.astype(a, ops.compute_dtype(x.dtype)), shape), x)
 
 
-def _format(z: Any, ops: ArrayOps) -> Format:
+def _format(z: Operand, ops: Ops) -> Format:
     found = ops.format(z.dtype)
     assert found is not None  # z is in the compute dtype
     return found
 
 
-def _residuals_of_nothing(plan: Plan, z: Any, ops: ArrayOps) -> Residuals:
+def _residuals_of_nothing(plan: Plan, z: Operand, ops: Ops) -> Residuals:
     """Return the residuals of empty sets, whose statistics are the identity of merging: zeros on z's device."""
     zero = _sum_of_nothing(z, plan.statistic, ops)
     return Residuals(zero, zero, zero, ops.xp.ones_like(zero), zero)
 
 
-def _sum_of_nothing(z: Any, shape: Shape | None, ops: ArrayOps) -> Any:
+def _sum_of_nothing(z: Operand, shape: Shape | None, ops: Ops) -> Any:
     """Return the zeros to which an array without elements sums; None where there is no such sum."""
     if shape is None:
         return None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from anynorm._core.arrays import Namespace, Operand
 from anynorm._core.formula import RESCUES, scale_for
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 
 
 class Rest(NamedTuple):
@@ -41,7 +42,9 @@ class Shares(NamedTuple):
     meet: Any  # where there are elements in both, or None where that is known
 
 
-def of_saved(mean: Any, correction: Any, scale: Any, m2: Any, *, without: tuple[int, ...], xp: Any) -> Measured:
+def of_saved(
+    mean: Operand, correction: Operand, scale: Operand, m2: Operand, *, without: tuple[int, ...], xp: Namespace
+) -> Measured:
     """Return what a forward pass learned, in x's own units, with what these cannot hold, without some axes."""
     if without:
         mean, correction, scale, m2 = [
@@ -52,7 +55,7 @@ def of_saved(mean: Any, correction: Any, scale: Any, m2: Any, *, without: tuple[
     return Measured(own, m2 * back * back, Rest(scale, mean - own * scale + correction, m2, xp.zeros_like(own)))
 
 
-def of_numbers(mean: Any, m2: Any, xp: Any) -> Measured:
+def of_numbers(mean: Operand, m2: Operand, xp: Namespace) -> Measured:
     """Return a mean and an m2 of which nothing more is known."""
     zero = xp.zeros_like(mean)
     return Measured(mean, m2, Rest(xp.ones_like(mean), zero, m2, zero))
@@ -64,14 +67,14 @@ def shares(n: int, m: int) -> Shares:
     return Shares(m > n, min(n, m) / total, n * m / total, None)
 
 
-def traced_shares(n: Any, m: Any, total: Any, xp: Any) -> Shares:
+def traced_shares(n: Operand, m: Operand, total: Operand, xp: Namespace) -> Shares:
     """Return how two counts weigh, arrays in the compute dtype, of which either may be 0."""
     base_is_other = m > n
     share = xp.where(base_is_other, n, m) / xp.where(total > 0, total, xp.ones_like(total))
     return Shares(base_is_other, share, xp.where(base_is_other, m, n) * share, (n > 0) & (m > 0))
 
 
-def merged(one: Measured, other: Measured, how: Shares, *, ops: ArrayOps) -> Measured:
+def merged(one: Measured, other: Measured, how: Shares, *, ops: Ops) -> Measured:
     """Return the statistics of both sets together, by Chan's formula."""
     xp = ops.xp
     peak = xp.maximum(xp.abs(one.mean), xp.abs(other.mean))
@@ -108,7 +111,9 @@ def merged(one: Measured, other: Measured, how: Shares, *, ops: ArrayOps) -> Mea
     return Measured(own, m2 * back * back, Rest(scale, mean - own * scale + correction, m2, rest))
 
 
-def variance(statistics: Measured, divisor: Any, defined: Any, *, dtype: Any, root: bool, ops: ArrayOps) -> Any:
+def variance(
+    statistics: Measured, divisor: Operand, defined: Operand | None, *, dtype: Any, root: bool, ops: Ops
+) -> Any:
     """Return m2/divisor or its root, in range wherever that is; in a dtype at least as wide as that of m2.
 
     The divisor is 0 where `defined` is not true: there 0/0 is the NaN that is returned, and no NaN is made elsewhere.
@@ -130,7 +135,7 @@ def variance(statistics: Measured, divisor: Any, defined: Any, *, dtype: Any, ro
     return xp.where(positive, xp.sqrt(xp.where(positive, mean_square, xp.ones_like(back))), mean_square) * back
 
 
-def mean_in(statistics: Measured, dtype: Any, ops: ArrayOps) -> Any:
+def mean_in(statistics: Measured, dtype: Any, ops: Ops) -> Any:
     """Return the mean in a dtype, with all the digits that it holds."""
     if statistics.mean.dtype == dtype:
         return statistics.mean
@@ -140,7 +145,7 @@ def mean_in(statistics: Measured, dtype: Any, ops: ArrayOps) -> Any:
     return mean + correction / scale
 
 
-def over_sets(statistics: Measured, *, axes: tuple[int, ...], ops: ArrayOps) -> Measured:
+def over_sets(statistics: Measured, *, axes: tuple[int, ...], ops: Ops) -> Measured:
     """Return the mean over `axes` of the means and of m2, which is not the statistics of all elements."""
     xp = ops.xp
     # The smallest power of two, by the largest of its inverse: that is asked of empty and of unknown lengths too.
@@ -150,7 +155,7 @@ def over_sets(statistics: Measured, *, axes: tuple[int, ...], ops: ArrayOps) -> 
     # Summed, because Dask may not know the length of the batch.
     number = ops.sum(xp.ones_like(statistics.mean), axes)
 
-    def average(a: Any) -> Any:
+    def average(a: Operand) -> Any:
         # A divisor that is no constant, as in the formula: by the product with its inverse XLA fuses what comes after,
         # and what `first` was rounded by is lost.
         total = ops.sum(a, axes)
@@ -161,7 +166,7 @@ def over_sets(statistics: Measured, *, axes: tuple[int, ...], ops: ArrayOps) -> 
     return of_saved(first, correction, scale, average(m2 + low), without=axes, xp=xp)
 
 
-def fitting_scale(peak: Any, cap: Any, m2: Any, ops: ArrayOps) -> Any:
+def fitting_scale(peak: Operand, cap: Operand, m2: Operand, ops: Ops) -> Any:
     """Return a power of two, at most `cap`, at which numbers as large as `peak`, and squares that sum to m2, fit.
 
     The formula's own scale for the union: of `cap`, the scale of sets that have spread, and that of the larger mean.
@@ -175,7 +180,7 @@ def fitting_scale(peak: Any, cap: Any, m2: Any, ops: ArrayOps) -> Any:
     return xp.where(m2 > 16 * large.bound**2, xp.minimum(scale, xp.full_like(scale, large.scale)), scale)
 
 
-def _cap(rest: Rest, ops: ArrayOps) -> Any:
+def _cap(rest: Rest, ops: Ops) -> Any:
     """Return the largest scale at which the deviations surely fit: their own, and any where there are none."""
     xp = ops.xp
     compute = ops.format(rest.m2.dtype)
@@ -183,7 +188,7 @@ def _cap(rest: Rest, ops: ArrayOps) -> Any:
     return xp.where(rest.m2 == 0, xp.full_like(rest.scale, RESCUES[compute][-1].scale), rest.scale)
 
 
-def _at(scale: Any, statistics: Measured, xp: Any) -> tuple[Any, Any, Any, Any]:
+def _at(scale: Operand, statistics: Measured, xp: Namespace) -> tuple[Any, Any, Any, Any]:
     """Return mean, correction, m2 and its correction at another scale.
 
     Fields that were changed by hand count as they are: the rest then no longer describes them.
@@ -194,14 +199,14 @@ def _at(scale: Any, statistics: Measured, xp: Any) -> tuple[Any, Any, Any, Any]:
     return statistics.mean * scale, rest.correction * factor, m2, rest.m2_correction * factor * factor
 
 
-def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+def _two_sum(a: Operand, b: Operand) -> tuple[Any, Any]:
     """Return a + b as rounded, and what that left out (Knuth)."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
 
 
-def _settled(a: Any, b: Any) -> tuple[Any, Any]:
+def _settled(a: Operand, b: Operand) -> tuple[Any, Any]:
     """Return a + b, of which b is the smaller, as rounded, and what that left out (Dekker)."""
     total = a + b
     return total, b - (total - a)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Generic
 
-from anynorm._core.arrays import COMPUTE, Format, Shape, dtype_name, tree_sum
+from anynorm._core.arrays import COMPUTE, Format, Namespace, Shape, X, dtype_name, tree_sum
+from anynorm._core.plan import Plan
 
 
 def refuse_unknown_names(cls: type, base: type) -> None:
@@ -25,7 +26,7 @@ def refuse_unknown_names(cls: type, base: type) -> None:
             raise TypeError(msg)
 
 
-class ArrayOps:
+class ArrayOps(Generic[X]):
     """What the formula asks of an array library. Every method has a default in the standard's own calls.
 
     A backend overrides what its library does better, or does wrong: NumPy's own sum is naive along leading axes, torch
@@ -41,9 +42,9 @@ class ArrayOps:
     """
 
     name: str
-    xp: Any
+    xp: Namespace
 
-    def __init__(self, name: str, xp: Any) -> None:
+    def __init__(self, name: str, xp: Namespace) -> None:
         self.name = name
         self.xp = xp
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
@@ -55,7 +56,7 @@ class ArrayOps:
 
     # Shapes and dtypes.
 
-    def shape(self, x: Any) -> Shape:
+    def shape(self, x: X) -> Shape:
         """Return x's shape, with None for a length that is not known yet."""
         return tuple(x.shape)
 
@@ -73,11 +74,11 @@ class ArrayOps:
         assert found is not None  # checked where the array came in
         return getattr(self.xp, found.name)
 
-    def astype(self, x: Any, dtype: Any) -> Any:
+    def astype(self, x: X, dtype: Any) -> Any:
         """Cast, without a copy where there is nothing to cast (the standard's `astype` copies by default)."""
         return x if x.dtype == dtype else self.xp.astype(x, dtype)
 
-    def reshape(self, x: Any, shape: Shape) -> Any:
+    def reshape(self, x: X, shape: Shape) -> Any:
         """Reshape; one length may be unknown (None)."""
         if self.shape(x) == shape:
             return x
@@ -91,7 +92,7 @@ class ArrayOps:
 
     # Sums and broadcasts, as accurate as the contract needs them, and so are their gradients.
 
-    def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
+    def sum(self, x: X, axes: tuple[int, ...]) -> Any:
         """Return the accurate sum over `axes`, kept as length 1. No axes: x itself."""
         # A tree needs lengths. Along one that is not known, as of ONNX graphs, the library's own sum must do: gradients
         # of parameters are summed so, statistics never.
@@ -100,35 +101,35 @@ class ArrayOps:
         x = tree_sum(x, tuple([axis for axis in axes if shape[axis] is not None]))
         return self.xp.sum(x, axis=unknown, keepdims=True) if unknown else x
 
-    def peak(self, x: Any, axes: tuple[int, ...]) -> Any:
+    def peak(self, x: X, axes: tuple[int, ...]) -> Any:
         """Return the largest magnitude over `axes`, kept as length 1."""
         return self.xp.max(self.xp.abs(x), axis=axes, keepdims=True) if axes else self.xp.abs(x)
 
-    def broadcast(self, x: Any, shape: Shape) -> Any:  # noqa: ARG002  arithmetic broadcasts by itself
+    def broadcast(self, x: X, shape: Shape) -> Any:  # noqa: ARG002  arithmetic broadcasts by itself
         """Return x such that it broadcasts to `shape` and its gradient, where the library derives it, is accurate."""
         return x
 
-    def with_layout_of(self, y: Any, x: Any) -> Any:  # noqa: ARG002
+    def with_layout_of(self, y: X, x: X) -> Any:  # noqa: ARG002
         """Return y with its axes in memory as x's are, where arithmetic does not see to that by itself."""
         return y
 
     # How and where functions of arrays are called.
 
-    def on_device(self, x: Any, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:  # noqa: ARG002
+    def on_device(self, x: X, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:  # noqa: ARG002
         """Call a function while x's device is the current one, if the library computes on no other.
 
         Without warnings of NaN, infinity and rounding to 0, where the library warns: they are results like any other.
         """
         return function(*arguments, **options)
 
-    def fused(self, x: Any, function: Callable[..., Any], /, *arrays: Any, **options: Any) -> Any:
+    def fused(self, x: X, function: Callable[..., Any], /, *arrays: Any, **options: Any) -> Any:
         """Call a function of arrays as `on_device` does, or compiled as a whole where each step alone costs much more.
 
         The options are constants, and can be hashed.
         """
         return self.on_device(x, function, *arrays, **options)
 
-    def normalize(self, normalize: Callable[..., Any], plan: Any, z: Any, eps: float) -> Any:
+    def normalize(self, normalize: Callable[..., Any], plan: Plan, z: X, eps: float) -> Any:
         """Call the formula's `normalize`, with `formula.dz_of` as its derivative where the library derives gradients.
 
         By the chain rule it comes to rstd³, and where the deviation is 1e14 a gradient of 1e-10 is lost to underflow.
@@ -137,11 +138,11 @@ class ArrayOps:
 
     # Automatic differentiation, tracing and compiling.
 
-    def constant(self, x: Any) -> Any:
+    def constant(self, x: X) -> Any:
         """Return x as a constant to automatic differentiation, where the library has any."""
         return x
 
-    def vary_like(self, a: Any, x: Any) -> Any:  # noqa: ARG002
+    def vary_like(self, a: X, x: X) -> Any:  # noqa: ARG002
         """Return a as differing between devices where x does, where the library tells that apart."""
         return a
 
@@ -149,7 +150,7 @@ class ArrayOps:
         """Say whether the library's compiler is tracing this very call (it must then see no caches)."""
         return False
 
-    def traced(self, x: Any) -> bool:  # noqa: ARG002
+    def traced(self, x: X) -> bool:  # noqa: ARG002
         """Say whether x stands for an array that a function's later calls will bring, so that nothing may keep it."""
         return False
 
@@ -164,3 +165,7 @@ class ArrayOps:
     def is_length(self, n: Any) -> bool:
         """Say whether n, which is no array, is an integer or a symbol that stands for one while the library traces."""
         return hasattr(n, "__index__") and not isinstance(n, bool)
+
+
+# Those of a library of which nothing more is known.
+Ops = ArrayOps[Any]

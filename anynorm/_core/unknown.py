@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from anynorm._core.frames import is_own
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 
 
 def namespace(x: object) -> tuple[str, Any] | None:
@@ -38,7 +38,7 @@ def _ignores_its_class(cls: type) -> bool:
     return any(base.__name__ in ("MaskedArray", "matrix") for base in cls.__mro__)
 
 
-class UntestedOps(ArrayOps):
+class UntestedOps(Ops):
     """The standard's own calls on a library that nobody has tested, with errors that say whose fault a failure is."""
 
     def __init__(self, name: str, xp: Any) -> None:

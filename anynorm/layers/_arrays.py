@@ -8,14 +8,14 @@ from anynorm._convert import FLOATING, LIKE_NUMPY, default_integer, device_of, d
 from anynorm._core.arrays import described, dtype_name
 from anynorm._core.backends import backend_of, ops_of
 from anynorm._core.checks import check_array, check_companion
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 from anynorm._core.plan import show
 
 
 class Home(NamedTuple):
     """A library, one of its floating dtypes and, where one was named or follows from an array, a device."""
 
-    ops: ArrayOps
+    ops: Ops
     dtype: Any
     device: Any
 
@@ -88,7 +88,7 @@ def _home_of_arrays(layer: str, given: dict[str, Any], xp: Any, dtype: Any, devi
     return Home(ops, reference.dtype, here["device"])
 
 
-def home_named(layer: str, own: ArrayOps | None, xp: Any, dtype: Any, device: Any) -> Home:
+def home_named(layer: str, own: Ops | None, xp: Any, dtype: Any, device: Any) -> Home:
     """Return where new arrays are to be made: in float32, in a layer's own library or else NumPy, or what was named."""
     if xp is None and own is None:
         import numpy as xp
@@ -99,7 +99,7 @@ def home_named(layer: str, own: ArrayOps | None, xp: Any, dtype: Any, device: An
     return Home(ops, _dtype_named(layer, ops, "float32" if dtype is None else dtype, device), device)
 
 
-def _library_named(layer: str, xp: Any) -> ArrayOps:
+def _library_named(layer: str, xp: Any) -> Ops:
     """Return the library of a namespace such as `numpy`, `torch` or `jax.numpy`."""
     try:
         return ops_of(layer, "xp", xp.zeros(1))
@@ -111,7 +111,7 @@ def _library_named(layer: str, xp: Any) -> ArrayOps:
         raise TypeError(msg) from None
 
 
-def _dtype_named(layer: str, ops: ArrayOps, dtype: Any, device: Any) -> Any:
+def _dtype_named(layer: str, ops: Ops, dtype: Any, device: Any) -> Any:
     """Return the library's dtype that `dtype`, one of its dtypes or a name, stands for."""
     name = dtype if isinstance(dtype, str) else _name_in(ops, dtype)
     if name not in FLOATING:
@@ -127,7 +127,7 @@ def _dtype_named(layer: str, ops: ArrayOps, dtype: Any, device: Any) -> Any:
         raise ValueError(msg) from None
 
 
-def _name_in(ops: ArrayOps, dtype: Any) -> str | None:
+def _name_in(ops: Ops, dtype: Any) -> str | None:
     """Return the name of one of the library's own dtypes, or None."""
     if ops.name not in LIKE_NUMPY:
         return dtype_name(dtype) if isinstance(dtype, type(ops.xp.float32)) else None
@@ -140,7 +140,7 @@ def _name_in(ops: ArrayOps, dtype: Any) -> str | None:
     return name
 
 
-def _probe(layer: str, ops: ArrayOps, device: Any) -> Any:
+def _probe(layer: str, ops: Ops, device: Any) -> Any:
     """Return a small array on the device; a ValueError with the library's own reason where it knows no such device."""
     try:
         return ops.xp.zeros(1, device=device)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from anynorm._core.arrays import A, Array, described
 from anynorm._core.backends import backend_of, ops_of
 from anynorm._core.checks import check_beside, real_number
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 from anynorm._core.plan import Axes, index_argument, show
 from anynorm.layers._arrays import Home, check_parameter, make_parameters
 from anynorm.layers._state import Stateful
@@ -158,7 +158,7 @@ class Layer(Stateful):
         for parameter, array in new.items():
             setattr(self, parameter, array)
 
-    def _affine(self, ops: ArrayOps) -> dict[str, Any]:
+    def _affine(self, ops: Ops) -> dict[str, Any]:
         """Return weight and bias as a step takes them: while frozen, constants to automatic differentiation too."""
         own = {"weight": self.weight, "bias": self.bias}
         if not self._frozen:
@@ -222,7 +222,7 @@ class Layer(Stateful):
         """Take the moments of a step that learns into the statistics."""
         raise NotImplementedError
 
-    def _check_input(self, x: Any, axes: tuple[int, ...]) -> ArrayOps:
+    def _check_input(self, x: Any, axes: tuple[int, ...]) -> Ops:
         """Raise unless x is an array beside the layer's, with the layer's lengths along `axes`; return its library.
 
         Axes that x does not have are left to the norm itself, which names them.

@@ -7,7 +7,7 @@ from typing import Any
 from anynorm._core.arrays import A, Array
 from anynorm._core.backends import ops_of
 from anynorm._core.merge import over_sets
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 from anynorm._core.plan import settled
 from anynorm.batch_norm import update_running
 from anynorm.moments import Moments, at_least, is_array, measured, variance_of
@@ -46,7 +46,7 @@ def accumulate(
 
 
 def _accumulated(
-    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, ops: ArrayOps
+    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, ops: Ops
 ) -> tuple[Any, Any, Any]:
     xp = ops.xp
     moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
@@ -65,7 +65,7 @@ def _accumulated(
     return xp.where(accepted, moved[0], running_mean), xp.where(accepted, moved[1], running_var), accepted
 
 
-def _finite(batch: Moments, ops: ArrayOps) -> Any:
+def _finite(batch: Moments, ops: Ops) -> Any:
     """Say whether a batch is finite, as a 0-d bool.
 
     By its deviation, and not m2 or the variance: these may be infinite in the batch's dtype where what enters is not.
@@ -93,7 +93,7 @@ def over_samples(batch: Moments, axes: tuple[int, ...]) -> Moments:
     return ops.on_device(batch.mean, _over_samples, batch, axes, ops)  # type: ignore[no-any-return]
 
 
-def _over_samples(batch: Moments, axes: tuple[int, ...], ops: ArrayOps) -> Moments:
+def _over_samples(batch: Moments, axes: tuple[int, ...], ops: Ops) -> Moments:
     xp = ops.xp
     if 0 in ops.shape(batch.mean):
         nothing = xp.sum(batch.mean, axis=axes)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from anynorm._core.backends import ops_of
 from anynorm._core.checks import real_number
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import Ops
 from anynorm._core.plan import index_argument
 from anynorm.layers._arrays import Home
 from anynorm.layers._layer import Layer
@@ -69,7 +69,7 @@ class TrackingLayer(Layer):
         """Whether x is normalized by the running statistics."""
         return self.track_running_stats and (self.frozen or not self.training)
 
-    def _learns(self, x: Any, ops: ArrayOps, update: bool) -> bool:
+    def _learns(self, x: Any, ops: Ops, update: bool) -> bool:
         """Whether a step that does not use the statistics enters them; a RuntimeError where JAX is tracing it."""
         if not (update and self.track_running_stats):
             return False

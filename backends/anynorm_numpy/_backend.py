@@ -56,7 +56,7 @@ class NumPyBackend(Backend):
                 return None
         return x.dtype, x.shape, x.strides, x.flags.aligned, of_weight, of_bias, beside
 
-    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:
         for array in operands.arrays().values():
             if type(array) not in PLAIN:
                 return Declined(

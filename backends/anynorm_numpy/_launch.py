@@ -14,7 +14,7 @@ from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
 
-class _Engine(Formula):
+class _Engine(Formula[Array]):
     """What the engine's two passes share: a launch config for each number of threads."""
 
     engine = "anynorm_numba"

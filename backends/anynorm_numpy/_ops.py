@@ -12,7 +12,7 @@ from anynorm.backend import ArrayOps
 from anynorm_numpy._arrays import Array
 
 
-class NumPyOps(ArrayOps):
+class NumPyOps(ArrayOps[Array]):
     """NumPy's operations."""
 
     def __init__(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from anynorm.backend import ArrayOps, Formula, PackedResiduals, Plan, Residuals, formula
+from anynorm.backend import Formula, Ops, PackedResiduals, Plan, Residuals, formula
+from anynorm_numpy._arrays import Array
 
 # Elements in a slice; the formula makes about eight arrays of that size. On five shapes of 4 to 8 million float32, half
 # of it takes 1.0 to 1.3 times as long, twice of it 0.9 to 1.1 times, the whole array at once 1.0 to 2.5 times.
@@ -25,7 +26,7 @@ Index = tuple[slice, ...]
 Shape = tuple[int, ...]
 
 
-class Slices(Formula):
+class Slices(Formula[Array]):
     """A backward pass by the formula, slice by slice."""
 
     engine = "anynorm_numpy"
@@ -39,7 +40,7 @@ class Slices(Formula):
 
 
 def _in_slices(
-    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, residuals: Residuals, ops: ArrayOps
+    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, residuals: Residuals, ops: Ops
 ) -> tuple[Any, Any, Any]:
     # NumPy knows every length.
     shape, statistic = cast(Shape, plan.shape), cast(Shape, plan.statistic)

@@ -8,19 +8,19 @@ from typing import Any
 import dask.array
 from array_api_compat import array_namespace
 
-from anynorm._array import Shape, tree_sum
+from anynorm.backend import Shape, tree_sum
 from anynorm_dask._chunks import refuses_chunk
 
 da: Any = dask.array  # its functions are not annotated
 
 
-def shape(x: Any) -> Shape:
+def shape_of(x: Any) -> Shape:
     """Return x's shape, with None for a length that is not known yet."""
     # Dask writes it as NaN, the only number that differs from itself.
     return tuple([None if length != length else length for length in x.shape])
 
 
-def sum(x: Any, axes: tuple[int, ...]) -> Any:
+def sum_over(x: Any, axes: tuple[int, ...]) -> Any:
     """Sum over `axes`, kept as length 1, by a halving tree within chunks and over the chunks' sums."""
     return da.reduction(
         x, chunk=_sum_of_block, aggregate=_sum_of_block, axis=axes, keepdims=True, dtype=x.dtype, concatenate=True
@@ -32,7 +32,7 @@ def _sum_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -> An
     return tree_sum(block, axes)
 
 
-def peak(x: Any, axes: tuple[int, ...]) -> Any:
+def largest(x: Any, axes: tuple[int, ...]) -> Any:
     """Return the largest magnitude over `axes`, kept as length 1; chunks may be empty, which Dask's max refuses."""
     return da.reduction(
         abs(x), chunk=_largest_of_block, aggregate=_largest_of_block, axis=axes, keepdims=True, dtype=x.dtype
@@ -47,24 +47,24 @@ def _largest_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -
     xp = array_namespace(block)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     # Not max(initial=0), which the standard does not have and CuPy neither.
-    largest = xp.sum if 0 in [block.shape[its] for its in axes] else xp.max
-    return largest(block, axis=axes, keepdims=keepdims)
+    reduction = xp.sum if 0 in [block.shape[axis] for axis in axes] else xp.max
+    return reduction(block, axis=axes, keepdims=keepdims)
 
 
-def reshape(x: Any, lengths: Shape) -> Any:
+def reshaped(x: Any, lengths: Shape) -> Any:
     """Reshape; where a length is unknown, split one axis in two or join two.
 
     Dask's own reshape refuses every unknown length, also along an axis it would leave alone.
     """
     x = _without_empty_chunks(x)
-    if shape(x) == lengths:
+    if shape_of(x) == lengths:
         return x
     if None not in lengths:
         # Where such an array has several chunks, Dask's own raises a TypeError: (0, 3) to (2, 0, 3).
         return da.zeros_like(x, shape=lengths) if 0 in lengths else da.reshape(x, lengths)
     if x.ndim == 1:
         return x[tuple([slice(None) if length is None else None for length in lengths])]
-    known = shape(x)
+    known = shape_of(x)
     if len(lengths) > x.ndim:
         axis = _pair(lengths, known)
         x = x.rechunk({axis: -1})

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from anynorm._unsuited import advised, kind, unsuited
+from anynorm.backend import conversion, type_name, unsuited
 
 # Whose chunks Dask's own arithmetic leaves what they are.
 SERVED = {"numpy", "cupy"}
@@ -39,8 +39,8 @@ def refuses_chunk(block: Any) -> str | None:
     if _maker(block) not in SERVED or isinstance(block, np.matrix):
         # Dask's own arithmetic turns such chunks into NumPy's on the way, some here and some there, or fails.
         return (
-            f"has chunks of {kind(block)}, and on Dask norms are computed on those of NumPy or CuPy. Convert them "
-            f"first, with {advised('numpy.asarray', block)}."
+            f"has chunks of {type_name(block)}, and on Dask norms are computed on those of NumPy or CuPy. Convert them "
+            f"first, with {conversion('numpy.asarray', block)}."
         )
     return None
 

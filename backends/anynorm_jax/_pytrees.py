@@ -1,4 +1,4 @@
-"""Layers as pytrees: their arrays are leaves, all else is static. And whether an array is being traced."""
+"""Layers as pytrees: their arrays are leaves, all else is static."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.export
 
 from anynorm import layers
 from anynorm.layers._state import Stateful, put_together, take_apart
-
-
-def traced(x: object) -> bool:
-    """Return whether x stands for an array within jit, grad or vmap."""
-    return isinstance(x, jax.core.Tracer)
-
-
-def is_length(n: Any) -> bool:
-    """Return whether n stands for a length that jax.export leaves open."""
-    return jax.export.is_symbolic_dim(n)
 
 
 def _register(cls: type[Stateful]) -> None:

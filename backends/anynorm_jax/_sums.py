@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from anynorm._array import tree_sum
+from anynorm.backend import Shape, tree_sum
 
 # Where JAX keeps this depends on its version, and neither place is annotated; nor are these.
 _with_float64: Any = getattr(jax if hasattr(jax, "enable_x64") else experimental, "enable_x64")  # noqa: B009
@@ -26,24 +26,28 @@ _PartitionSpec: Any = PartitionSpec
 _jax: Any = jax
 
 _sum: Any = Primitive("anynorm_sum")
-_spread: Any = Primitive("anynorm_spread")
+_broadcast: Any = Primitive("anynorm_broadcast")
 
 
-def sum(x: Any, axes: tuple[int, ...]) -> Any:
+def sum_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Sum over `axes`, kept as length 1."""
-    return _sum.bind(x, axes=axes)
+    total: jax.Array = _sum.bind(x, axes=axes)
+    return total
 
 
-def spread(x: Any, shape: tuple[Any, ...]) -> Any:
+def broadcast(x: jax.Array, shape: Shape) -> jax.Array:
     """Broadcast x to a shape of as many axes. Its gradient is summed as above."""
-    return x if x.shape == shape else _spread.bind(x, shape=shape, sharding=None)
+    if x.shape == shape:
+        return x
+    y: jax.Array = _broadcast.bind(x, shape=shape, sharding=None)
+    return y
 
 
 def _plain_sum(x: Any, axes: tuple[int, ...]) -> Any:
     return jnp.sum(x, axis=axes, keepdims=True)
 
 
-def _broadcast(x: Any, shape: tuple[Any, ...], sharding: Any) -> Any:
+def _plain_broadcast(x: Any, shape: tuple[Any, ...], sharding: Any) -> Any:
     if sharding is None:
         return jnp.broadcast_to(x, shape)
     return _jax.lax.broadcast_in_dim(x, shape, tuple(range(x.ndim)), out_sharding=sharding)
@@ -74,9 +78,9 @@ def _sum_by_halves(x: Any, axes: tuple[int, ...]) -> Any:
     return x
 
 
-def _explicit_sharding(kind: Any) -> Any:
+def _explicit_sharding(aval: Any) -> Any:
     """Return the sharding that is part of an array's type, or None."""
-    sharding = getattr(kind, "sharding", None)
+    sharding = getattr(aval, "sharding", None)
     return sharding if any(getattr(sharding, "spec", ())) else None
 
 
@@ -95,23 +99,23 @@ def _program(function: Callable[..., Any]) -> Any:
 
 
 def _transposed_sum(cotangent: Any, x: Any, *, axes: tuple[int, ...]) -> list[Any]:  # noqa: ARG001
-    return [_spread.bind(cotangent, shape=x.aval.shape, sharding=_explicit_sharding(x.aval))]
+    return [_broadcast.bind(cotangent, shape=x.aval.shape, sharding=_explicit_sharding(x.aval))]
 
 
-def _transposed_spread(cotangent: Any, x: Any, *, shape: tuple[Any, ...], sharding: Any) -> list[Any]:  # noqa: ARG001
-    return [sum(cotangent, tuple([axis for axis, length in enumerate(x.aval.shape) if length != shape[axis]]))]
+def _transposed_broadcast(cotangent: Any, x: Any, *, shape: tuple[Any, ...], sharding: Any) -> list[Any]:  # noqa: ARG001
+    return [sum_over(cotangent, tuple([axis for axis, length in enumerate(x.aval.shape) if length != shape[axis]]))]
 
 
 def _batched_sum(operands: Any, batch_axes: Any, *, axes: tuple[int, ...]) -> tuple[Any, int]:
     x = jnp.moveaxis(operands[0], batch_axes[0], 0)
-    return sum(x, tuple([axis + 1 for axis in axes])), 0
+    return sum_over(x, tuple([axis + 1 for axis in axes])), 0
 
 
-def _batched_spread(operands: Any, batch_axes: Any, *, shape: tuple[Any, ...], sharding: Any) -> tuple[Any, int]:
+def _batched_broadcast(operands: Any, batch_axes: Any, *, shape: tuple[Any, ...], sharding: Any) -> tuple[Any, int]:
     x = jnp.moveaxis(operands[0], batch_axes[0], 0)
     if sharding is not None:
         sharding = NamedSharding(sharding.mesh, _PartitionSpec(jax.typeof(x).sharding.spec[0], *sharding.spec))
-    return _spread.bind(x, shape=(x.shape[0], *shape), sharding=sharding), 0
+    return _broadcast.bind(x, shape=(x.shape[0], *shape), sharding=sharding), 0
 
 
 @lru_cache(maxsize=1024)
@@ -136,11 +140,11 @@ def _define(primitive: Any, meaning: Callable[..., Any], lowering: Callable[...,
 
 
 _define(_sum, _plain_sum, _sum_by_halves)
-_define(_spread, _broadcast, _broadcast)
+_define(_broadcast, _plain_broadcast, _plain_broadcast)
 mlir.register_lowering(_sum, _sum_on_cpu, platform="cpu")
 for _platform in ("cuda", "rocm", "tpu"):  # which have float64
     mlir.register_lowering(_sum, _program(_sum_in_float64), platform=_platform)
 _ad.deflinear2(_sum, _transposed_sum)
-_ad.deflinear2(_spread, _transposed_spread)
+_ad.deflinear2(_broadcast, _transposed_broadcast)
 batching.primitive_batchers[_sum] = _batched_sum
-batching.primitive_batchers[_spread] = _batched_spread
+batching.primitive_batchers[_broadcast] = _batched_broadcast

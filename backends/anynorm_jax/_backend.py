@@ -1,0 +1,126 @@
+"""The backend: which calls are alike, and what serves them, the formula under `jax.jit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from anynorm.backend import (
+    ArrayOps,
+    Backend,
+    Declined,
+    Executable,
+    Formula,
+    GradientSums,
+    Operands,
+    Plan,
+    Residuals,
+    Statistics,
+    formula,
+)
+from anynorm_jax._ops import OPS
+
+
+class JaxBackend(Backend):
+    """Compiles the formula for eager arrays; what JAX traces is compiled with what surrounds it."""
+
+    places_itself = immutable = True
+
+    def __init__(self) -> None:
+        super().__init__(OPS)
+
+    def signature(
+        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
+    ) -> Hashable | None:
+        array_type = type(x)
+        if out is not None or isinstance(x, Tracer):
+            return None
+        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # float64 is refused without
+        if dy is not None:
+            # A traced dy is compiled for as an eager one is: `jax.vmap(pullback)` compiles nothing anew.
+            fits = (type(dy) is array_type or isinstance(dy, Tracer)) and dy.shape == x.shape
+            return (dy.dtype, x64) if fits else None
+        avals = [x.aval]
+        for array in (weight, bias, mean, var):
+            if array is not None and type(array) is not array_type:
+                return None
+            avals.append(None if array is None else array.aval)
+        return (*avals, x64)
+
+    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:
+        for array in operands[:5]:
+            if isinstance(array, Tracer):
+                return Declined("JAX is tracing the call and compiles the formula with what surrounds it")
+        return _compiled(plan)
+
+    def refuses(self, x: Any) -> str | None:
+        if x.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+            return (
+                "is float64, which JAX has switched off and would round to float32. Cast it, e.g. "
+                "x.astype(jnp.float32), or switch float64 on: jax.config.update('jax_enable_x64', True)."
+            )
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return "holds random keys, which are no numbers: draw some with them, e.g. jax.random.normal(key, shape)."
+        return None
+
+
+class Compiled(Formula):
+    """The formula on a plan with each pass, and each step of one, under a `jax.jit` of its own."""
+
+    engine = "anynorm_jax"
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan, OPS, None)
+        self._jitted: dict[Hashable, Callable[..., Any]] = {}  # by function and constants
+
+    def forward(
+        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+    ) -> tuple[Any, Any]:
+        assert out is None  # no JAX array can be written to
+        result: tuple[Any, Any] = self._under_jit(_forward, eps=eps, save=save)(x, weight, bias, given=given)
+        return result
+
+    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+        assert out is None
+        gradients: tuple[Any, Any, Any] = self._under_jit(formula.backward)(dy, x, weight, residuals)
+        return gradients
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        statistics: Statistics = self._under_jit(formula.measure, eps=eps)(x)
+        return statistics._replace(n=self.plan.n)  # which jit returns as an array
+
+    def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
+        assert out is None
+        return self._under_jit(formula.apply, eps=eps)(x, weight, bias, statistics=statistics)
+
+    def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: Any) -> GradientSums:
+        sums: GradientSums = self._under_jit(formula.gradient_sums)(dy, x, weight, residuals)
+        return sums
+
+    def gradient(self, dy: Any, x: Any, weight: Any, residuals: Any, sums: GradientSums, out: Any) -> Any:
+        assert out is None
+        return self._under_jit(formula.gradient)(dy, x, weight, residuals, sums)
+
+    def _under_jit(self, function: Callable[..., Any], **constants: Hashable) -> Callable[..., Any]:
+        key = function, *constants.values()
+        jitted = self._jitted.get(key)
+        if jitted is None:
+            jitted = self._jitted[key] = jax.jit(partial(function, self.plan, ops=self.ops, **constants))
+        return jitted
+
+
+# Signatures of one plan share what is compiled: two ways to write its axes must not both cost a tenth of a second.
+_compiled = lru_cache(maxsize=1024)(Compiled)
+
+
+def _forward(
+    plan: Plan, x: Any, weight: Any, bias: Any, eps: float, *, given: Any, save: bool, ops: ArrayOps
+) -> tuple[Any, Residuals | None]:
+    y, residuals = formula.forward(plan, x, weight, bias, eps, given=given, ops=ops)
+    return y, residuals if save else None

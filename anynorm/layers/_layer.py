@@ -13,6 +13,7 @@ from anynorm._dispatch import library_of
 from anynorm._plan import Axes, index_argument, show
 from anynorm._prepare import check_beside
 from anynorm.layers._arrays import Home, check_parameter, make_parameters
+from anynorm.layers._pytrees import tell_jax
 from anynorm.layers._state import Stateful
 from anynorm.vjp import vjp
 
@@ -58,6 +59,7 @@ class Layer(Stateful):
         self.training = True
         self._frozen = False
         self.weight, self.bias, home = make_parameters(name, shape, weight, bias, xp, dtype, device)
+        tell_jax()
         return home
 
     def __call__(self, x: A, /, *, update: bool = True) -> A:
@@ -154,8 +156,7 @@ class Layer(Stateful):
             raise ValueError(msg)
         for parameter, its in new.items():
             check_parameter(name, parameter, its, self._shape)
-        for parameter, its in new.items():
-            setattr(self, parameter, its)
+        self._assign(new)
 
     def _affine(self, library: Library) -> dict[str, Any]:
         """Return weight and bias as a step takes them: while frozen, constants to automatic differentiation too."""
@@ -228,6 +229,8 @@ class Layer(Stateful):
         """
         name = type(self).__name__
         library = library_of(name, "x", x)
+        if library.name == "jax":  # loaded after this layer was made, perhaps
+            tell_jax()
         for argument, its in self._arrays().items():
             own = library_of(name, argument, its)
             if own.name != library.name:

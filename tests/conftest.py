@@ -50,8 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker, and keep the account unless this is a worker, whose tests are reported to its controller."""
-    config.addinivalue_line("markers", "feature(name): a row of the feature table that the test speaks for")
+    """Keep the account, unless this is a worker, whose tests are reported to its controller."""
     worker = getattr(config, "workerinput", None)
     if worker is None:
         config.pluginmanager.register(Account(config))

@@ -10,6 +10,7 @@ from anynorm._core.plan import Axes, axes_argument, index_argument
 from anynorm.batch_norm import batch_norm
 from anynorm.group_norm import instance_norm
 from anynorm.layers._layer import Step, check_apart, count
+from anynorm.layers._pytrees import pytree
 from anynorm.layers._running import over_samples
 from anynorm.layers._tracking import TrackingLayer
 from anynorm.moments import Moments
@@ -44,6 +45,7 @@ class _ByChannel(TrackingLayer):
         return batch
 
 
+@pytree
 class BatchNorm(_ByChannel):
     """Batch norm with weight, bias and running statistics.
 
@@ -116,6 +118,7 @@ class BatchNorm(_ByChannel):
         self._set_up_statistics(momentum, correction, track_running_stats, home)
 
 
+@pytree
 class InstanceNorm(_ByChannel):
     """Instance norm, by default without parameters and without running statistics.
 

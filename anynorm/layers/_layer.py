@@ -14,6 +14,7 @@ from anynorm._core.checks import check_beside, real_number
 from anynorm._core.ops import Ops
 from anynorm._core.plan import Axes, index_argument, show
 from anynorm.layers._arrays import Home, check_parameter, make_parameters
+from anynorm.layers._pytrees import tell_jax
 from anynorm.layers._state import Stateful
 from anynorm.vjp import vjp
 
@@ -59,6 +60,7 @@ class Layer(Stateful):
         self.training = True
         self._frozen = False
         self.weight, self.bias, home = make_parameters(name, shape, weight, bias, xp, dtype, device)
+        tell_jax()
         return home
 
     def __call__(self, x: A, /, *, update: bool = True) -> A:
@@ -155,8 +157,7 @@ class Layer(Stateful):
             raise ValueError(msg)
         for parameter, array in new.items():
             check_parameter(name, parameter, array, self._shape)
-        for parameter, array in new.items():
-            setattr(self, parameter, array)
+        self._assign(new)
 
     def _affine(self, ops: Ops) -> dict[str, Any]:
         """Return weight and bias as a step takes them: while frozen, constants to automatic differentiation too."""
@@ -230,6 +231,8 @@ class Layer(Stateful):
         name = type(self).__name__
         backend = backend_of(name, "x", x)
         ops = backend.ops
+        if ops.name == "jax":  # loaded after this layer was made, perhaps
+            tell_jax()
         for argument, array in self._arrays().items():
             own = ops_of(name, argument, array)
             if own.name != ops.name:

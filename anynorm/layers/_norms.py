@@ -9,6 +9,7 @@ from anynorm._core.plan import Axes, axes_argument, index_argument
 from anynorm.group_norm import group_norm
 from anynorm.layer_norm import layer_norm, rms_norm
 from anynorm.layers._layer import Layer, Step, check_apart, count
+from anynorm.layers._pytrees import pytree
 
 
 class _OverAxes(Layer):
@@ -51,6 +52,7 @@ class _OverAxes(Layer):
         return Step(type(self)._function, (), options)
 
 
+@pytree
 class LayerNorm(_OverAxes):
     """Layer norm with weight and bias: mean 0 and variance 1 over the given axes, then scale and shift.
 
@@ -112,6 +114,7 @@ class LayerNorm(_OverAxes):
         super().__init__(shape, axis=axis, eps=eps, weight=weight, bias=bias, xp=xp, dtype=dtype, device=device)
 
 
+@pytree
 class RMSNorm(_OverAxes):
     """RMS norm with a weight: a root mean square of 1 over the given axes, then scale.
 
@@ -158,6 +161,7 @@ class RMSNorm(_OverAxes):
         super().__init__(shape, axis=axis, eps=eps, weight=weight, bias=bias, xp=xp, dtype=dtype, device=device)
 
 
+@pytree
 class GroupNorm(Layer):
     """Group norm with weight and bias: each sample normalized over groups of channels, then scaled and shifted.
 

@@ -1,4 +1,4 @@
-"""A layer's arrays as a state: taken out, loaded, copied to another library, pickled, and taken apart for a pytree.
+"""A layer's arrays as a state: taken out, loaded, copied to another library, pickled.
 
 Knows arrays by their names only, and no norm.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from anynorm._convert import FLOATING, copied, default_integer, device_of, from_numpy, to_numpy
 from anynorm._core.arrays import described, dtype_name
 from anynorm._core.backends import ops_of
 from anynorm._core.plan import show
 from anynorm.layers._arrays import Home, home_named
+from anynorm.layers._pytrees import tell_jax
 
 # Not in a state_dict, because torch's have no such key and its strict loading would refuse the rest.
 _NOT_IN_STATE = "num_batches_skipped"
@@ -141,6 +142,7 @@ class Stateful:
         """Replace arrays, of whatever kind, by name."""
         for name, array in new.items():
             setattr(self, name, array)
+        tell_jax()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: all but the lock, which belongs to one object."""
@@ -149,24 +151,7 @@ class Stateful:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what `__getstate__` returned."""
         self.__dict__.update(state)
-
-
-L = TypeVar("L", bound=Stateful)
-
-
-def take_apart(layer: Stateful) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
-    """Return a layer's arrays by name, None where there is none, and all else, hashable, in a fixed order."""
-    arrays = {name: getattr(layer, name) for name in layer._names}
-    rest = {name: array for name, array in layer.__getstate__().items() if name not in arrays and name != "_statistics"}
-    return arrays, tuple(sorted(rest.items()))
-
-
-def put_together(cls: type[L], arrays: Mapping[str, Any], rest: tuple[tuple[str, Any], ...]) -> L:
-    """Return the layer that `take_apart` took apart, with whatever now stands for its arrays."""
-    layer = cls.__new__(cls)
-    layer.__setstate__(dict(rest))
-    layer._assign(arrays)
-    return layer
+        tell_jax()
 
 
 def _fault(key: str, value: Any, own: Any) -> str | None:

@@ -1,13 +1,16 @@
-"""Faults planted in the library on purpose: the matrix's own check must report every one of them.
+"""Faults planted in the library on purpose: `pytest -m quick` must report every one of them.
 
-Each fault is one line of the formula, or one function, replaced by what other implementations do and get wrong.
+Each fault is one line of the formula, or one function, replaced by what other implementations do and get wrong. What
+must fail then is `test_grid`, which is part of the quick set and runs the matrix's own check.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -77,23 +80,38 @@ def _inputs(kind: str) -> list[Case]:
         rows = HOSTILE["mean_1e2"].rows("float32")
         rows[1, 3] = np.nan
         return [arranged.case(rows, 1e-5) for arranged in ARRANGEMENTS]
+    if kind == "images":
+        images = np.random.default_rng(3).integers(256, size=(16, 128, 128, 3)).astype("float32")
+        return [Case(Norm("batch", "batch_norm", {"channel_axis": -1}), {"x": images})]
     drawn = [its for its in HOSTILE.values() if "float32" in its.dtypes]
     return [arranged.case(its.rows("float32"), its.eps_for("float32")) for arranged in ARRANGEMENTS for its in drawn]
 
 
-KINDS = ("ordinary", "mixed", "poisoned", "hostile")
+KINDS = ("ordinary", "mixed", "poisoned", "hostile", "images")
+
+# What may serve NumPy's arrays: the engine, NumPy alone, and the formula.
+PATHS = ("numpy", "numpy_alone", "formula")
+
+GRID = list(itertools.product(KINDS, PATHS))
 
 
-def _complaints(kind: str, fast: bool = False) -> int:
-    """Return how many of the cases the matrix's check rejects."""
-    rejected = 0
-    for case in _inputs(kind):
-        try:
-            with an.fast_paths(fast):
-                check(case, LIBRARIES["numpy"])
-        except AssertionError:
-            rejected += 1
-    return rejected
+@pytest.mark.quick
+@pytest.mark.parametrize(("kind", "path"), GRID)
+def test_grid(kind: str, path: str) -> None:
+    """Every norm is within the contract on every kind of input, whatever serves it."""
+    library = LIBRARIES["numpy" if path == "formula" else path]
+    with library.context(), an.fast_paths(False) if path == "formula" else nullcontext():
+        for case in _inputs(kind):
+            check(case, library)
+
+
+def _quick_set_fails(kind: str, path: str) -> None:
+    """Raise unless the quick set has a test of these inputs on this path, and that test fails."""
+    marks = [mark.name for mark in test_grid.pytestmark]  # type: ignore[attr-defined]
+    assert "quick" in marks
+    assert (kind, path) in GRID
+    with pytest.raises(AssertionError, match=r"units|^y "):
+        test_grid(kind, path)
 
 
 def _faulty(original: ModuleType, line: str, instead: str) -> ModuleType:
@@ -105,27 +123,19 @@ def _faulty(original: ModuleType, line: str, instead: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["formula", "fast"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_complaint_without_a_fault(kind: str, fast: bool) -> None:
-    """Planting nothing, the check rejects nothing: what it reports below is the fault."""
-    assert _complaints(kind, fast) == 0
-
-
 @pytest.mark.parametrize("fault", list(FAULTS))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_fault_in_the_formula_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one line of the formula replaced, the matrix's check complains."""
+    """With one line of the formula replaced, the quick set fails."""
     line, instead, kind = FAULTS[fault]
     monkeypatch.setattr(executable, "formula", _faulty(formula, line, instead))
     with nothing_known():
-        assert _complaints(kind) > 0
+        _quick_set_fails(kind, "formula")
 
 
 @pytest.mark.parametrize("fault", list(NUMPY_FAULTS))
 def test_fault_in_the_numpy_backend_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one line of the NumPy backend replaced, the matrix's check complains where the engine is not installed."""
-    monkeypatch.setattr("anynorm_numba.missing", lambda: "it is not installed")
+    """With one line of the NumPy backend replaced, the quick set fails where the engine does not serve."""
     place, line, instead, kind = NUMPY_FAULTS[fault]
     modules = [importlib.import_module(f"anynorm_numpy.{name}") for name in ("_backend", "_blocks", "_block")]
     original = importlib.import_module(f"anynorm_numpy.{place}")
@@ -135,7 +145,7 @@ def test_fault_in_the_numpy_backend_is_caught(fault: str, monkeypatch: pytest.Mo
             if callable(its) and getattr(module, name, None) is its:
                 monkeypatch.setattr(module, name, getattr(faulty, name))
     with nothing_known():
-        assert _complaints(kind, fast=True) > 0
+        _quick_set_fails(kind, "numpy_alone")
 
 
 def _naive_sum(x: Any, axes: tuple[int, ...], *_: Any) -> Any:
@@ -147,11 +157,9 @@ def _naive_sum(x: Any, axes: tuple[int, ...], *_: Any) -> Any:
 
 def test_naive_sum_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of images shows a sum that adds one element after the other."""
-    images = np.random.default_rng(3).integers(256, size=(16, 128, 128, 3)).astype("float32")
-    case = Case(Norm("batch", "batch_norm", {"channel_axis": -1}), {"x": images})
     monkeypatch.setattr(ops, "tree_sum", _naive_sum)
-    with an.fast_paths(False), pytest.raises(AssertionError, match="units"):
-        check(case, LIBRARIES["numpy"])
+    with nothing_known():
+        _quick_set_fails("images", "formula")
 
 
 def test_interleaved_groups_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,11 +173,9 @@ def test_interleaved_groups_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         y = np.take(y, np.argsort(order), axis=axis)
         return (y * weight[:, None, None] + bias[:, None, None]).astype(x.dtype)
 
-    case = make_case(next(norm for norm in NORMS if norm.name == "group"), "float32")
-    check(case, LIBRARIES["numpy"])
     monkeypatch.setattr(an, "group_norm", interleaved)
-    with pytest.raises(AssertionError, match="units"):
-        check(case, LIBRARIES["numpy"])
+    for path in PATHS:
+        _quick_set_fails("ordinary", path)
 
 
 @pytest.mark.parametrize("wrong", ["dtype", "shape", "library"])
@@ -178,5 +184,5 @@ def test_wrong_kind_of_result_is_caught(wrong: str, monkeypatch: pytest.MonkeyPa
     right = an.layer_norm
     change = {"dtype": lambda y: y.astype("float64"), "shape": lambda y: y[None], "library": lambda y: y.tolist()}
     monkeypatch.setattr(an, "layer_norm", lambda *args, **options: change[wrong](right(*args, **options)))
-    with pytest.raises(AssertionError, match="y"):
-        check(make_case(NORMS[0], "float32"), LIBRARIES["numpy"])
+    for path in PATHS:
+        _quick_set_fails("ordinary", path)

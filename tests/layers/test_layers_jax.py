@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import pickle
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,6 +185,69 @@ def test_a_jitted_training_step() -> None:
     assert losses[-1] < losses[0]
     for name in ("weight", "bias", "running_mean", "running_var"):
         np.testing.assert_allclose(getattr(jitted, name), getattr(own, name), rtol=1e-4, atol=1e-5)
+
+
+# Programs in which JAX meets a layer for the first time: each ends with `layer`, whose leaves are looked for.
+FIRST_MEETINGS = {
+    "made of JAX's arrays": "import jax.numpy as jnp; layer = an.LayerNorm(3, xp=jnp)",
+    "made of NumPy's arrays": "import jax; layer = an.LayerNorm(3)",
+    "another class": "layer = an.LayerNorm(3); import jax; an.BatchNorm(3)",
+    "moved": "layer = an.LayerNorm(3); import jax.numpy as jnp; layer = layer.to(jnp)",
+    "copied": "layer = an.LayerNorm(3); import jax, copy; layer = copy.copy(layer)",
+    "params": """
+layer = an.LayerNorm(3)
+import jax.numpy as jnp
+layer.params = dict.fromkeys(layer.params, jnp.ones(3))
+""",
+    "loaded": "layer = an.LayerNorm(3); import jax; layer.load_state_dict(layer.state_dict())",
+    "called": """
+layer = an.LayerNorm(3)
+import jax.numpy as jnp
+layer.weight = layer.bias = jnp.ones(3)
+layer(jnp.ones((2, 3)))
+""",
+    "unpickled": f"import pickle; layer = pickle.loads({pickle.dumps(an.LayerNorm(3, xp=jnp))!r})",
+}
+
+
+@pytest.mark.parametrize("program", FIRST_MEETINGS.values(), ids=FIRST_MEETINGS)
+def test_when_jax_first_meets_a_layer(program: str) -> None:
+    """Whichever comes first, JAX or the layer: where the layer came from or was touched last, JAX knows its class."""
+    _run(f"""
+import anynorm as an
+{program}
+import jax
+assert len(jax.tree.leaves(layer)) == 2, jax.tree.leaves(layer)
+other = jax.jit(lambda layer: jax.tree.map(lambda leaf: leaf + 2, layer))(layer)
+assert other.weight.tolist() == [3, 3, 3]
+""")
+
+
+def test_torch_compiles_layers_that_jax_has_not_met() -> None:
+    """While JAX is loaded and knows no layer, torch.compile takes one that is made or copied into one graph."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    _run("""
+import copy, torch, anynorm as an
+old = an.LayerNorm(3, xp=torch)
+import jax
+made = torch.compile(lambda x: an.LayerNorm(3, xp=torch)(x), fullgraph=True, backend="eager")
+copied = torch.compile(lambda x: copy.copy(old)(x), fullgraph=True, backend="eager")
+x = torch.randn(4, 3)
+assert torch.equal(made(x), copied(x))
+""")
+
+
+def test_layers_do_not_load_jax() -> None:
+    """A layer of other arrays loads neither JAX nor the adapter for it; nor does JAX's being there load the adapter."""
+    script = "import sys, anynorm as an; an.BatchNorm(3); assert 'jax' not in sys.modules\n"
+    _run(f"{script}import jax; jax.tree.leaves(an.BatchNorm(3)); assert 'anynorm_jax' not in sys.modules")
+
+
+def _run(script: str) -> None:
+    """Run a program in a process of its own, where nothing is registered yet."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_equinox() -> None:

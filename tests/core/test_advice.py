@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import types
 from array import array
@@ -280,18 +279,3 @@ def test_surplus_arguments(norm: str) -> None:
     assert "by keyword" in said
     assert refused(lambda: an.explain(function, X, *given)) == said
     assert refused(lambda: an.vjp(function, X, *given)) == said
-
-
-@pytest.mark.parametrize("norm", NORMS, ids=lambda its: its.__name__)
-def test_signature(norm: Any) -> None:
-    """A function shows its own signature, which is that of the body it runs as but for surplus arguments."""
-    shown, own = inspect.signature(norm), inspect.signature(norm, follow_wrapped=False)
-    surplus = ("excess", "unknown")
-    names = [(name, its.kind, its.default) for name, its in own.parameters.items() if name not in surplus]
-    expected = [(name, its.kind, its.default) for name, its in shown.parameters.items()]
-    # What is missing is said in anynorm's words as well.
-    assert [its for its in names if its[0] != "num_groups"] == [its for its in expected if its[0] != "num_groups"]
-    assert len(own.parameters) == len(shown.parameters) + 2
-    assert (norm.__name__, norm.__module__.partition(".")[0]) == (norm.__qualname__, "anynorm")
-    assert norm.__doc__
-    np.testing.assert_array_equal(inspect.unwrap(norm)(X, *[2][: norm is an.group_norm], eps=1.0).shape, X.shape)

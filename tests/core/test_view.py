@@ -252,7 +252,7 @@ def test_dense_arrays_merge(ndim: int) -> None:
 Y = numbered(2, 3, 4, 5)
 Z = numbered(2, 3, 2, 3, 2)
 
-ORDERS: dict[str, tuple[Call, str]] = {
+ORDERS: dict[str, tuple[Bound, str]] = {
     "apart": (planned(layer(0, 2), Y), "reduced, kept, reduced, kept"),
     "apart-of-five": (planned(layer(1, 3), Z), "kept, reduced, kept, reduced, kept"),
     "fortran-group": (planned(group(3), np.asfortranarray(X)), "reduced, kept, channels of a group, kept"),
@@ -373,7 +373,7 @@ def _turned(draw: st.DrawFn, shape: Ints, *orders: Ints) -> NumPyArray:
 
 
 @st.composite
-def _calls(draw: st.DrawFn) -> tuple[Norm, Call, tuple[NumPyArray, ...]]:
+def _calls(draw: st.DrawFn) -> tuple[Norm, Bound, tuple[NumPyArray, ...]]:
     """Draw a norm on arrays of up to six axes, and up to two arrays beside x, which often lie as x does."""
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=6)))
     function = draw(st.sampled_from(["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"]))
@@ -394,7 +394,7 @@ def test_any_layout() -> None:
 
     @settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
     @given(drawn=_calls())
-    def holds(drawn: tuple[Norm, Call, tuple[NumPyArray, ...]]) -> None:
+    def holds(drawn: tuple[Norm, Bound, tuple[NumPyArray, ...]]) -> None:
         norm, call, others = drawn
         found = view_of(call, *others)
         if isinstance(found, View):
@@ -415,7 +415,7 @@ def test_any_layout() -> None:
 
 
 @st.composite
-def _fitting_calls(draw: st.DrawFn) -> tuple[Norm, Call, tuple[NumPyArray, ...]]:
+def _fitting_calls(draw: st.DrawFn) -> tuple[Norm, Bound, tuple[NumPyArray, ...]]:
     """Draw arrays that lie as (A, R, B, S, P), in any order of their axes, for layer norm or group norm."""
     a, r, b, s, p = lengths = draw(st.tuples(*[st.integers(1, 3)] * 5))
     grouped = draw(st.booleans())
@@ -441,7 +441,7 @@ def _fitting_calls(draw: st.DrawFn) -> tuple[Norm, Call, tuple[NumPyArray, ...]]
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn=_fitting_calls())
-def test_what_fits_has_a_view(drawn: tuple[Norm, Call, tuple[NumPyArray, ...]]) -> None:
+def test_what_fits_has_a_view(drawn: tuple[Norm, Bound, tuple[NumPyArray, ...]]) -> None:
     """Arrays that lie as the five dimensions do have a view, whatever order their axes are named in."""
     norm, call, others = drawn
     verify(norm, call, others, view_of(call, *others))

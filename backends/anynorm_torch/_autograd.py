@@ -1,4 +1,4 @@
-"""The engines' passes in autograd's record: with their gradients, and where those are differentiated again, the formula's."""
+"""Engines' passes as autograd records them: their gradient, and where that is differentiated again, the formula's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Normalized(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, residuals = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        kept = launch, view, eps, array, read_weight = ctx.kept
+        kept = launch, _, _, array, read_weight = ctx.kept
         if torch.is_grad_enabled():
             return *_differentiable(Kept(*kept), dy, x, weight, residuals, needs), None
         key: Any = None

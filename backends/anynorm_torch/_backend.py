@@ -41,8 +41,8 @@ class TorchBackend(Backend):
             return signature_of("x, weight", x, weight)
         return signature_of("x, weight, bias", x, weight, bias)
 
-    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:
-        x, weight, bias, mean, var, _, dy, _ = operands
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Tensor] | Declined:
+        x, weight, _, mean, var, _, dy, _ = operands
         if dy is not None and gradient_wanted(x, dy, weight):
             return Differentiable(plan, OPS, "the gradient may be differentiated again")
         arrays = operands.arrays().values()
@@ -71,7 +71,7 @@ class TorchBackend(Backend):
         return True
 
 
-class Slow(Formula):
+class Slow(Formula[Tensor]):
     """The formula where an engine would serve if it were installed: it says so when it first runs."""
 
     def forward(
@@ -92,7 +92,7 @@ def _missing(memory: str) -> str | None:
     return "the CUDA engine's kernels do not run on ROCm" if torch.version.hip is not None else anynorm_cuda.missing()
 
 
-def _compiled(memory: str, plan: Plan, operands: Operands) -> Executable | str:
+def _compiled(memory: str, plan: Plan, operands: Operands) -> Executable[Tensor] | str:
     """Return what serves calls like this one by the engine for a memory, or why that does not."""
     weight, bias = operands.weight, operands.bias
     if memory == "cpu":
@@ -122,6 +122,7 @@ def _signature_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: 
         return None
     if found.lengths is None:
         found.lengths = tuple([length_of(tensor) for tensor in tensors])
-    spans = [(begin := tensor.data_ptr(), begin + length) for tensor, length in zip(tensors, found.lengths, strict=True)]
+    begins = [tensor.data_ptr() for tensor in tensors]
+    spans = [(begin, begin + length) for begin, length in zip(begins, found.lengths, strict=True)]
     target = spans.pop(0 if in_place else -1)
     return found if apart(target, spans) else None

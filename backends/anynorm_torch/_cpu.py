@@ -1,4 +1,4 @@
-"""Tensors in the host's memory by the CPU engine: which kernel serves a signature, and its launch on their addresses."""
+"""Tensors in the host's memory by the CPU engine: which kernel serves a signature, and its launch on addresses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from anynorm_torch._memory import LOW, UNALIGNED, check_storage, unaligned, writ
 from anynorm_torch._pages import LARGE, ask_for_large_pages
 from anynorm_torch._tensors import DTYPES, Parameter, Strided, cast, dense, empty, layout_of, like, strides_in
 
+# The dtype of weight and bias, and how both are to lie in the compute dtype.
+Upcast = tuple[str, Strided | None, Strided | None]
+
 
 class Configs:
     """The launch configs of one signature, by number of threads."""
@@ -25,21 +28,27 @@ class Configs:
         x = tensors[0]
         strides = tuple([strides_in(tensor, tensor.element_size()) for tensor in tensors])
         self._arguments = plan, DTYPES[x.dtype][0], tuple(x.shape), strides, weight, bias
-        self.elements = x.numel()
-        self.by_threads: dict[int, LaunchConfig] = {}  # read as it is, which is one call less
+        self._elements = x.numel()
+        self._by_threads: dict[int, LaunchConfig] = {}
+        self.serial: LaunchConfig | None = None  # where there is never more than one thread
 
     def why_none(self) -> str | None:
         """Return half a sentence that says why there is none, or None. It does not depend on the threads."""
         found = engine.configure(*self._arguments, 1)
-        return found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
+        self._by_threads[1] = found
+        self.serial = found if engine.always_serial(self._elements) else None
+        return None
 
-    def made(self) -> LaunchConfig:
-        """Make the config for as many threads as a call of this moment may use."""
-        threads = engine.threads_for(self.elements)
-        config = engine.configure(*self._arguments, threads)
-        assert not isinstance(config, str)  # `why_none` was asked
-        self.by_threads[threads] = config
-        return config
+    def now(self) -> LaunchConfig:
+        """Return the config for as many threads as a call of this moment may use."""
+        threads = engine.threads_for(self._elements)
+        if threads not in self._by_threads:
+            config = engine.configure(*self._arguments, threads)
+            assert not isinstance(config, str)  # `why_none` was asked
+            self._by_threads[threads] = config
+        return self._by_threads[threads]
 
 
 class CpuLaunch(Launch):
@@ -90,7 +99,7 @@ class CpuLaunch(Launch):
         else:
             read_weight = weight if self._reads_weight else as_parameter(weight, self._compute)
             read_bias = bias if self._reads_bias else as_parameter(bias, self._compute)
-        config = self._configs.by_threads.get(engine.threads_for(self._configs.elements)) or self._configs.made()
+        config = self._configs.serial or self._configs.now()
         residuals: Any = None
         at_residuals = 0
         if given is not None:
@@ -103,8 +112,8 @@ class CpuLaunch(Launch):
             residuals = self._empty_residuals(config)
             at_residuals = residuals.data_ptr()
         at_x, at_y = x.data_ptr(), y.data_ptr()
-        at_weight = config.absent_weight if weight is None else read_weight.data_ptr()
-        at_bias = config.absent_bias if bias is None else read_bias.data_ptr()
+        at_weight = config.absent_weight if read_weight is None else read_weight.data_ptr()
+        at_bias = config.absent_bias if read_bias is None else read_bias.data_ptr()
         if at_x < LOW or at_y < LOW or at_weight < LOW or at_bias < LOW:
             check_storage(x, y, read_weight, read_bias)
         engine.forward(config, at_x, at_y, at_weight, at_bias, at_residuals, eps, given=given is not None)
@@ -116,7 +125,7 @@ class CpuLaunch(Launch):
 
     def measure(self, x: Any, eps: float = 0.0) -> Statistics:
         self._check_lengths(x, None)
-        config = self._configs.by_threads.get(engine.threads_for(self._configs.elements)) or self._configs.made()
+        config = self._configs.serial or self._configs.now()
         residuals = self._empty_residuals(config)
         absent = config.absent_weight, config.absent_bias
         engine.forward(config, x.data_ptr(), 0, *absent, residuals.data_ptr(), eps)
@@ -187,7 +196,7 @@ class CpuGradient(Gradient):
         wants_dweight: bool,
         wants_dbias: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        config = self._configs.by_threads.get(engine.threads_for(self._configs.elements)) or self._configs.made()
+        config = self._configs.serial or self._configs.now()
         dx = out
         if dx is None:
             dx = new_like(x) if self._dx is None else empty(*self._dx)
@@ -222,8 +231,8 @@ def as_parameter(parameter: Tensor | None, compute: torch.dtype) -> Tensor | Non
     return parameter if min(along, default=1) == 1 else parameter.contiguous()
 
 
-def upcast_together(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[str, Strided | None, Strided | None] | None:
-    """Return the dtype of weight and bias and how they are to lie, where `upcast` can cast them, else None."""
+def upcast_together(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Upcast | None:
+    """Return what `upcast` needs to know where it can cast weight and bias, else None."""
     compute, given = DTYPES[x.dtype][1], [parameter for parameter in (weight, bias) if parameter is not None]
     if x.dtype is compute or not given or unaligned(*given) is not None:
         return None

@@ -223,6 +223,7 @@ class CudaGradient(Gradient):
         addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
         if min(addresses) < LOW:
             check_storage(*tensors)
+        work = _floats(x, config.work // 4)
         try:
             engine.backward(
                 config,
@@ -232,7 +233,7 @@ class CudaGradient(Gradient):
                 dx=addresses[2],
                 weight=0 if weight is None else addresses[3],
                 saved=addresses[4],
-                work=_floats(x, config.work // 4).data_ptr(),
+                work=work.data_ptr(),
                 dweight=0 if dweight is None else dweight.data_ptr(),
                 dbias=0 if dbias is None else dbias.data_ptr(),
             )
@@ -264,8 +265,8 @@ def _floats(x: Tensor, *shape: int) -> Tensor:
 
 
 def _target(parameter: Parameter | None, own_dtype: bool) -> Parameter | None:
-    """Return shape and dtype in which a parameter's gradient is written."""
-    if parameter is None or (own_dtype and parameter.dtype in OWN):
+    """Return a parameter as its gradient is written, in its own dtype only if autograd is going to want that."""
+    if parameter is None or (own_dtype and parameter.requires_grad and parameter.dtype in OWN):
         return parameter
     return parameter._replace(dtype=torch.float32)
 
@@ -296,15 +297,11 @@ def _configured(
     weight and bias.
     """
     x = tensors[0]
-    names = [None if parameter is None else DTYPES[parameter.dtype][0] for parameter in parameters]
+    of_weight, of_bias = [None if parameter is None else DTYPES[parameter.dtype][0] for parameter in parameters]
     addresses = [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
-    kinds = _jobs.Kinds(
-        DTYPES[x.dtype][0],
-        *names,
-        bits % WIDEST,
-        (addresses[0] | addresses[1]) % WIDEST,
-        *[DTYPES[dtype][0] for dtype in gradients],
-    )
+    parameter_bits = (addresses[0] | addresses[1]) % WIDEST
+    dweight, dbias = [DTYPES[dtype][0] for dtype in gradients]
+    kinds = _jobs.Kinds(DTYPES[x.dtype][0], of_weight, of_bias, bits % WIDEST, parameter_bits, dweight, dbias)
     strides, device = tuple([strides_in(tensor, 1) for tensor in tensors]), x.get_device()
     config = configure(plan, kinds, tuple(x.shape), strides, layout_of(parameters[0], 1), bias, facts(device))
     return config if isinstance(config, str) else launcher(device).why_not(config.launches) or config

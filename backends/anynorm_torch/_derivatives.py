@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anynorm.backend import ArrayOps, Plan, Residuals, Shape, formula
+from anynorm.backend import ArrayOps, Plan, Residuals, formula
 from anynorm_torch._memory import jit
 from anynorm_torch._sums import accurate_sum
 
@@ -15,7 +15,7 @@ from anynorm_torch._sums import accurate_sum
 functorch: Any = torch._C._functorch
 
 
-def normalize(plan: Plan, z: Tensor, eps: float, *, ops: ArrayOps) -> tuple[Tensor, Residuals]:
+def normalize(plan: Plan, z: Tensor, eps: float, *, ops: ArrayOps[Tensor]) -> tuple[Tensor, Residuals]:
     """Return the normalized z, x̂, and the residuals, with the formula's own derivative."""
     if not _differentiated(z):
         return formula.normalize(plan, z, eps, ops=ops)
@@ -27,7 +27,7 @@ def normalize(plan: Plan, z: Tensor, eps: float, *, ops: ArrayOps) -> tuple[Tens
     return xhat, Residuals(*residuals)
 
 
-def broadcast(x: Tensor, shape: Shape) -> Tensor:
+def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Broadcast x to a shape, so that its gradient is summed axis by axis.
 
     The gradient of torch's own broadcasting is a sum over all axes at once, in which the errors of long plain sums
@@ -42,7 +42,7 @@ def broadcast(x: Tensor, shape: Shape) -> Tensor:
     if not _differentiated(x):
         return x
     function: Any = _Broadcast if torch.compiler.is_compiling() else _BroadcastWithTangent
-    return function.apply(x, shape)
+    return function.apply(x, shape)  # type: ignore[no-any-return]
 
 
 def _differentiated(x: Tensor) -> bool:
@@ -67,7 +67,7 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(z: Any, plan: Plan, eps: float, ops: ArrayOps) -> Any:
+    def forward(z: Any, plan: Plan, eps: float, ops: ArrayOps[Tensor]) -> Any:
         xhat, residuals = formula.normalize(plan, z, eps, ops=ops)
         return xhat, *residuals
 

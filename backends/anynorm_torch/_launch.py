@@ -14,7 +14,7 @@ from anynorm_torch._ops import OPS
 from anynorm_torch._tensors import DTYPES, Parameter
 
 
-class Launch(Formula, ABC):
+class Launch(Formula[Tensor], ABC):
     """A forward pass by an engine."""
 
     def __init__(self, plan: Plan, operands: Operands) -> None:
@@ -39,10 +39,10 @@ class Launch(Formula, ABC):
 
     @abstractmethod
     def compile_gradient(self, operands: Operands) -> Gradient | str:
-        """Return what serves backward passes like this one, dweight and dbias in the parameters' dtypes where it can."""
+        """Return what serves backward passes like this one, or why the engine does not."""
 
 
-class Gradient(Formula, ABC):
+class Gradient(Formula[Tensor], ABC):
     """A backward pass by an engine."""
 
     def __init__(self, plan: Plan) -> None:
@@ -74,7 +74,7 @@ class Gradient(Formula, ABC):
         """
 
 
-class Differentiable(Formula):
+class Differentiable(Formula[Tensor]):
     """A backward pass that is to be differentiated again: by residuals that are differentiable, too."""
 
     def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:

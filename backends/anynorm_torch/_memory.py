@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.overrides import _get_current_function_mode_stack as _function_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -196,8 +194,9 @@ def check_storage(*tensors: Tensor | None) -> None:
         needed = tensor.storage_offset() * tensor.element_size() + length_of(tensor)
         held = tensor.untyped_storage().nbytes()
         if held < needed:
+            shape = tuple(tensor.shape)
             msg = (
-                f"anynorm: a tensor of shape {tuple(tensor.shape)} needs a storage of {needed} bytes and it has {held}: "
+                f"anynorm: a tensor of shape {shape} needs a storage of {needed} bytes and it has {held}: "
                 "it was freed or cut (resize_, as sharding does), so there is nothing to read. Restore it first."
             )
             raise ValueError(msg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat.torch as xp
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from anynorm.backend import ArrayOps, Plan, Residuals, Shape
+from anynorm.backend import ArrayOps, Plan, Shape
 from anynorm_torch import _derivatives
 from anynorm_torch._memory import has_addresses, jit, traced
 from anynorm_torch._sums import TELLS_OPEN_LENGTHS, accurate_sum
 
 
-class TorchOps(ArrayOps):
+class TorchOps(ArrayOps[Tensor]):
     """torch's operations."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class TorchOps(ArrayOps):
         return accurate_sum(x, axes)
 
     def broadcast(self, x: Tensor, shape: Shape) -> Tensor:
-        return _derivatives.broadcast(x, shape)
+        return _derivatives.broadcast(x, cast("tuple[int, ...]", shape))
 
     def normalize(self, normalize: Callable[..., Any], plan: Plan, z: Tensor, eps: float) -> Any:  # noqa: ARG002
         return _derivatives.normalize(plan, z, eps, ops=self)

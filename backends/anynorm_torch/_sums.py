@@ -53,10 +53,10 @@ def _sum_in_blocks(x: Tensor, axis: int) -> Tensor:
             # At least two blocks, or the compiler asks whether there is one.
             blocks = (length + 2 * BLOCK - 1) // BLOCK
             x = torch.nn.functional.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, blocks * BLOCK - length))
-            x = x.unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)
+            x = x.unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)  # type: ignore[no-untyped-call]
         elif length > 2 * BLOCK:
             blocks, left = divmod(length, BLOCK)
-            sums = x.narrow(axis, 0, length - left).unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)
+            sums = x.narrow(axis, 0, length - left).unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)  # type: ignore[no-untyped-call]
             rest = x.narrow(axis, length - left, left).sum(dim=axis, keepdim=True)
             x = torch.cat([sums, rest], dim=axis) if left else sums
     return torch.sum(x, dim=axis, keepdim=True)

@@ -32,11 +32,12 @@ class Parameter(NamedTuple):
 
     shape: Ints
     dtype: torch.dtype
+    requires_grad: bool
 
     @classmethod
     def of(cls, parameter: Tensor | None) -> Parameter | None:
         """Return it for a parameter, if there is one."""
-        return None if parameter is None else cls(tuple(parameter.shape), parameter.dtype)
+        return None if parameter is None else cls(tuple(parameter.shape), parameter.dtype, parameter.requires_grad)
 
 
 # `Tensor.to` takes 2.4 µs, these 1.4.

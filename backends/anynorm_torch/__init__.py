@@ -7,27 +7,7 @@ What users of torch.nn call is in the package `anynorm_torch.nn`, which nothing 
 import re
 from typing import TYPE_CHECKING, NoReturn
 
-from anynorm_torch._autograd import backward as backward
-from anynorm_torch._derivatives import normalize as normalize
-from anynorm_torch._derivatives import spread as spread
-from anynorm_torch._engine import again as again
-from anynorm_torch._engine import declines as declines
-from anynorm_torch._engine import forward as forward
-from anynorm_torch._engine import kind as kind
-from anynorm_torch._engine import moments as moments
-from anynorm_torch._engine import path as path
-from anynorm_torch._formula import compiling as compiling
-from anynorm_torch._formula import constant as constant
-from anynorm_torch._formula import holds as holds
-from anynorm_torch._formula import sum as sum
-from anynorm_torch._formula import writable as writable
-from anynorm_torch._memory import laid_out_like as laid_out_like
-from anynorm_torch._memory import refuses as refuses
-from anynorm_torch._memory import refuses_out as refuses_out
-from anynorm_torch._memory import traced as traced
-from anynorm_torch._memory import unreadable as unreadable
-
-decides_within = True  # `forward` itself says why it cannot: asking first would take as long again
+from anynorm_torch._backend import TorchBackend as TorchBackend
 
 # What `anynorm_torch.nn` has.
 _LAYERS = r"(Batch|Instance)Norm[123]d|(Layer|RMS|Group)Norm|Acceleration|accelerate|frozen_statistics"

@@ -1,160 +1,147 @@
-"""The engines' gradients, for autograd and for `anynorm.vjp`; where they are differentiated again, the formula's."""
+"""Engines' passes as autograd records them: their gradient, and where that is differentiated again, the formula's."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from anynorm import _formula
-from anynorm._dispatch import library_of
-from anynorm._learned import Learned
-from anynorm._plan import Plan
-from anynorm_cuda._launcher import RefusedError
-from anynorm_torch._jobs import FEW, Jobs, Run, UnalignedError, empty, forget, room
-from anynorm_torch._memory import check_storage, unreadable, written
-from anynorm_torch._places import jobs_for
+from anynorm.backend import Formula, Operands, PackedResiduals, View, cache, formula
+from anynorm_torch._memory import forward_ad, unreadable_itself
+from anynorm_torch._ops import OPS
+from anynorm_torch._signature import signature_of
+from anynorm_torch._tensors import Parameter
+
+if TYPE_CHECKING:
+    from anynorm_torch._launch import Launch
+
+# Elements of a parameter, at most, that is cast together with the other one, and kept cast for the backward pass.
+FEW = 2**14
 
 
-def recorded(x: Any, weight: Any, bias: Any, y: Any, its: Run) -> Any:
-    """Return y by an engine, recorded for a gradient."""
+class Kept(NamedTuple):
+    """What a backward pass needs to know beside the tensors that autograd saves."""
+
+    launch: Launch
+    view: View
+    eps: float
+    array: Any  # the residuals, if they are an array of NumPy's: autograd saves tensors alone
+    read_weight: Tensor | None  # weight as the forward pass read it, if that is another tensor
+
+
+def recorded(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor,
+    launch: Launch,
+    view: View,
+    eps: float,
+    residuals: Any,
+    read_weight: Tensor | None,
+) -> Tensor:
+    """Return y, which a launch has computed, recorded for a gradient."""
+    array = None
+    if not isinstance(residuals, Tensor):
+        array, residuals = residuals, None
+    # Autograd sees that weight is not written to meanwhile, so what was cast is right later too.
+    if read_weight is weight or (read_weight is not None and read_weight.numel() > FEW):
+        read_weight = None
     # What `apply` does before is for the tensors of torch.func's transforms, which do not come here, and takes 2 µs.
     apply = _Normalized.apply if torch._C._are_functorch_transforms_active() else _apply
     # y in a tuple: of a tensor that is passed as it is, autograd would return a view.
-    return apply(x, weight, bias, (y, its))
-
-
-def backward(plan: Plan, dy: Any, x: Any, weight: Any, saved: Any, *, out: Any = None) -> tuple[Any, Any, Any]:
-    """Return dx, in `out` if given, and dweight and dbias in the compute dtype and in the plan's shapes, or None."""
-    library = library_of("backward", "x", x)
-    if torch.is_grad_enabled() and any(its is not None and its.requires_grad for its in (x, dy, weight)):
-        # To be differentiated again: the statistics must be differentiable too.
-        if not plan.given:
-            saved = _formula.forward(plan, x, None, None, saved.eps, library=library)[1]
-        return _formula.backward(plan, dy, x, weight, saved, library=library)
-    if isinstance(saved, Learned) and unreadable(dy) is None and (out is None or unreadable(out) is None):
-        check_storage(dy, x, weight, out)
-        dweight, dbias = [None if lies is None else room(lies, x) for lies in (plan.weight, plan.bias)]
-        jobs = jobs_for(x)
-        jobs.used_now(saved.planes)
-        dx = _gradient(jobs, plan, dy, x, weight, saved.planes, dweight, dbias, out)
-        if dx is not None:
-            written(out)
-            return dx, dweight, dbias
-    return _formula.backward(plan, dy, x, weight, saved, out=out, library=library)
+    kept = launch, view, eps, array, read_weight
+    return apply(x, weight, bias, (y, residuals, kept))  # type: ignore[no-any-return]
 
 
 class _Normalized(torch.autograd.Function):
     """x, weight, bias -> y by an engine. Its gradient has a gradient by the formula."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, wrapped: tuple[Any, Run]) -> Any:
-        y, its = wrapped
-        jobs, plan, job, laid, _, eps, planes, given = its
-        # Of bias not its values, which may change meanwhile.
-        described = None if bias is None else (bias.shape, bias.dtype)
-        # Room of NumPy's, which a small call on the host has, is kept as it is: autograd saves tensors alone.
-        own = None if isinstance(planes, torch.Tensor) else planes
-        # Autograd sees that weight is not written to meanwhile, so what was cast is right later too.
-        laid = None if laid is weight or laid.numel() > FEW else laid
-        ctx.kept = jobs, plan, job, eps, given is not None, described, own, laid
-        ctx.save_for_backward(x, weight, planes if own is None else None)
-        jobs.run(x, y, its)
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, computed: tuple[Tensor, Any, Any]) -> Tensor:  # noqa: ARG004
+        y, residuals, ctx.kept = computed
+        # Not bias, whose values may change meanwhile.
+        ctx.save_for_backward(x, weight, residuals)
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
-        x, weight, planes = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, weight, residuals = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        kept = launch, _, _, array, read_weight = ctx.kept
         if torch.is_grad_enabled():
-            return *_differentiable(ctx.kept, dy, x, weight, planes, needs), None
-        jobs, plan, job, eps, _, bias, own, laid = ctx.kept
-        pull = jobs.pull_of(plan, x, dy, weight, laid, planes, bias)
-        if pull is not None:
-            job, lies, weight_lies, bias_lies = pull
-            dx = jobs.empty_like(x) if lies is None else empty(*lies)
-            dweight = empty(*weight_lies) if needs[1] else None
-            dbias = empty(*bias_lies) if needs[2] else None
-            laid = weight if laid is None else laid
-            try:
-                jobs.run_gradient(job, x, dy, dx, laid, planes if own is None else own, dweight, dbias)
-            except UnalignedError:
-                pass  # the next looks at each tensor, and the formula takes any
+            return *_differentiable(Kept(*kept), dy, x, weight, residuals, needs), None
+        key: Any = None
+        if forward_ad._current_level < 0:
+            # Hooks may have brought back tensors of another kind than those that were saved.
+            if residuals is None:
+                key = signature_of("x, dy", x, dy) if weight is None else signature_of("x, dy, weight", x, dy, weight)
+            elif weight is None:
+                key = signature_of("x, dy, residuals", x, dy, residuals)
             else:
-                return dx, dweight, dbias, None  # cast, and left out where it is not needed, by autograd itself
-        # Hooks may have brought back tensors of another kind than those that were saved.
-        if jobs.may_read(x, dy, weight, planes):
-            dweight = jobs.room_for_gradient(weight.shape, weight.dtype, x) if needs[1] else None
-            dbias = jobs.room_for_gradient(*bias, x) if needs[2] else None
-            dx = _gradient(jobs, plan, dy, x, weight, planes if own is None else own, dweight, dbias)
-            if dx is not None:
-                return dx, dweight, dbias, None
-        saved: Any = Learned(planes if own is None else torch.from_numpy(own), plan, job, eps)
-        found = _formula.backward(plan, dy, x, weight, saved, library=library_of("backward", "x", x))
-        return *_like(found, weight, bias, needs), None
+                key = signature_of("x, dy, weight, residuals", x, dy, weight, residuals)
+        if key is not None:
+            key = launch, key
+        executable: Any = None if key is None else cache.entries.get(key)
+        if executable is None:
+            executable = _compiled(Kept(*kept), dy, x, weight, residuals)
+            if key is not None:
+                cache.remember(key, executable)
+        if type(executable) is not Formula:
+            residuals_read = residuals if array is None else array
+            weight_read = weight if read_weight is None else read_weight
+            found = executable.run(dy, x, weight_read, residuals_read, None, needs[1], needs[2])
+            if found is not None:
+                return *found, None  # cast, and left out where it is not needed, by autograd itself
+        packed = _packed(Kept(*kept), residuals)
+        found = Formula(launch.plan, OPS, None).backward(dy, x, weight, packed, None)
+        return *_like(found, weight, launch.bias, needs), None
 
 
 _apply: Any = super(torch.autograd.Function, _Normalized).apply
 
 
-def _like(gradients: Any, weight: Any, bias: Any, needs: Any) -> list[Any]:
+def _compiled(kept: Kept, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Tensor | None) -> Any:
+    """Return what serves backward passes like this one, the formula where no engine may or can."""
+    launch = kept.launch
+    tensors = [tensor for tensor in (x, dy, weight, residuals) if tensor is not None]
+    found: Any = "the tensors may not be read"
+    if forward_ad._current_level < 0 and not any(unreadable_itself(tensor) for tensor in tensors):
+        weight = weight if kept.read_weight is None else kept.read_weight
+        found = launch.compile_gradient(Operands(x, weight, dy=dy, residuals=_packed(kept, residuals)))
+    return Formula(launch.plan, OPS, found) if isinstance(found, str) else found
+
+
+def _packed(kept: Kept, residuals: Tensor | None) -> PackedResiduals:
+    array = residuals if kept.array is None else torch.from_numpy(kept.array)
+    return PackedResiduals(array, kept.launch.plan, kept.view, kept.eps)
+
+
+def _like(gradients: tuple[Any, Any, Any], weight: Any, bias: Parameter | None, needs: Any) -> list[Tensor | None]:
     """Return the gradients that are needed, those of weight and bias in their own dtype and shape."""
     dx, dweight, dbias = gradients
     return [
         dx if needs[0] else None,
         dweight.to(weight.dtype).reshape(weight.shape) if needs[1] else None,
-        dbias.to(bias[1]).reshape(bias[0]) if needs[2] else None,
+        dbias.to(bias.dtype).reshape(bias.shape) if needs[2] and bias is not None else None,
     ]
 
 
-def _differentiable(kept: Any, dy: Any, x: Any, weight: Any, planes: Any, needs: Any) -> list[Any]:
+def _differentiable(kept: Kept, dy: Tensor, x: Tensor, weight: Any, residuals: Any, needs: Any) -> list[Tensor | None]:
     """Return the gradients as the formula has them, recorded for a gradient of their own."""
-    _, plan, job, eps, given, described, *_ = kept
-    library = library_of("backward", "x", x)
-    if given:
-        saved: Any = Learned(planes, plan, job, eps)
-        found = _formula.backward(plan, dy, x, weight, saved, library=library)
+    launch = kept.launch
+    plan, described = launch.plan, launch.bias
+    if plan.given:
+        found = formula.backward(plan, dy, x, weight, _packed(kept, residuals), ops=OPS)  # type: ignore[arg-type]
         return _like(found, weight, described, needs)
     # Aliases, because one input may be made of another, or be the same tensor: their gradients must not mix here.
     # Nothing depends on the values of bias.
-    shape, dtype = described or ((), None)
-    bias = None if described is None else x.new_zeros(shape, dtype=dtype, requires_grad=needs[2])
-    aliases: list[Any] = [None if its is None else its.view_as(its) for its in (x, weight, bias)]
-    y, _ = _formula.forward(plan, aliases[0], aliases[1], aliases[2], eps, library=library)
-    wanted = [its for its, need in zip(aliases, needs, strict=False) if need]
+    bias = None
+    if described is not None:
+        bias = x.new_zeros(described.shape, dtype=described.dtype, requires_grad=needs[2])
+    aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)]
+    y, _ = formula.forward(plan, aliases[0], aliases[1], aliases[2], kept.eps, ops=OPS)
+    wanted = [alias for alias, need in zip(aliases, needs, strict=False) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(gradients) if need else None for need in needs[:3]]
-
-
-def _gradient(
-    jobs: Jobs,
-    plan: Plan,
-    dy: Any,
-    x: Any,
-    weight: Any,
-    planes: Any,
-    dweight: Any,
-    dbias: Any,
-    out: Any = None,
-) -> Any:
-    """Return dx by an engine, and write the gradients of weight and bias where tensors for them are given.
-
-    None where the engine cannot run.
-    """
-    if dy.dtype != x.dtype or (plan.given and not jobs.pulls_given):
-        return None
-    dx, weight = jobs.empty_like(x) if out is None else out, jobs.parameter(weight, x)
-    job = jobs.gradient_job_of(plan, x, weight, dy, dx, dweight, dbias)
-    if isinstance(job, str) and dy.stride() != dx.stride():
-        dy = jobs.empty_like(x).copy_(dy)  # a copy costs one pass over it, the formula about ten
-        job = jobs.gradient_job_of(plan, x, weight, dy, dx, dweight, dbias)
-    if isinstance(job, str):
-        return None
-    try:
-        jobs.run_gradient(job, x, dy, dx, weight, planes, dweight, dbias)
-    except RefusedError:
-        forget()
-        return None
-    except UnalignedError:
-        return None
-    return dx

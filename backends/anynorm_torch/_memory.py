@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
+from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.overrides import _get_current_function_mode_stack as _function_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from anynorm import _memory
+from anynorm import backend
+from anynorm.backend import Memory, reach
 
 # Not annotated by torch.
 forward_ad: Any = _forward_ad
@@ -19,13 +19,13 @@ function_modes: Any = _function_modes
 jit: Any = torch.jit
 
 
-def refuses(x: Any) -> str | None:
+def refuses(x: Tensor) -> str | None:
     """Return why no norm can take this tensor, or None."""
     if x.is_nested:
         return (
             "is a nested tensor, whose rows differ in length; padding would enter the statistics. Take its tensors one "
             "by one, with `norm` the call for one of them: "
-            "torch.nested.as_nested_tensor([norm(its) for its in x.unbind()], layout=x.layout)."
+            "torch.nested.as_nested_tensor([norm(row) for row in x.unbind()], layout=x.layout)."
         )
     if x.is_quantized:
         return "is quantized. Convert it first with .dequantize()."
@@ -42,7 +42,7 @@ def refuses(x: Any) -> str | None:
     return None
 
 
-def unreadable(x: Any) -> str | None:
+def unreadable(x: Tensor) -> str | None:
     """Return why the raw memory of this tensor is not its value, or not to be touched; None if it may be read."""
     return watched() or unreadable_itself(x)
 
@@ -55,7 +55,7 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 _plain: dict[int, str] = {}
 
 
-def unreadable_itself(x: Any) -> str | None:
+def unreadable_itself(x: Tensor) -> str | None:
     """Return why this tensor's memory is not its value, or None.
 
     That its type is Tensor says little: vmap's and grad's wrappers, forward-mode duals and lazily negated views are of
@@ -74,13 +74,13 @@ def unreadable_itself(x: Any) -> str | None:
     return reason
 
 
-def memory_of(x: Any) -> str:
+def memory_of(x: Tensor) -> str:
     """Return which memory a tensor lies in: "cpu" is the host's."""
     memory: str = x.device.type
     return memory
 
 
-def readable_in(x: Any) -> str | None:
+def readable_in(x: Tensor) -> str | None:
     """Return, faster than `unreadable_itself`, in which memory a tensor may be read, if `watches` is False."""
     own = type(x)
     if own is not torch.Tensor and own is not torch.nn.Parameter:
@@ -93,15 +93,17 @@ def readable_in(x: Any) -> str | None:
 WIDEST = 16
 
 
-def kind_of(x: Any) -> tuple[Any, ...] | None:
-    """Return all of a tensor that checks and jobs look at, or None if it may not be read; `watches` is False."""
+def facts_of(x: Tensor) -> tuple[Any, ...] | None:
+    """Return all that decides about a tensor but its values, or None if it may not be read; `watches` is False."""
     memory = readable_in(x)
+    if memory is None or x.data_ptr() % x.element_size():
+        return None
     if memory == "cpu":
         return x.dtype, x.shape, x.stride()
-    return None if memory is None else (x.dtype, x.shape, x.stride(), x.get_device(), x.data_ptr() % WIDEST)
+    return x.dtype, x.shape, x.stride(), x.get_device(), x.data_ptr() % WIDEST
 
 
-def _special(x: Any) -> str | None:
+def _special(x: Tensor) -> str | None:
     """Return why a tensor of this kind is not read, or None."""
     if x.layout is not torch.strided or x.is_nested or x.is_quantized:
         return "the tensor is sparse, nested or quantized"
@@ -143,12 +145,12 @@ def watches() -> bool:
     )
 
 
-def traced(x: Any) -> bool:
+def traced(x: Tensor) -> bool:
     """Say whether torch.func is transforming a call with x, which nothing may keep."""
     return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
-def _has_addresses(x: Any) -> bool:
+def has_addresses(x: Tensor) -> bool:
     """Say whether a tensor's strides and address are those of its values.
 
     No engine reads a subclass, but one that changes torch's functions alone lies in memory as any tensor does. One that
@@ -158,71 +160,25 @@ def _has_addresses(x: Any) -> bool:
     return changes is torch._C._disabled_torch_dispatch_impl and _special(x) is None
 
 
-def laid_out_like(y: Any, x: Any) -> Any:
-    """Return y with the strides of `empty_like(x)`: with other operands beside it, arithmetic follows the first.
-
-    A fake y is told of no other strides than the real one has.
-    """
-    if not (_has_strides(x) and _has_strides(y)):
-        return y
-    strides = _strides_like(x)
-    if strides == y.stride():
-        return y
-    return x.new_empty_strided(x.shape, strides).copy_(y)
-
-
-def _strides_like(x: Any) -> Any:
-    """Return the strides of `empty_like(x)`.
-
-    Of a fake x torch itself gets those along axes of length 1, and of tensors without elements, wrong.
-    """
-    lengths, strides, step = x.shape, x.stride(), 1
-    if 0 in lengths:
-        return strides
-    for stride, length in sorted(zip(strides, lengths, strict=True)):
-        if length > 1:
-            if stride != step:
-                return torch.empty_like(x).stride()
-            step *= length
-    return strides  # dense: as they are
-
-
-# Of fake tensors, and of those that are traced without side effects, strides are right, though there is no memory.
-WITH_STRIDES = (FakeTensor, FunctionalTensor)
-
-
-def _has_strides(x: Any) -> bool:
-    """Say whether a tensor's strides are those of memory, or are to be, and are numbers.
-
-    Under torch.compile none are asked for: its own arithmetic follows x but along axes of length 1 and in tensors
-    without elements, and there its copies do not follow either.
-    """
-    if torch.compiler.is_compiling() or jit.is_tracing():
-        return False
-    if type(x) not in WITH_STRIDES and not _has_addresses(x):
-        return False
-    return [isinstance(its, torch.SymInt) for its in (*x.shape, *x.stride())].count(True) == 0
-
-
-def refuses_out(out: Any, x: Any, others: dict[str, Any]) -> str | None:
+def refuses_out(out: Tensor, x: Tensor | None, others: dict[str, Tensor]) -> str | None:
     """Return why `out` may not be written, or None."""
     named = {"out": out, **({} if x is None else {"x": x}), **others}
     if torch.is_grad_enabled():
-        for name, its in named.items():
-            if its.requires_grad:
+        for name, tensor in named.items():
+            if tensor.requires_grad:
                 return f"out= cannot be used where a gradient is wanted, and {name} requires one. Leave out as None."
     if out.is_inference() and not torch.is_inference_mode_enabled():
         return "out is an inference tensor, which is written to only within torch.inference_mode(). Pass another."
-    if watched() is not None or [_has_addresses(its) for its in named.values()].count(False):
+    if watched() is not None or [has_addresses(tensor) for tensor in named.values()].count(False):
         return None  # no addresses to compare
     itself = None if x is None else _where(x)
-    return _memory.refuses_out(_where(out), itself, {name: _where(its) for name, its in others.items()})
+    return backend.refuses_out(_where(out), itself, {name: _where(tensor) for name, tensor in others.items()})
 
 
-def length_of(x: Any) -> int:
+def length_of(x: Tensor) -> int:
     """Return how many bytes lie between the beginning of a tensor and its end; no stride of a tensor is negative."""
     size: int = x.element_size()
-    return (_memory.reach(x.shape, x.stride())[1] + 1) * size
+    return (reach(x.shape, x.stride())[1] + 1) * size
 
 
 # Where a storage was freed, the address of its tensors is their offset in it, in bytes, which is less than this. Where
@@ -230,25 +186,26 @@ def length_of(x: Any) -> int:
 LOW = 2**40
 
 
-def check_storage(*tensors: Any) -> None:
+def check_storage(*tensors: Tensor | None) -> None:
     """Raise a ValueError if a tensor among these, of which None is none, reaches beyond its storage."""
-    for its in tensors:
-        if its is None or its.numel() == 0:
+    for tensor in tensors:
+        if tensor is None or tensor.numel() == 0:
             continue
-        needed = its.storage_offset() * its.element_size() + length_of(its)
-        held = its.untyped_storage().nbytes()
+        needed = tensor.storage_offset() * tensor.element_size() + length_of(tensor)
+        held = tensor.untyped_storage().nbytes()
         if held < needed:
+            shape = tuple(tensor.shape)
             msg = (
-                f"anynorm: a tensor of shape {tuple(its.shape)} needs a storage of {needed} bytes and it has {held}: "
+                f"anynorm: a tensor of shape {shape} needs a storage of {needed} bytes and it has {held}: "
                 "it was freed or cut (resize_, as sharding does), so there is nothing to read. Restore it first."
             )
             raise ValueError(msg)
 
 
-def unaligned(*tensors: Any) -> str | None:
+def unaligned(*tensors: Tensor | None) -> str | None:
     """Return why no kernel reads these, of which None is none, or None: elements lie at multiples of their size."""
-    for its in tensors:
-        if its is not None and its.data_ptr() % its.element_size():
+    for tensor in tensors:
+        if tensor is not None and tensor.data_ptr() % tensor.element_size():
             return UNALIGNED
     return None
 
@@ -256,12 +213,12 @@ def unaligned(*tensors: Any) -> str | None:
 UNALIGNED = "a tensor's memory is not aligned to its elements"
 
 
-def written(out: Any) -> None:
-    """Let autograd see that an engine has changed a tensor, if there is one, which it may have saved."""
-    if out is not None and not out.is_inference():
+def written(out: Tensor) -> None:
+    """Let autograd see that an engine has changed a tensor, which autograd may have saved."""
+    if not out.is_inference():
         torch.autograd.graph.increment_version(out)
 
 
-def _where(x: Any) -> _memory.Memory:
+def _where(x: Tensor) -> Memory:
     size = x.element_size()
-    return _memory.Memory(x.data_ptr(), tuple(x.shape), tuple([step * size for step in x.stride()]), size)
+    return Memory(x.data_ptr(), tuple(x.shape), tuple([step * size for step in x.stride()]), size)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+
+from torch import Tensor
 
 import anynorm_cuda
 import anynorm_numba
-from anynorm._frames import users_level
+from anynorm.backend import users_level
 from anynorm_torch._memory import memory_of
 
 _ENGINES = {"cpu": anynorm_numba, "cuda": anynorm_cuda}
@@ -19,7 +20,7 @@ SIZABLE = 1 << 14
 _said: dict[str, object] = {}
 
 
-def say_if_slow(reason: str, x: Any) -> None:
+def say_if_slow(reason: str, x: Tensor) -> None:
     """Warn, once in a process for each memory, where the reason why no engine serves x is that it is not installed."""
     memory = memory_of(x)
     if memory not in _ENGINES or memory in _said or reason != _ENGINES[memory].missing() or x.numel() < SIZABLE:

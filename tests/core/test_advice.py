@@ -195,7 +195,7 @@ def test_tensors_of_torch() -> None:
     """Nested tensors are normalized one by one, none padded; what sparse ones lack counts as zeros, which is said."""
     torch: Any = pytest.importorskip("torch", reason="torch is not installed")
     rows = [torch.from_numpy(X[:2]), torch.from_numpy(X[2:, :])[:1]]
-    code = "torch.nested.as_nested_tensor([norm(its) for its in x.unbind()], layout=x.layout)"
+    code = "torch.nested.as_nested_tensor([norm(row) for row in x.unbind()], layout=x.layout)"
     x = torch.nested.nested_tensor(rows, layout=torch.jagged)
     said = refused(lambda: an.layer_norm(x))
     assert "to_padded_tensor" not in said

@@ -34,13 +34,13 @@ SHAPES = {"x": (6, 5, 7), "weight": (5,), "bias": (5,), "mean": (5,), "var": (5,
 @contextmanager
 def aligned_alone() -> Iterator[list[str]]:
     """Raise where the engine is run on an address that its elements do not divide; note each run."""
-    from anynorm_numba import _engine, _given, _half
+    from anynorm_numba import engine
     from anynorm_numba._jobs import SIZES
 
     runs: list[str] = []
 
     def checking(name: str, places: dict[str, int]) -> Callable[..., None]:
-        run = getattr(_engine, name)
+        run = getattr(engine, name)
 
         def checked(job: Any, *args: Any, **options: Any) -> None:
             size, number = SIZES[job.kind]
@@ -51,20 +51,19 @@ def aligned_alone() -> Iterator[list[str]]:
 
         return checked
 
-    take, widen = _given.take, _half.widen
+    take, upcast = engine.take_given, engine.upcast_halves
 
     def checked_take(kind: str, n: int, mean: int, var: int, *rest: Any) -> None:
         assert (mean | var) % SIZES[kind][1] == 0
         take(kind, n, mean, var, *rest)
 
-    def checked_widen(kind: str, n: int, source: int, target: int, other: int, other_source: int, *rest: int) -> None:
+    def checked_upcast(kind: str, n: int, source: int, target: int, other: int, other_source: int, *rest: int) -> None:
         assert (source | other_source) % 2 == 0
-        widen(kind, n, source, target, other, other_source, *rest)
+        upcast(kind, n, source, target, other, other_source, *rest)
 
     with (
-        mock.patch.multiple(_engine, forward=checking("forward", FORWARD), backward=checking("backward", BACKWARD)),
-        mock.patch.object(_given, "take", checked_take),
-        mock.patch.object(_half, "widen", checked_widen),
+        mock.patch.multiple(engine, forward=checking("forward", FORWARD), backward=checking("backward", BACKWARD)),
+        mock.patch.multiple(engine, take_given=checked_take, upcast_halves=checked_upcast),
     ):
         yield runs
 

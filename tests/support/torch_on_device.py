@@ -11,7 +11,7 @@ import cuda_host
 from cuda_device import HostDevice
 from gradients import cotangent, exact_gradients, verify_gradients
 from inputs import Case, verify
-from libraries import LIBRARIES, NumPyArray
+from libraries import LIBRARIES, NumPyArray, nothing_known
 
 import anynorm as an
 
@@ -49,12 +49,11 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
     import torch
 
     import anynorm_cuda
-    from anynorm import _dispatch
-    from anynorm_cuda import _engine
     from anynorm_cuda._launcher import Launcher
     from anynorm_cuda._teams import Device
-    from anynorm_torch import _device, _jobs, _kinds, _memory
+    from anynorm_torch import _cuda, _memory, _signature
 
+    engine = _cuda.engine
     device = Device(90, 132, 232448) if device is None else device
     seen = Seen(launch)
 
@@ -65,25 +64,27 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
 
         return noted
 
-    library = _dispatch.library_of("test", "x", torch.empty(0))
     with ExitStack() as stack:
         replacements: list[Any] = [
-            mock.patch.object(_memory, "memory_of", lambda x: "cuda" if x.device.type == "cpu" else x.device.type),
+            mock.patch.object(_memory, "memory_of", _memory_of),
             mock.patch.object(_memory, "_plain", {}),
-            mock.patch.object(_jobs, "_met", {}),
-            mock.patch.multiple(_kinds, _kinds={}, _near={}),
-            mock.patch.dict(library.known, clear=True),
+            mock.patch.multiple(_signature, memory_of=_memory_of, _signatures={}, _guarded={}),
+            nothing_known(),
             mock.patch.object(anynorm_cuda, "missing", return_value=None),
-            mock.patch.object(_device, "facts", return_value=device),
-            mock.patch.object(_device, "launcher", return_value=Launcher(seen)),
-            mock.patch.object(_device, "_stream", return_value=STREAM),
-            mock.patch.object(_device._DeviceJobs, "used_now", lambda _, planes: seen.used.append(planes)),
-            mock.patch.multiple(_engine, forward=noting(_engine.forward), backward=noting(_engine.backward)),
+            mock.patch.object(_cuda, "facts", return_value=device),
+            mock.patch.object(_cuda, "launcher", return_value=Launcher(seen)),
+            mock.patch.object(_cuda, "_stream", return_value=STREAM),
+            mock.patch.object(_cuda, "note_use", seen.used.append),
+            mock.patch.multiple(engine, forward=noting(engine.forward), backward=noting(engine.backward)),
             _filling(torch),
         ]
         for replaced in replacements:
             stack.enter_context(replaced)
         yield seen
+
+
+def _memory_of(x: Any) -> str:
+    return "cuda" if x.device.type == "cpu" else str(x.device.type)
 
 
 @contextmanager

@@ -86,11 +86,11 @@ def test_long_rows(length: int) -> None:
 
 def test_current_stream() -> None:
     """Which stream is current torch says, in its own quick way as in the public one."""
-    from anynorm_torch import _device
+    from anynorm_torch import _cuda
 
     for stream in (torch.cuda.default_stream(), torch.cuda.Stream()):
         with torch.cuda.stream(stream):
-            assert _device._stream(0) == _device._stream_asked(0) == stream.cuda_stream
+            assert _cuda._stream(0) == _cuda._stream_asked(0) == stream.cuda_stream
 
 
 @pytest.mark.parametrize("call", CALLS)

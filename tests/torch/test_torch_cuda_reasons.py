@@ -10,6 +10,7 @@ from unittest import mock
 import cuda_host
 import pytest
 import torch_on_device
+from libraries import nothing_known
 from torch_on_device import Seen, on_device
 
 import anynorm as an
@@ -60,11 +61,11 @@ def served(reason: str, *arrays: Any, **options: Any) -> None:
 
 
 def test_without_bindings(seen: Seen) -> None:
-    """Where cuda.bindings is not installed, the formula serves, also calls that are known."""
+    """Where cuda.bindings is not installed, the formula serves."""
     x = plain()
     an.layer_norm(x)
     an.layer_norm(x)
-    with mock.patch.object(anynorm_cuda, "missing", return_value="cuda-bindings is not installed"):
+    with nothing_known(), mock.patch.object(anynorm_cuda, "missing", return_value="cuda-bindings is not installed"):
         served("cuda-bindings is not installed", x)
     assert len(seen.jobs) == 2
 
@@ -193,7 +194,7 @@ def test_statistics_freed_before_the_backward_pass(seen: Seen) -> None:
 
 def test_storages_are_not_asked_in_every_call(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operand that is not given is none whose address is low: asking each storage takes as long as the launch."""
-    from anynorm_torch import _jobs, _memory
+    from anynorm_torch import _cuda, _memory
 
     x = plain().requires_grad_()
     if x.data_ptr() < _memory.LOW:
@@ -202,7 +203,7 @@ def test_storages_are_not_asked_in_every_call(seen: Seen, monkeypatch: pytest.Mo
     def asked(*_: Any) -> None:
         pytest.fail("storages are asked")
 
-    monkeypatch.setattr(_jobs, "check_storage", asked)
+    monkeypatch.setattr(_cuda, "check_storage", asked)
     for _ in range(2):
         an.layer_norm(x).sum().backward()
         an.moments(x.detach(), axis=1)

@@ -197,12 +197,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 )
 def test_from_compiler_and_driver(driver: Driver, code: Any, fails: dict[str, int], words: str, seen: Seen) -> None:
     """What NVRTC and CUDA's driver refuse reaches `explain` in their words, and the formula serves both passes."""
-    from anynorm_torch import _device
+    from anynorm_torch import _cuda
 
     driver.fails = fails
     with (
         mock.patch.object(_compile, "cubin", side_effect=[code] * 9 if isinstance(code, bytes) else code),
-        mock.patch.object(_device, "launcher", return_value=_driver.launcher(0)),
+        mock.patch.object(_cuda, "launcher", return_value=_driver.launcher(0)),
     ):
         own = leaves(4, 6)
         check_both_passes(own)

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from libraries import nothing_known
 
 import anynorm as an
 
@@ -37,14 +38,11 @@ def _gradients(shape: tuple[int, ...], needs: tuple[bool, ...]) -> list[Any]:
 @contextmanager
 def _summed_by_numpy() -> Iterator[None]:
     """Let NumPy sum every gradient of a parameter, as it does where no kernel can."""
-    from anynorm_numba import _jobs as jobs
     from anynorm_numba import _parameters
-    from anynorm_torch import _jobs as jobs_of_torch
 
     with (
         mock.patch.object(_parameters, "_three", return_value=None),
-        mock.patch.object(jobs, "_met", {}),
-        mock.patch.object(jobs_of_torch, "_met", {}),
+        nothing_known(),
     ):
         yield
 

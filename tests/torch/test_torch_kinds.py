@@ -12,8 +12,10 @@ from unittest import mock
 
 import pytest
 from engine_runs import in_threads, watched
+from libraries import nothing_known
 
 import anynorm as an
+from anynorm._core.backends import backend_of
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("numba")
@@ -24,15 +26,20 @@ AMID_HOOKS = torch.autograd.graph.saved_tensors_hooks
 
 @contextmanager
 def _anew(guards: Any = None) -> Iterator[Any]:
-    """Forget all kinds; where `guards` is given, ask with that instead of torch's own."""
-    from anynorm_torch import _kinds
+    """Forget all signatures; where `guards` is given, make guards with that instead of torch's own."""
+    from anynorm_torch import _signature
 
-    with mock.patch.multiple(_kinds, _kinds={}, _near={}):
+    with nothing_known(), mock.patch.multiple(_signature, _signatures={}, _guarded={}):
         if guards is None:
-            yield _kinds
+            yield _signature
         else:
-            with mock.patch.object(_kinds, "_guards", guards):
-                yield _kinds
+            with mock.patch.object(_signature, "_guard_maker", guards):
+                yield _signature
+
+
+def _signature_of(*arrays: Any) -> Any:
+    """Return the signature of a call with x, weight, bias, mean, var, out."""
+    return backend_of("test", "x", arrays[0]).signature(*arrays)
 
 
 def _leaves(*dtypes: Any) -> list[Any]:
@@ -68,13 +75,11 @@ def known() -> Any:
 
 def test_tensors_alike_are_of_one_kind() -> None:
     """A kind is one object, found by a single question the second time, and another for each fact that counts."""
-    from anynorm_torch._engine import kind
-
     x, w, b = _leaves(*FLOATS)
-    with _anew() as kinds:
-        first = kind(x, w, b, None, None, None)
-        with mock.patch.object(kinds, "_told", side_effect=AssertionError):
-            assert kind(x.detach().clone().requires_grad_(), w, b, None, None, None) is first
+    with _anew() as signatures:
+        first = _signature_of(x, w, b, None, None, None)
+        with mock.patch.object(signatures, "_looked_up", side_effect=AssertionError):
+            assert _signature_of(x.detach().clone().requires_grad_(), w, b, None, None, None) is first
         unlike = [
             (x.detach(), w, b),
             (x, w, None),
@@ -85,7 +90,7 @@ def test_tensors_alike_are_of_one_kind() -> None:
             (x, torch.nn.Parameter(w[:1]), b),
             (x.view(48, 1), w, b),
         ]
-        others = [kind(*its, None, None, None) for its in unlike]
+        others = [_signature_of(*its, None, None, None) for its in unlike]
     assert None not in others
     assert len({first, *others}) == 1 + len(unlike)
 
@@ -94,31 +99,31 @@ def test_kinds_are_told_without_torchs_question() -> None:
     """Where torch lacks what its compiler asks, kinds are told apart as well, and results are the same."""
     leaves, dy = _leaves(*FLOATS), torch.randn(6, 8)
     y, found = an.layer_norm(*leaves), _gradients(leaves, dy)
-    with _anew(guards=lambda: None) as kinds:
+    with _anew(guards=lambda: None) as signatures:
         for _ in range(3):
             assert torch.equal(an.layer_norm(*leaves), y)
             assert all(map(torch.equal, _gradients(leaves, dy), found))
-        assert not any(kinds._near.values())
-        assert kinds._kinds
+        assert not any(signatures._guarded.values())
+        assert signatures._signatures
 
 
 def test_torchs_question_is_asked_here() -> None:
     """The torch of this environment has the question, so that these tests test it."""
-    from anynorm_torch import _kinds
+    from anynorm_torch import _signature
 
-    assert _kinds._guards() is not None
+    assert _signature._guard_maker() is not None
 
 
 def test_memory_of_kinds_is_bounded() -> None:
     """What is remembered starts anew when it has grown, and keeps few questions for each number of elements."""
-    with _anew() as kinds, mock.patch.object(kinds, "MANY", 5):
+    with _anew() as signatures, mock.patch.object(signatures, "MANY", 5):
         for length in range(1, 20):
             an.layer_norm(torch.ones(2, length))
-        assert len(kinds._kinds) <= 5
-    with _anew() as kinds:
+        assert len(signatures._signatures) <= 5
+    with _anew() as signatures:
         for axes in range(1, 20):
             an.layer_norm(torch.ones(*[1] * axes, 6))
-        assert max(map(len, kinds._near.values())) == kinds.NEAR
+        assert max(map(len, signatures._guarded.values())) == signatures.FEW_GUARDS
 
 
 def test_biases_of_two_shapes(known: Any) -> None:
@@ -241,8 +246,6 @@ WITHOUT_STRIDES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("place", ["x", "weight", "dy"])
 def test_tensors_without_strides(place: str, kind: str) -> None:
     """A tensor of no strides, as many elements as it has, is told from those of a known kind, and refused."""
-    from anynorm_torch._engine import kind as kind_of
-
     x, w = torch.randn(6, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True)
     for _ in range(3):
         torch.autograd.grad(an.layer_norm(x, w), (x, w), torch.ones(6, 8))
@@ -253,14 +256,13 @@ def test_tensors_without_strides(place: str, kind: str) -> None:
             torch.autograd.grad(y, (x, w), other)
         return
     arguments = (other, w) if place == "x" else (x, other)
-    assert kind_of(*arguments, None, None, None, None) is None
+    assert _signature_of(*arguments, None, None, None, None) is None
     with pytest.raises((TypeError, ValueError), match=place):
         an.layer_norm(*arguments)
 
 
 def test_subclass_is_asked_nothing(known: Any) -> None:
     """A tensor of another type is told by that: its own methods, which may be anything, are not called for it."""
-    from anynorm_torch._engine import kind
 
     class Silent(torch.Tensor):  # type: ignore[misc]
         @classmethod
@@ -268,9 +270,9 @@ def test_subclass_is_asked_nothing(known: Any) -> None:
             raise AssertionError
 
     (x, w, b), _, _ = known
-    assert kind(torch.Tensor._make_subclass(Silent, x.detach()), w, b, None, None, None) is None
-    assert kind(x, torch.Tensor._make_subclass(Silent, w.detach()), b, None, None, None) is None
-    assert kind(x, w, b, None, None, torch.Tensor._make_subclass(Silent, x.detach())) is None
+    assert _signature_of(torch.Tensor._make_subclass(Silent, x.detach()), w, b, None, None, None) is None
+    assert _signature_of(x, torch.Tensor._make_subclass(Silent, w.detach()), b, None, None, None) is None
+    assert _signature_of(x, w, b, None, None, torch.Tensor._make_subclass(Silent, x.detach())) is None
 
 
 def test_forward_mode_is_noticed_amid_a_known_backward_pass(known: Any) -> None:
@@ -328,11 +330,11 @@ def test_half_precision_that_lies_otherwise() -> None:
     w, b = torch.randn(8).bfloat16(), torch.randn(8).bfloat16()
     y = [an.layer_norm(x, w, b) for _ in range(3)][-1]
     assert torch.equal(an.layer_norm(x, w.repeat_interleave(2)[::2], b.repeat_interleave(2)[::2]), y)
-    from anynorm_torch import _host
+    from anynorm_torch import _cpu
 
-    with mock.patch.object(_host, "FEW", 4), _anew():
+    with mock.patch.object(_cpu, "FEW", 4), _anew():
         an.layer_norm(x, w, b)
-        with mock.patch.object(_host._HostJobs, "widened", side_effect=AssertionError):
+        with mock.patch.object(_cpu, "upcast", side_effect=AssertionError):
             for _ in range(2):
                 assert torch.equal(an.layer_norm(torch.cat([x, x]), w, b)[:6], y)
 

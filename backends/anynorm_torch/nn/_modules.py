@@ -18,7 +18,7 @@ from torch.nn.modules import batchnorm, instancenorm
 import anynorm as an
 from anynorm._core.arrays import described
 from anynorm.layers._running import accumulate, cumulative_share, over_samples
-from anynorm_torch._formula import holds
+from anynorm_torch._ops import OPS
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -90,7 +90,7 @@ class _InstanceNorm(instancenorm._InstanceNorm):
         """Normalize each channel of each sample of batched input; by running statistics in evaluation, if tracked."""
         if self.track_running_stats and self.running_mean is not None and not self.training:
             return _by_running(self, input)
-        if holds(math.prod(input.shape[2:]) == 1):  # Size.numel() makes a constant of lengths that are open
+        if OPS.holds(math.prod(input.shape[2:]) == 1):  # Size.numel() makes a constant of lengths that are open
             msg = (
                 f"{type(self).__name__}: input of shape {tuple(input.shape)} has one value per sample and channel, so "
                 "its variance is 0 and the result is the bias whatever the input is. Use larger inputs, or LayerNorm."

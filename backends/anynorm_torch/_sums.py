@@ -1,10 +1,11 @@
-"""What the formula asks of torch beyond the array API standard."""
+"""Sums as accurate as the contract needs them, eager and traced."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Below this the cascades' drift stays within an eps or two.
 LONG = 2**14
@@ -18,7 +19,7 @@ LEVELS = 4
 TELLS_OPEN_LENGTHS = torch.__version__ >= "2.9"
 
 
-def sum(x: Any, axes: tuple[int, ...]) -> Any:
+def accurate_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Sum over `axes`, kept as length 1: one axis after the other.
 
     Over several at once torch falls back to long plain sums: (65536, 32, 2) float32 over axes 0 and 2 comes out 92 eps
@@ -32,12 +33,12 @@ def sum(x: Any, axes: tuple[int, ...]) -> Any:
     if an_open and x.dtype == torch.float32 and x.device.type in ("cpu", "cuda"):
         return torch.sum(x, dim=axes, keepdim=True, dtype=torch.float64).to(x.dtype)
     for axis in reversed(axes):
-        in_blocks = an_open or compiling() or x.shape[axis] > LONG
+        in_blocks = an_open or torch.compiler.is_compiling() or x.shape[axis] > LONG
         x = _sum_in_blocks(x, axis) if in_blocks else torch.sum(x, dim=axis, keepdim=True)
     return x
 
 
-def _sum_in_blocks(x: Any, axis: int) -> Any:
+def _sum_in_blocks(x: Tensor, axis: int) -> Tensor:
     """Sum over one axis in blocks of 32 elements, and these again.
 
     For inductor, whose own sums along a leading axis are plain: the RMS norm of (262144, 4) float32 around 300 over
@@ -52,10 +53,10 @@ def _sum_in_blocks(x: Any, axis: int) -> Any:
             # At least two blocks, or the compiler asks whether there is one.
             blocks = (length + 2 * BLOCK - 1) // BLOCK
             x = torch.nn.functional.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, blocks * BLOCK - length))
-            x = x.unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)
+            x = x.unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)  # type: ignore[no-untyped-call]
         elif length > 2 * BLOCK:
             blocks, left = divmod(length, BLOCK)
-            sums = x.narrow(axis, 0, length - left).unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)
+            sums = x.narrow(axis, 0, length - left).unflatten(axis, (blocks, BLOCK)).sum(dim=axis + 1)  # type: ignore[no-untyped-call]
             rest = x.narrow(axis, length - left, left).sum(dim=axis, keepdim=True)
             x = torch.cat([sums, rest], dim=axis) if left else sums
     return torch.sum(x, dim=axis, keepdim=True)
@@ -67,39 +68,10 @@ def _is_open(length: Any) -> bool:
     Under torch.compile open lengths pass for ints; for the other tracers they are a SymInt or, under torch.jit.trace, a
     tensor.
     """
-    if not compiling():
+    if not torch.compiler.is_compiling():
         return type(length) is not int
     if not TELLS_OPEN_LENGTHS:
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # here, because it imports sympy
 
     return not has_static_value(length)
-
-
-def holds(comparison: Any) -> bool:
-    """Say whether a comparison of lengths holds; no where the compiler cannot know, as of what a mask takes.
-
-    What it does know from the lengths that are traced it makes a condition of the program.
-    """
-    if type(comparison) is bool and not compiling():
-        return comparison
-    if not TELLS_OPEN_LENGTHS or isinstance(comparison, torch.Tensor):
-        return bool(comparison)
-    from torch.fx.experimental.symbolic_shapes import guard_or_false  # here, because it imports sympy
-
-    return bool(guard_or_false(comparison))
-
-
-def constant(x: Any) -> Any:
-    """Return x without its gradient."""
-    return x.detach()
-
-
-def compiling() -> bool:
-    """Say whether torch.compile is tracing: there ContextVars break the graph and caches warn."""
-    return torch.compiler.is_compiling()
-
-
-def writable(x: Any) -> bool:  # noqa: ARG001  it does not matter which
-    """Say that a tensor can be written to: all can, and torch.compile would warn of the caches behind the question."""
-    return True

@@ -1,0 +1,128 @@
+"""The backend: which calls on tensors are alike, and what serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import anynorm_cuda
+import anynorm_numba
+from anynorm.backend import Backend, Declined, Executable, Formula, Operands, Plan, Statistics, apart
+from anynorm_torch import _memory
+from anynorm_torch._launch import Differentiable, gradient_wanted
+from anynorm_torch._memory import check_storage, length_of, unreadable_itself, watched, watches
+from anynorm_torch._ops import OPS
+from anynorm_torch._signature import signature_of
+from anynorm_torch._slow import SIZABLE, say_if_slow
+from anynorm_torch._tensors import Parameter
+
+
+class TorchBackend(Backend):
+    """Serves plain tensors on raw memory while nothing watches torch's operations, and all others by the formula."""
+
+    def __init__(self) -> None:
+        super().__init__(OPS)
+
+    def signature(
+        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
+    ) -> Hashable | None:
+        if watches():
+            return None
+        if mean is not None or out is not None:
+            return _signature_beside(x, weight, bias, mean, var, out, dy)
+        if dy is not None:
+            return signature_of("x, dy", x, dy) if weight is None else signature_of("x, dy, weight", x, dy, weight)
+        if weight is None:
+            return signature_of("x", x) if bias is None else signature_of("x, bias", x, bias)
+        if bias is None:
+            return signature_of("x, weight", x, weight)
+        return signature_of("x, weight, bias", x, weight, bias)
+
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Tensor] | Declined:
+        x, weight, _, mean, var, _, dy, _ = operands
+        if dy is not None and gradient_wanted(x, dy, weight):
+            return Differentiable(plan, OPS, "the gradient may be differentiated again")
+        arrays = operands.arrays().values()
+        reason = watched() or next((why for array in arrays if (why := unreadable_itself(array)) is not None), None)
+        if reason is not None:
+            return Declined(reason)
+        check_storage(*arrays)
+        if gradient_wanted(mean, var):
+            return Declined("a gradient is wanted for mean or var")
+        if plan.function == "moments" and gradient_wanted(x):
+            return Declined("a gradient is wanted for the moments")
+        memory = _memory.memory_of(x)
+        reason = _missing(memory)
+        if reason is not None:
+            return Slow(plan, OPS, reason) if dy is None and x.numel() >= SIZABLE else Declined(reason)
+        found = _compiled(memory, plan, operands)
+        return Declined(found) if isinstance(found, str) else found
+
+    def refuses(self, x: Tensor) -> str | None:
+        return _memory.refuses(x)
+
+    def refuses_out(self, out: Tensor, x: Tensor | None, others: dict[str, Tensor]) -> str | None:
+        return _memory.refuses_out(out, x, others)
+
+    def writable(self, x: Tensor) -> bool:  # noqa: ARG002  all can be written to, and to ask would warn of caches
+        return True
+
+
+class Slow(Formula[Tensor]):
+    """The formula where an engine would serve if it were installed: it says so when it first runs."""
+
+    def forward(
+        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+    ) -> tuple[Any, Any]:
+        say_if_slow(str(self.reason), x)
+        return super().forward(x, weight, bias, eps, given, out, save)
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        say_if_slow(str(self.reason), x)
+        return super().measure(x, eps)
+
+
+def _missing(memory: str) -> str | None:
+    """Return why the engine for a memory is not in this environment, or None."""
+    if memory == "cpu":
+        return anynorm_numba.missing()
+    return "the CUDA engine's kernels do not run on ROCm" if torch.version.hip is not None else anynorm_cuda.missing()
+
+
+def _compiled(memory: str, plan: Plan, operands: Operands) -> Executable[Tensor] | str:
+    """Return what serves calls like this one by the engine for a memory, or why that does not."""
+    weight, bias = operands.weight, operands.bias
+    if memory == "cpu":
+        from anynorm_torch._cpu import CpuGradient, CpuLaunch  # here, because it imports the engine
+
+        if operands.dy is None:
+            return CpuLaunch.compiled(plan, operands)
+        return CpuGradient.compiled(plan, operands, Parameter.of(bias))
+    from anynorm_torch._cuda import CudaGradient, CudaLaunch  # here, because it imports the engine
+
+    if operands.dy is None:
+        return CudaLaunch.compiled(plan, operands)
+    return CudaGradient.compiled(plan, operands, Parameter.of(weight), Parameter.of(bias))
+
+
+def _signature_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any) -> Hashable | None:
+    """Return the signature of a call with given statistics or `out`, or None."""
+    in_place = out is x and dy is None
+    named = {"x": x, "weight": weight, "bias": bias, "mean": mean, "var": var, "dy": dy}
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    tensors = [*given.values()] if out is None or in_place else [*given.values(), out]
+    names = ", ".join(given) if out is None else ", ".join([*given, "out is x" if in_place else "out"])
+    found = signature_of(names, *tensors)
+    if found is None or out is None:
+        return found
+    if gradient_wanted(*tensors) or (out.is_inference() and not torch.is_inference_mode_enabled()):
+        return None
+    if found.lengths is None:
+        found.lengths = tuple([length_of(tensor) for tensor in tensors])
+    begins = [tensor.data_ptr() for tensor in tensors]
+    spans = [(begin, begin + length) for begin, length in zip(begins, found.lengths, strict=True)]
+    target = spans.pop(0 if in_place else -1)
+    return found if apart(target, spans) else None

@@ -1,0 +1,276 @@
+"""Tensors in the host's memory by the CPU engine: which kernel serves a signature, and its launch on addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anynorm.backend import Layout, Operands, PackedResiduals, Plan, Statistics
+from anynorm_numba import engine
+from anynorm_numba.engine import LaunchConfig, address
+from anynorm_torch._autograd import FEW, recorded
+from anynorm_torch._launch import Gradient, Launch, shape_of, why_no_gradient
+from anynorm_torch._memory import LOW, UNALIGNED, check_storage, unaligned, written
+from anynorm_torch._pages import LARGE, ask_for_large_pages
+from anynorm_torch._tensors import DTYPES, Parameter, Strided, cast, dense, empty, layout_of, like, strides_in
+
+# The dtype of weight and bias, and how both are to lie in the compute dtype.
+Upcast = tuple[str, Strided | None, Strided | None]
+
+
+class Configs:
+    """The launch configs of one signature, by number of threads."""
+
+    def __init__(self, plan: Plan, tensors: tuple[Tensor, ...], weight: Layout | None, bias: Layout | None) -> None:
+        x = tensors[0]
+        strides = tuple([strides_in(tensor, tensor.element_size()) for tensor in tensors])
+        self._arguments = plan, DTYPES[x.dtype][0], tuple(x.shape), strides, weight, bias
+        self._elements = x.numel()
+        self._by_threads: dict[int, LaunchConfig] = {}
+        self.serial: LaunchConfig | None = None  # where there is never more than one thread
+
+    def why_none(self) -> str | None:
+        """Return half a sentence that says why there is none, or None. It does not depend on the threads."""
+        found = engine.configure(*self._arguments, 1)
+        if isinstance(found, str):
+            return found
+        self._by_threads[1] = found
+        self.serial = found if engine.always_serial(self._elements) else None
+        return None
+
+    def now(self) -> LaunchConfig:
+        """Return the config for as many threads as a call of this moment may use."""
+        threads = engine.threads_for(self._elements)
+        if threads not in self._by_threads:
+            config = engine.configure(*self._arguments, threads)
+            assert not isinstance(config, str)  # `why_none` was asked
+            self._by_threads[threads] = config
+        return self._by_threads[threads]
+
+
+class CpuLaunch(Launch):
+    """A forward pass by the CPU engine."""
+
+    engine = "anynorm_numba"
+
+    def __init__(self, plan: Plan, operands: Operands, configs: Configs) -> None:
+        super().__init__(plan, operands)
+        x, weight, bias, *_ = operands
+        self._configs = configs
+        self._compute = compute = DTYPES[x.dtype][1]
+        self._array_dtype = engine.COMPUTE[DTYPES[x.dtype][0]]
+        self._reads_weight = as_parameter(weight, compute) is weight
+        self._reads_bias = as_parameter(bias, compute) is bias
+        self._upcast = upcast_together(x, weight, bias)
+        self._y = strided_like(x)
+
+    @classmethod
+    def compiled(cls, plan: Plan, operands: Operands) -> CpuLaunch | str:
+        """Return what serves calls like this one, or why the engine does not."""
+        x, weight, bias, mean, var, out, *_ = operands
+        compute = DTYPES[x.dtype][1]
+        read = as_parameter(weight, compute), as_parameter(bias, compute)
+        given = [statistic for statistic in (mean, var) if statistic is not None]
+        beside = [statistic for statistic in given if as_parameter(statistic, compute) is statistic]
+        reason = unaligned(x, *read, *beside, out)
+        if reason is not None:
+            return reason
+        y = x if plan.function == "moments" else like(x, out)
+        configs = Configs(plan, (x, y), *[layout_of(parameter, compute.itemsize) for parameter in read])
+        return configs.why_none() or cls(plan, operands, configs)
+
+    def compile_gradient(self, operands: Operands) -> CpuGradient | str:
+        return CpuGradient.compiled(self.plan, operands, self.bias)
+
+    def forward(
+        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+    ) -> tuple[Any, Any]:
+        size = self._element_size
+        if x.untyped_storage().nbytes() < self._x_length + size * x.storage_offset() or out is not None:
+            self._check_lengths(x, out)
+        y = out
+        if y is None:
+            y = new_like(x) if self._y is None else empty(*self._y)
+        if self._upcast is not None:
+            read_weight, read_bias = upcast(weight, bias, *self._upcast)
+        else:
+            read_weight = weight if self._reads_weight else as_parameter(weight, self._compute)
+            read_bias = bias if self._reads_bias else as_parameter(bias, self._compute)
+        config = self._configs.serial or self._configs.now()
+        residuals: Any = None
+        at_residuals = 0
+        if given is not None:
+            residuals = self._take_given(config, given, eps)
+            at_residuals = residuals.data_ptr()
+        elif self._records and not save and config.threads == 1:  # an array of NumPy takes a third of the time
+            residuals = np.empty((5, config.sets), self._array_dtype)
+            at_residuals = address(residuals)
+        elif save or self._records or config.split:
+            residuals = self._empty_residuals(config)
+            at_residuals = residuals.data_ptr()
+        at_x, at_y = x.data_ptr(), y.data_ptr()
+        at_weight = config.absent_weight if read_weight is None else read_weight.data_ptr()
+        at_bias = config.absent_bias if read_bias is None else read_bias.data_ptr()
+        if at_x < LOW or at_y < LOW or at_weight < LOW or at_bias < LOW:
+            check_storage(x, y, read_weight, read_bias)
+        engine.forward(config, at_x, at_y, at_weight, at_bias, at_residuals, eps, given=given is not None)
+        if out is not None:
+            written(out)
+        if self._records:
+            y = recorded(x, weight, bias, y, self, config.view, eps, residuals, read_weight)
+        return y, PackedResiduals(residuals, self.plan, config.view, eps) if save else None
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        self._check_lengths(x, None)
+        config = self._configs.serial or self._configs.now()
+        residuals = self._empty_residuals(config)
+        absent = config.absent_weight, config.absent_bias
+        engine.forward(config, x.data_ptr(), 0, *absent, residuals.data_ptr(), eps)
+        return PackedResiduals(residuals, self.plan, config.view, eps).statistics()
+
+    def _empty_residuals(self, config: LaunchConfig) -> Tensor:
+        sets = config.sets
+        return empty((5, sets), (sets, 1), self._compute)
+
+    def _take_given(self, config: LaunchConfig, given: tuple[Tensor, Tensor], eps: float) -> Tensor:
+        """Return the residuals of given statistics."""
+        residuals = self._empty_residuals(config)
+        mean, var = [as_parameter(statistic, self._compute) for statistic in given]
+        assert mean is not None
+        assert var is not None
+        at_mean, at_var = mean.data_ptr(), var.data_ptr()
+        if at_mean < LOW or at_var < LOW:
+            check_storage(mean, var)
+        engine.take_given(config.kind, config.sets, at_mean, at_var, residuals.data_ptr(), eps)
+        return residuals
+
+
+class CpuGradient(Gradient):
+    """A backward pass by the CPU engine."""
+
+    engine = "anynorm_numba"
+
+    def __init__(self, plan: Plan, operands: Operands, bias: Parameter | None, configs: Configs, copies: bool) -> None:
+        super().__init__(plan)
+        x, weight, *_ = operands
+        self._configs = configs
+        self._copies_dy = copies
+        self._compute = compute = DTYPES[x.dtype][1]
+        self._reads_weight = as_parameter(weight, compute) is weight
+        self._dx = strided_like(x)
+        shapes = shape_of(Parameter.of(weight)), shape_of(bias)
+        self._dweight, self._dbias = [None if shape is None else Strided(*dense(shape, 1), compute) for shape in shapes]
+
+    @classmethod
+    def compiled(cls, plan: Plan, operands: Operands, bias: Parameter | None) -> CpuGradient | str:
+        """Return what serves backward passes like this one, or why the engine does not."""
+        x, weight, *_, out, dy, _ = operands
+        reason = why_no_gradient(operands)
+        if reason is not None:
+            return reason
+        compute = DTYPES[x.dtype][1]
+        size, read = compute.itemsize, as_parameter(weight, compute)
+        if unaligned(read) is not None:
+            return UNALIGNED
+        dx = like(x, out)
+        # Bias is not read: its layout is that of its gradient.
+        parameters = layout_of(read, size), None if bias is None else dense(plan.bias, size)  # type: ignore[arg-type]
+        configs = Configs(plan, (x, dy, dx), *parameters)
+        reason, copies = configs.why_none(), False
+        if reason is not None and dy.stride() != dx.stride():
+            copies = True  # costs one pass over it, the formula about ten
+            configs = Configs(plan, (x, torch.empty_like(x, device="meta"), dx), *parameters)
+            reason = configs.why_none()
+        return reason or cls(plan, operands, bias, configs, copies)
+
+    def run(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        residuals: Any,
+        out: Tensor | None,
+        wants_dweight: bool,
+        wants_dbias: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        config = self._configs.serial or self._configs.now()
+        dx = out
+        if dx is None:
+            dx = new_like(x) if self._dx is None else empty(*self._dx)
+        if self._copies_dy:
+            dy = new_like(x).copy_(dy)
+        if not self._reads_weight:
+            weight = as_parameter(weight, self._compute)
+        dweight = empty(*self._dweight) if wants_dweight and self._dweight is not None else None
+        dbias = empty(*self._dbias) if wants_dbias and self._dbias is not None else None
+        at_x, at_dy, at_dx = x.data_ptr(), dy.data_ptr(), dx.data_ptr()
+        at_weight = config.absent_weight if weight is None else weight.data_ptr()
+        at_residuals = residuals.data_ptr() if isinstance(residuals, Tensor) else address(residuals)
+        if at_x < LOW or at_dy < LOW or at_dx < LOW or at_weight < LOW or at_residuals < LOW:
+            check_storage(x, dy, dx, weight, residuals if isinstance(residuals, Tensor) else None)
+        at_dweight = 0 if dweight is None else dweight.data_ptr()
+        at_dbias = 0 if dbias is None else dbias.data_ptr()
+        engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
+        if out is not None:
+            written(out)
+        return dx, dweight, dbias
+
+
+def as_parameter(parameter: Tensor | None, compute: torch.dtype) -> Tensor | None:
+    """Return weight or bias in the compute dtype, as the engine reads it: some axis without gaps."""
+    if parameter is None:
+        return None
+    if parameter.dtype != compute:
+        parameter = cast(parameter.detach(), compute)
+    if parameter.is_contiguous():
+        return parameter
+    along = [step for step, length in zip(parameter.stride(), parameter.shape, strict=True) if length > 1]
+    return parameter if min(along, default=1) == 1 else parameter.contiguous()
+
+
+def upcast_together(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Upcast | None:
+    """Return what `upcast` needs to know where it can cast weight and bias, else None."""
+    compute, given = DTYPES[x.dtype][1], [parameter for parameter in (weight, bias) if parameter is not None]
+    if x.dtype is compute or not given or unaligned(*given) is not None:
+        return None
+    if any(each.dtype is not x.dtype or not each.is_contiguous() or each.numel() > FEW for each in given):
+        return None
+    of_weight, of_bias = [
+        None if parameter is None else Strided(tuple(parameter.shape), parameter.stride(), compute)
+        for parameter in (weight, bias)
+    ]
+    return DTYPES[x.dtype][0], of_weight, of_bias
+
+
+def upcast(
+    weight: Tensor | None, bias: Tensor | None, name: str, of_weight: Strided | None, of_bias: Strided | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias, of the dtype of this name, in the compute dtype: two casts of torch's take 5 µs more."""
+    read_weight = read_bias = None
+    weight_to_cast = bias_to_cast = 0, 0, 0
+    if weight is not None and of_weight is not None:
+        read_weight = empty(*of_weight)
+        weight_to_cast = weight.numel(), weight.data_ptr(), read_weight.data_ptr()
+    if bias is not None and of_bias is not None:
+        read_bias = empty(*of_bias)
+        bias_to_cast = bias.numel(), bias.data_ptr(), read_bias.data_ptr()
+    if (weight is not None and weight_to_cast[1] < LOW) or (bias is not None and bias_to_cast[1] < LOW):
+        check_storage(weight, bias)
+    engine.upcast_halves(name, *weight_to_cast, *bias_to_cast)
+    return read_weight, read_bias
+
+
+def strided_like(x: Tensor) -> Strided | None:
+    """Return how a new tensor like x lies, or None where `new_like` makes it better than `empty`."""
+    return None if x.nbytes >= LARGE else Strided(tuple(x.shape), torch.empty_like(x).stride(), x.dtype)
+
+
+def new_like(x: Tensor) -> Tensor:
+    """Return a new tensor that lies as x does, its axes in the same order."""
+    y = torch.empty_like(x)
+    if y.nbytes >= LARGE:
+        ask_for_large_pages(y.data_ptr(), y.nbytes)
+    return y

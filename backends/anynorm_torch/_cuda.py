@@ -1,0 +1,307 @@
+"""Tensors in the memory of CUDA devices by the CUDA engine, on torch's current stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anynorm.backend import Layout, Operands, PackedResiduals, Plan, Statistics
+from anynorm_cuda import _driver, _jobs
+from anynorm_cuda import _engine as engine
+from anynorm_cuda._jobs import Job as LaunchConfig
+from anynorm_cuda._launcher import Launcher, RefusedError, too_old
+from anynorm_cuda._program import Launch as KernelLaunch
+from anynorm_cuda._teams import Device
+from anynorm_torch._autograd import recorded
+from anynorm_torch._launch import Gradient, Launch, why_no_gradient
+from anynorm_torch._memory import LOW, WIDEST, check_storage, unaligned, written
+from anynorm_torch._tensors import DTYPES, Parameter, dense, layout_of, like, strides_in
+
+# Dtypes in which kernels read weight and bias, and write their gradients.
+OWN = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def facts(device: int) -> Device:
+    """Return what the engine asks of a device."""
+    return _driver.facts(device)
+
+
+def launcher(device: int) -> Launcher:
+    """Return what runs kernels on a device's streams, also while that is captured in a CUDA graph.
+
+    A kernel that a capture needs first is compiled and loaded amid it, with the driver's consent; all memory comes
+    from torch's allocator, which knows of captures.
+    """
+    return _driver.launcher(device)
+
+
+def _on_current_stream(device: int) -> Callable[[KernelLaunch, bytes], None]:
+    """Return what runs launches on the stream of a device that is current in this thread."""
+    return launcher(device).on(_stream(device))
+
+
+def _stream_asked(device: int) -> int:
+    stream: int = torch.cuda.current_stream(device).cuda_stream
+    return stream
+
+
+# What torch's own compiler calls: a twentieth of the time.
+_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_asked)
+
+
+class CudaLaunch(Launch):
+    """A forward pass by the CUDA engine, until the device refuses a kernel; then by the formula."""
+
+    engine = "anynorm_cuda"
+
+    def __init__(self, plan: Plan, operands: Operands, config: LaunchConfig) -> None:
+        super().__init__(plan, operands)
+        self._config = config
+
+    @classmethod
+    def compiled(cls, plan: Plan, operands: Operands) -> CudaLaunch | str:
+        """Return what serves calls like this one, or why the engine does not."""
+        x, weight, bias, mean, var, out, *_ = operands
+        reason = too_old(facts(x.get_device()))
+        if reason is not None:
+            return reason
+        parameters = as_parameter(weight), as_parameter(bias)
+        # Statistics of another dtype, or with gaps, are copied.
+        given = [statistic for statistic in (mean, var) if statistic is not None]
+        read = [statistic for statistic in given if statistic.dtype == torch.float32 and statistic.is_contiguous()]
+        reason = unaligned(x, *parameters, *read, out)
+        if reason is not None:
+            return reason
+        y = x if plan.function == "moments" else like(x, out)
+        bits = x.data_ptr() | y.data_ptr()
+        config = _configured(plan, _jobs.forward_job, (x, y), bits, parameters, layout_of(parameters[1], 1))
+        return config if isinstance(config, str) else cls(plan, operands, config)
+
+    def compile_gradient(self, operands: Operands) -> CudaGradient | str:
+        return CudaGradient.compiled(self.plan, operands, self.weight, self.bias, own_dtypes=True)
+
+    def forward(
+        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+    ) -> tuple[Any, Any]:
+        if self.reason is not None:
+            return super().forward(x, weight, bias, eps, given, out, save)
+        self._check_lengths(x, out)
+        y = torch.empty_like(x) if out is None else out
+        read_weight, read_bias = as_parameter(weight), as_parameter(bias)
+        # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
+        flat = [
+            statistic.detach().reshape(-1).to(torch.float32).contiguous()
+            for statistic in ((None, None) if given is None else given)
+            if statistic is not None
+        ]
+        residuals = None
+        if given is not None or save or self._records or self._config.keeps:
+            residuals = _floats(x, 5, self._config.sets)
+        try:
+            self._run(x, y, read_weight, read_bias, eps, residuals, flat)
+        except RefusedError as refused:  # y is not written, which the last launch does
+            self.engine, self.reason = "formula", str(refused)
+            return super().forward(x, weight, bias, eps, given, out, save)
+        if out is not None:
+            written(out)
+        if self._records:
+            y = recorded(x, weight, bias, y, self, self._config.view, eps, residuals, read_weight)
+        return y, PackedResiduals(residuals, self.plan, self._config.view, eps) if save else None
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        if self.reason is None:
+            self._check_lengths(x, None)
+            residuals = _floats(x, 5, self._config.sets)
+            try:
+                self._run(x, None, None, None, eps, residuals, [])
+            except RefusedError as refused:
+                self.engine, self.reason = "formula", str(refused)
+            else:
+                return PackedResiduals(residuals, self.plan, self._config.view, eps).statistics()
+        return super().measure(x, eps)
+
+    def _run(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        residuals: Tensor | None,
+        given: list[Tensor],
+    ) -> None:
+        """Write y, unless it is None, and the residuals; or raise a RefusedError."""
+        tensors = x, y, weight, bias, *given
+        addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
+        if min(addresses) < LOW:
+            check_storage(*tensors)
+        config = self._config
+        work = _floats(x, config.partial) if config.partial else None
+        engine.forward(
+            config,
+            _on_current_stream(x.get_device()),
+            x=addresses[0],
+            y=0 if y is None else addresses[1],
+            weight=0 if weight is None else addresses[2],
+            bias=0 if bias is None else addresses[3],
+            saved=0 if residuals is None else residuals.data_ptr(),
+            work=0 if work is None else work.data_ptr(),
+            eps=eps,
+            given=(addresses[4], addresses[5]) if given else (0, 0),
+        )
+
+
+class CudaGradient(Gradient):
+    """A backward pass by the CUDA engine, until the device refuses a kernel; then by the formula."""
+
+    engine = "anynorm_cuda"
+
+    def __init__(
+        self, plan: Plan, config: LaunchConfig, copies_dy: bool, weight: Parameter | None, bias: Parameter | None
+    ) -> None:
+        super().__init__(plan)
+        self._config = config
+        self._copies_dy = copies_dy
+        self._dweight = weight  # in the dtypes that the kernels write
+        self._dbias = bias
+
+    @classmethod
+    def compiled(
+        cls,
+        plan: Plan,
+        operands: Operands,
+        weight: Parameter | None,
+        bias: Parameter | None,
+        *,
+        own_dtypes: bool = False,
+    ) -> CudaGradient | str:
+        """Return what serves backward passes like this one, or why the engine does not."""
+        x, *_, out, dy, _ = operands
+        read = as_parameter(operands.weight)
+        reason = "statistics are given" if plan.given else why_no_gradient(operands) or unaligned(read)
+        if reason is not None:
+            return reason
+        targets = [_target(parameter, own_dtypes) for parameter in (weight, bias)]
+        dtypes = tuple([torch.float32 if target is None else target.dtype for target in targets])
+        dx = like(x, out)
+        # Bias is not read: its layout is that of its gradient.
+        of_bias = None if plan.bias is None else dense(plan.bias, 1)  # type: ignore[arg-type]
+
+        config, copies = _gradient_configured(plan, (x, dy, dx), read, of_bias, dtypes), False
+        if isinstance(config, str) and dy.stride() != dx.stride():
+            copies = True  # costs one pass over it, the formula about ten
+            config = _gradient_configured(plan, (x, like(x, None), dx), read, of_bias, dtypes)
+        return config if isinstance(config, str) else cls(plan, config, copies, *targets)
+
+    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+        if isinstance(residuals, PackedResiduals):
+            note_use(residuals.array)
+        return super().backward(dy, x, weight, residuals, out)
+
+    def run(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        residuals: Any,
+        out: Tensor | None,
+        wants_dweight: bool,
+        wants_dbias: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        if self.reason is not None:
+            return None
+        config, weight = self._config, as_parameter(weight)
+        dx = torch.empty_like(x) if out is None else out
+        if self._copies_dy:
+            dy = torch.empty_like(x).copy_(dy)
+        dweight = _empty(self._dweight, x) if wants_dweight else None
+        dbias = _empty(self._dbias, x) if wants_dbias else None
+        tensors = x, dy, dx, weight, residuals
+        addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
+        if min(addresses) < LOW:
+            check_storage(*tensors)
+        work = _floats(x, config.work // 4)
+        try:
+            engine.backward(
+                config,
+                _on_current_stream(x.get_device()),
+                x=addresses[0],
+                dy=addresses[1],
+                dx=addresses[2],
+                weight=0 if weight is None else addresses[3],
+                saved=addresses[4],
+                work=work.data_ptr(),
+                dweight=0 if dweight is None else dweight.data_ptr(),
+                dbias=0 if dbias is None else dbias.data_ptr(),
+            )
+        except RefusedError as refused:
+            self.engine, self.reason = "formula", str(refused)
+            return None
+        if out is not None:
+            written(out)
+        return dx, dweight, dbias
+
+
+def as_parameter(parameter: Tensor | None) -> Tensor | None:
+    """Return weight or bias as the engine reads it: without gaps, in its own dtype if kernels know that."""
+    if parameter is None:
+        return None
+    if parameter.dtype not in OWN:
+        parameter = parameter.detach().to(torch.float32)
+    return parameter.contiguous()
+
+
+def note_use(residuals: Tensor) -> None:
+    """Let the allocator know of the current stream, which may be another than that of the forward pass."""
+    residuals.record_stream(torch.cuda.current_stream(residuals.device))
+
+
+def _floats(x: Tensor, *shape: int) -> Tensor:
+    """Return new float32 on x's device."""
+    return x.new_empty(*shape) if x.dtype is torch.float32 else x.new_empty(*shape, dtype=torch.float32)
+
+
+def _target(parameter: Parameter | None, own_dtype: bool) -> Parameter | None:
+    """Return a parameter as its gradient is written, in its own dtype only if autograd is going to want that."""
+    if parameter is None or (own_dtype and parameter.requires_grad and parameter.dtype in OWN):
+        return parameter
+    return parameter._replace(dtype=torch.float32)
+
+
+def _empty(target: Parameter | None, x: Tensor) -> Tensor | None:
+    return None if target is None else x.new_empty(target.shape, dtype=target.dtype)
+
+
+def _gradient_configured(
+    plan: Plan, tensors: tuple[Tensor, ...], weight: Tensor | None, bias: Layout | None, dtypes: tuple[torch.dtype, ...]
+) -> LaunchConfig | str:
+    bits = tensors[0].data_ptr() | tensors[1].data_ptr() | tensors[2].data_ptr()
+    return _configured(plan, _jobs.gradient_job, tensors, bits, (weight, None), bias, dtypes)
+
+
+def _configured(
+    plan: Plan,
+    configure: Callable[..., LaunchConfig | str],
+    tensors: tuple[Tensor, ...],
+    bits: int,
+    parameters: tuple[Tensor | None, Tensor | None],
+    bias: Layout | None,
+    gradients: tuple[torch.dtype, ...] = (torch.float32, torch.float32),
+) -> LaunchConfig | str:
+    """Return a launch config whose kernels are loaded, or half a sentence that says why there is none.
+
+    `bits` is divided by all powers of two that divide the address of each tensor. `gradients`: the dtypes of those of
+    weight and bias.
+    """
+    x = tensors[0]
+    of_weight, of_bias = [None if parameter is None else DTYPES[parameter.dtype][0] for parameter in parameters]
+    addresses = [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
+    parameter_bits = (addresses[0] | addresses[1]) % WIDEST
+    dweight, dbias = [DTYPES[dtype][0] for dtype in gradients]
+    kinds = _jobs.Kinds(DTYPES[x.dtype][0], of_weight, of_bias, bits % WIDEST, parameter_bits, dweight, dbias)
+    strides, device = tuple([strides_in(tensor, 1) for tensor in tensors]), x.get_device()
+    config = configure(plan, kinds, tuple(x.shape), strides, layout_of(parameters[0], 1), bias, facts(device))
+    return config if isinstance(config, str) else launcher(device).why_not(config.launches) or config

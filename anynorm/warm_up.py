@@ -52,6 +52,4 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
     if missing is not None:
         msg = f"warm_up: {missing}."
         raise ImportError(msg)
-    from anynorm_numba import _engine
-
-    _engine.compile_all(wanted, gradients=gradients)
+    anynorm_numba.engine().run.compile_all(wanted, gradients=gradients)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
 import statistics
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from anynorm._cli import UsageError, piped
-from anynorm._core.files import write_whole
+from benchmarks import rows
 
 _RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
-    """Run a benchmark, print its tables, and write them as JSON and as a picture if asked to; return the exit code."""
+    """Run a benchmark, print its tables, and write rows and a picture if asked to; return the exit code."""
     options = _parser().parse_args()
     try:
         commands = {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove, "fuzz": _fuzz}
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     alone = commands.add_parser("numpy", help="NumPy alone, without the engine, against the five-line NumPy formula")
     alone.add_argument("--dtype", action="append", choices=["float16", "float32", "float64"], help="default: float32")
     alone.add_argument("--rounds", type=int, default=15)
-    alone.add_argument("--json", type=_file, help="write the results to this file")
+    alone.add_argument("--json", type=_file, help="write the results to this file, as JSON Lines")
     cpu = commands.add_parser("cpu", help="NumPy arrays and torch tensors, against torch, others, and a copy")
     gpu = commands.add_parser("gpu", help="CuPy arrays and torch's CUDA tensors, against a copy, torch, and others")
     _choices(cpu, "cpu", "fewer rounds, and no large data: a minute or two")
@@ -63,8 +63,9 @@ def _choices(parser: argparse.ArgumentParser, what: str, quick: str) -> None:
     parser.add_argument(
         "--list", action="store_true", help="print what would be timed, which is what the expression is matched with"
     )
+    parser.add_argument("--read", metavar="FILE", type=Path, help="show the results that --json wrote; time nothing")
     for name in ("json", "picture"):
-        default = _RESULTS / f"{what}.{'json' if name == 'json' else 'png'}"
+        default = _RESULTS / f"{what}.{'jsonl' if name == 'json' else 'png'}"
         parser.add_argument(
             f"--{name}", type=_file, nargs="?", const=default, metavar="FILE", help=f"write it: {default}"
         )
@@ -112,6 +113,8 @@ def _check_installed(*packages: str) -> None:
 
 
 def _cpu(options: argparse.Namespace) -> int:
+    if options.read:
+        return _show(options, "picture", "report")
     from benchmarks import machine
 
     machine.use_cores()  # before anything starts threads
@@ -126,21 +129,16 @@ def _cpu(options: argparse.Namespace) -> int:
         return 0
     _check_installed("rich", "matplotlib")
     from anynorm._cli.show import progress
-    from benchmarks import picture
-    from benchmarks.report import report
 
     torch.set_num_threads(machine.THREADS)
     with progress(lines=True) as steps:
         result = cpu.measure(items, cpu.QUICK_SECONDS if options.quick else cpu.SECONDS, steps.step)
-    if options.json:
-        _write_json(options.json, result)
-    if options.picture:
-        picture.draw(options.picture, result)
-    report(result)
-    return 0
+    return _show(options, "picture", "report", result)
 
 
 def _gpu(options: argparse.Namespace) -> int:
+    if options.read:
+        return _show(options, "gpu_picture", "gpu_report")
     from benchmarks import gpu
     from benchmarks.gpu_arrays import usable
 
@@ -155,17 +153,27 @@ def _gpu(options: argparse.Namespace) -> int:
         raise SystemExit(msg)
     _check_installed("rich", "matplotlib")
     from anynorm._cli.show import progress
-    from benchmarks import gpu_picture
-    from benchmarks.gpu_report import report
 
     seconds, total = (gpu.QUICK_SECONDS, gpu.QUICK_TOTAL_SECONDS) if options.quick else (gpu.SECONDS, gpu.TOTAL_SECONDS)
     with progress(lines=True) as steps:
         result = gpu.measure(items, libraries, seconds=seconds, total=options.seconds or total, step=steps.step)
+    return _show(options, "gpu_picture", "gpu_report", result)
+
+
+def _show(options: argparse.Namespace, picture: str, report: str, result: dict[str, Any] | None = None) -> int:
+    """Write and print results as asked: those measured, or those of a file."""
+    _check_installed("rich", "matplotlib")
+    if result is None:
+        try:
+            result = rows.read(options.read)
+        except (OSError, ValueError) as error:
+            msg = f"--read {options.read} cannot be read: {error}"
+            raise UsageError(msg) from None
     if options.json:
-        _write_json(options.json, result)
+        rows.write(options.json, result)
     if options.picture:
-        gpu_picture.draw(options.picture, result)
-    report(result)
+        import_module(f"benchmarks.{picture}").draw(options.picture, result)
+    import_module(f"benchmarks.{report}").report(result)
     return 0
 
 
@@ -217,9 +225,10 @@ def _numpy(options: argparse.Namespace) -> int:
     import numpy as np
 
     from benchmarks import numpy_alone
+    from benchmarks.peers import FIVE_LINES
 
     numpy_alone.without_engine()
-    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
     print(f"{'norm':14}{'direction':10}{'shape':21}{'dtype':9}{'ns/element':>11}{'five lines / ours':>19}   quartiles")
     for dtype in options.dtype or ["float32"]:
         for case in numpy_alone.cases(dtype):
@@ -229,24 +238,18 @@ def _numpy(options: argparse.Namespace) -> int:
             what = f"{case.name:14}{case.direction:10}{shape!s:21}{dtype:9}"
             time = f"{pair.ours / case.x.size * 1e9:11.2f}{pair.ratio:19.2f}   {low:.2f} to {high:.2f}"
             print(what + time, flush=True)
-            rows.append(
-                {"norm": case.name, "direction": case.direction, "shape": shape, "dtype": dtype, **pair._asdict()}
-            )
+            names = (f"{case.name} {shape}", dtype, "numpy", case.direction, FIVE_LINES.name)
+            pairs.append(dict(zip(rows.KEY, names, strict=True)) | pair._asdict())
     for direction in ("forward", "both"):
-        ratios = [row["ratio"] for row in rows if row["direction"] == direction]
+        ratios = [row["ratio"] for row in pairs if row["direction"] == direction]
         print(f"geometric mean, {direction}: {statistics.geometric_mean(ratios):.2f}")
     overhead = numpy_alone.overhead()
     for name, microseconds in overhead.items():
         print(f"{microseconds:8.2f} µs  {name}")
     if options.json:
         machine = {"python": platform.python_version(), "numpy": np.__version__, "processor": platform.machine()}
-        result = {"machine": machine, "cases": rows, "overhead_us": overhead}
-        _write_json(options.json, result)
+        rows.write(options.json, {"machine": machine, "overhead_us": overhead, "pairs": pairs})
     return 0
-
-
-def _write_json(file: Path, result: dict[str, Any]) -> None:
-    write_whole(file, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from benchmarks.problems import (
     Problem,
     quick,
 )
+from benchmarks.rows import KEY
 from benchmarks.summary import summarize
 from benchmarks.timing import Call, Pair, within
 from benchmarks.ways import bind, disagreement, ours
@@ -54,21 +55,10 @@ class Item:
     def __str__(self) -> str:
         return f"{self.problem} {self.problem.dtype}, {self.arrays} arrays, {self.direction}, against {self.peer}"
 
-    def row(self) -> dict[str, Any]:
-        """Return it as plain values, with the words that name it."""
-        problem = self.problem
-        return {
-            "norm": problem.norm,
-            "shape": list(problem.shape),
-            "groups": problem.groups,
-            "channels_last": problem.channels_last,
-            "dtype": problem.dtype,
-            "problem": str(problem),
-            "elements": problem.elements,
-            "arrays": self.arrays,
-            "direction": self.direction,
-            "peer": self.peer,
-        }
+    def row(self) -> dict[str, str]:
+        """Return the words that name it, which are the key of a row of results."""
+        names = (str(self.problem), self.problem.dtype, self.arrays, self.direction, self.peer)
+        return dict(zip(KEY, names, strict=True))
 
 
 def plan(*, only: str = "", few: bool = False) -> list[Item]:

@@ -30,7 +30,7 @@ _TARGETS = {FORWARD: 92, BACKWARD: 85}
 
 
 def draw(target: Path, result: dict[str, Any]) -> None:
-    """Write the picture of a result, as `gpu.measure` returns it or its JSON holds it, as a PNG.
+    """Write the picture of a result, as `gpu.measure` or `rows.read` returns it, as a PNG.
 
     It shows torch's tensors, or CuPy's arrays where torch was not timed.
     """
@@ -63,11 +63,11 @@ def draw(target: Path, result: dict[str, Any]) -> None:
 
 def _lines(axes: Axes, pairs: Sequence[Row], norm: str, direction: str, peer: str) -> None:
     """Draw a line for each dtype, and a pale one for the peer, whose percentage follows from both ratios."""
-    shown = {(str(problem), problem.dtype) for problem in ROWS if problem.norm == norm}
-    rows = [row for row in pairs if (row["problem"], row["dtype"]) in shown and row["direction"] == direction]
+    lengths = {str(problem): problem.shape[1] for problem in ROWS if problem.norm == norm}
+    rows = [row for row in pairs if row["problem"] in lengths and row["direction"] == direction]
     for dtype, colour in _COLOURS.items():
-        ours = {row["shape"][1]: row for row in rows if row["peer"] == COPY and row["dtype"] == dtype}
-        theirs = {row["shape"][1]: row for row in rows if row["peer"] == peer and row["dtype"] == dtype}
+        ours = {lengths[row["problem"]]: row for row in rows if row["peer"] == COPY and row["dtype"] == dtype}
+        theirs = {lengths[row["problem"]]: row for row in rows if row["peer"] == peer and row["dtype"] == dtype}
         at = sorted(ours)
         axes.plot(at, [ours[n]["percent"] for n in at], color=colour, marker="o", markersize=3.5, label=dtype, zorder=3)
         both = [n for n in at if n in theirs]

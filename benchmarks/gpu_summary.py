@@ -24,12 +24,11 @@ from benchmarks.gpu_problems import (
 )
 from benchmarks.limit import COPY
 from benchmarks.problems import Problem
+from benchmarks.rows import KEY
 
 Row = dict[str, Any]
 Key = tuple[str, str, str, str, str]
 Cell = tuple[Problem, str, str]  # with the arrays and the direction
-
-KEY = ("problem", "dtype", "arrays", "direction", "peer")
 
 PERCENT, RATIO, MICROSECONDS = "% of a copy", "x", "µs"
 

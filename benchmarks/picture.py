@@ -26,7 +26,7 @@ _TICKS, _FEW_TICKS, _FAR = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), (0.01, 0.
 
 
 def draw(target: Path, result: dict[str, Any]) -> None:
-    """Write the picture of a result, as `cpu.measure` returns it or its JSON holds it, as a PNG."""
+    """Write the picture of a result, as `cpu.measure` or `rows.read` returns it, as a PNG."""
     named = [str(problem) for problem in NAMED]
     rows = [row for row in result["pairs"] if row["peer"] == TORCH.name and row["dtype"] == "float32"]
     rows = [row for row in rows if row["problem"] in named]

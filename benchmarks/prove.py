@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from anynorm._core.files import write_whole
-from benchmarks import gpu_card
+from benchmarks import gpu_card, rows
 from benchmarks.machine import installed
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def steps(folder: Path, lacking: dict[str, str]) -> list[Callable[[float], Step]
         return Step(tool, command, limit, missing=no_kernels or lacking.get("sanitizer"))
 
     def benchmark(left: float) -> Step:
-        files = [folder.resolve() / name for name in ("gpu.json", "gpu.png")]
+        files = [folder.resolve() / name for name in ("gpu.jsonl", "gpu.png")]
         command = [sys.executable, "-m", "benchmarks", "gpu", f"--seconds={max(left - BESIDE, 10):.0f}"]
         command += [f"--json={files[0]}", f"--picture={files[1]}"]
         neither = " and ".join([lacking[name] for name in ("torch", "cupy") if name in lacking])
@@ -262,7 +262,7 @@ def _counted(file: Path) -> Result:
 def _numbers(file: Path) -> Result:
     """Return the numbers to reach as the benchmark found them."""
     try:
-        result = json.loads(file.read_text())
+        result = rows.read(file)
     except (OSError, ValueError):
         return {"problem": "no results were written"}
     return {

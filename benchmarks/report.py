@@ -11,7 +11,6 @@ from benchmarks.bounds import BOUND
 from benchmarks.limit import COPY
 from benchmarks.machine import DISTURBED, disturbed
 from benchmarks.peers import TORCH
-from benchmarks.problems import NORMS
 from benchmarks.summary import DIRECTIONS
 
 Row = dict[str, Any]
@@ -76,7 +75,8 @@ def _bounds(rows: Sequence[Row]) -> None:
 
 def left_out(rows: Sequence[Row]) -> None:
     """Print what was not timed, and why; as many lines as there are reasons."""
-    counted = Counter([(row["peer"], NORMS[row["norm"]], row["direction"], row["reason"]) for row in rows])
+    # A problem's name is its norm, and its shape in parentheses.
+    counted = Counter([(row["peer"], row["problem"].split(" (")[0], row["direction"], row["reason"]) for row in rows])
     merged: dict[tuple[str, str], list[str]] = {}
     for (peer, norm, direction, reason), count in counted.items():
         merged.setdefault((peer, reason), []).append(f"{norm} {direction} ({count})")

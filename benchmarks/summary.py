@@ -11,6 +11,7 @@ from benchmarks.limit import BACKWARD, COPY, OUT
 from benchmarks.machine import disturbed
 from benchmarks.peers import FIVE_LINES, TORCH
 from benchmarks.problems import AWKWARD, HALVES, LARGE, LONG, NAMED, ONE_PASS, SMALL, Problem
+from benchmarks.rows import KEY
 
 Row = dict[str, Any]
 
@@ -22,8 +23,7 @@ class Pairs:
     """The pairs that were timed, found by what they are."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        names = ("problem", "dtype", "arrays", "direction", "peer")
-        self._rows = {tuple([row[name] for name in names]): row for row in rows}
+        self._rows = {tuple([row[name] for name in KEY]): row for row in rows}
 
     def number(
         self,

@@ -6,7 +6,6 @@ The steps themselves need a GPU; here other commands stand for them.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import time
@@ -20,7 +19,7 @@ import pytest
 
 from anynorm_cuda._program import FOLDER, Launch
 from anynorm_cuda._teams import Device
-from benchmarks import gpu_card, prove, sanitize
+from benchmarks import gpu_card, prove, rows, sanitize
 from benchmarks.prove import Step
 
 DEVICE = Device(arch=90, processors=132, shared=232448)
@@ -52,7 +51,7 @@ def test_outcome(step: Step, outcome: str, tmp_path: Path) -> None:
 
 def test_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step whose time is up is asked to stop and may write what it has; then it and all it has started are killed."""
-    monkeypatch.setattr(prove, "_LATE", 1.0)
+    monkeypatch.setattr(prove, "_LATE", 0.5)
     code = (
         "import signal, subprocess, sys, time\n"
         "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
@@ -107,70 +106,6 @@ def test_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert json.loads((tmp_path / "new" / "summary.json").read_text())["missing"]["gpu"]
 
 
-def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing tools and packages are named; libraries are asked in a process of their own, which may fail."""
-    monkeypatch.setattr(gpu_card, "no_gpu", lambda: None)
-    answers = {"torch": None, "cupy": "CuPy is not installed"}
-    assert set(prove._asked(tuple(answers), prove._ASK_LIBRARIES)) == set(answers)
-    monkeypatch.setattr(prove, "_ASK_LIBRARIES", f"print({json.dumps(json.dumps(answers))})")
-    monkeypatch.setattr(prove, "installed", lambda package: None if package == "hypothesis" else "1.0")
-    monkeypatch.setattr(prove, "sanitizer", lambda: None)
-    found = prove.missing()
-    assert found["hypothesis"] == "hypothesis is not installed"
-    assert found["sanitizer"] == "compute-sanitizer is not found"
-    assert found["cupy"] == "CuPy is not installed"
-    assert not {"pytest", "torch"} & set(found)
-    assert prove._asked(("torch", "cupy"), "raise ValueError('lost')") == {
-        "torch": "torch and cupy cannot be asked: ValueError: lost"
-    }
-
-
-NO_NVRTC = "def nvrtcVersion():\n    raise RuntimeError('no library')\n"
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        pytest.param({"cuda.py": ""}, "cuda-bindings is not installed (pip install cuda-bindings)", id="bindings"),
-        pytest.param(
-            {"cuda/bindings/__init__.py": "", "cuda/bindings/nvrtc.py": NO_NVRTC},
-            "NVRTC, the compiler of CUDA, is not installed (pip install nvidia-cuda-nvrtc)",
-            id="compiler",
-        ),
-    ],
-)
-def test_missing_compiler_is_named(
-    files: dict[str, str],
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """What the kernels need is named among what is missing, on a machine without a GPU too."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(gpu_card, "no_gpu", lambda: "there is no NVIDIA driver here")
-    assert prove.main(tmp_path / "out") == 2
-    assert f"missing: {words}\n" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["missing"]["cuda-bindings"] == words
-
-
-def test_sanitizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """compute-sanitizer is taken from PATH, or else from one of two folders of CUDA_HOME or CUDA_PATH."""
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    for variable, place in (("CUDA_PATH", "bin"), ("CUDA_HOME", "compute-sanitizer"), ("PATH", "")):
-        tool = tmp_path / variable / place / "compute-sanitizer"
-        tool.parent.mkdir(parents=True)
-        tool.write_text("#!/bin/sh\n")
-        tool.chmod(0o755)
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-        assert prove.sanitizer() == str(tool)
-
-
 def test_steps_fit_into_ten_minutes(tmp_path: Path) -> None:
     """All steps together, each at its limit, take less than ten minutes, and the benchmark has time to measure."""
     left, names = prove.TOTAL, []
@@ -223,22 +158,17 @@ def test_tests_are_counted(tmp_path: Path) -> None:
     file.write_text('<testsuites><testsuite tests="3" failures="0" errors="0" skipped="3"/></testsuites>')
     assert prove._counted(file)["problem"] == "no test passed"
     assert prove._counted(tmp_path / "none.xml")["problem"] == "no results were written"
-    assert prove._numbers(tmp_path / "none.json")["problem"] == "no results were written"
+    assert prove._numbers(tmp_path / "none.jsonl")["problem"] == "no results were written"
 
 
-def test_tests_are_chosen_by_name(tmp_path: Path) -> None:
-    """The expression selects the tests of both libraries, and none that run without a GPU."""
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "@pytest.mark.parametrize('library', ['numpy', 'torch', 'cupy', 'torch_cuda'])\n"
-        "def test_norm(library): pass\n"
-        "def test_graph_on_gpu(): pass\n"
-        "def test_other(): pass\n"
-    )
-    command = [sys.executable, "-m", "pytest", str(tmp_path), "-c", os.devnull, f"--rootdir={tmp_path}"]
-    command += ["--collect-only", "-q", "-p", "no:cacheprovider", "-k", prove.TESTS]
-    result = prove.run(Step("it", command, 60), tmp_path / "log.txt")
-    assert re.findall(r"::(\S+)", result["log"]) == ["test_norm[cupy]", "test_norm[torch_cuda]", "test_graph_on_gpu"]
+def test_numbers_are_read(tmp_path: Path) -> None:
+    """The benchmark's numbers to reach are in the summary; that nothing was timed is a problem."""
+    pair, numbers = dict.fromkeys(rows.KEY, "it"), [{"what": "percent", "figure": 92.0}]
+    file = tmp_path / "gpu.jsonl"
+    rows.write(file, {"summary": numbers, "pairs": [pair], "left_out": [pair, pair]})
+    assert prove._numbers(file) == {"numbers": numbers, "pairs": 1, "left_out": 2}
+    rows.write(file, {"summary": numbers, "pairs": [], "left_out": []})
+    assert prove._numbers(file)["problem"] == "nothing was timed"
 
 
 def test_every_kernel_is_watched() -> None:

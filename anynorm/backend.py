@@ -34,6 +34,7 @@ from anynorm._core.arrays import Format as Format
 from anynorm._core.arrays import Shape as Shape
 from anynorm._core.arrays import dtype_name as dtype_name
 from anynorm._core.arrays import tree_sum as tree_sum
+from anynorm._core.executable import AnyResiduals as AnyResiduals
 from anynorm._core.executable import Declined as Declined
 from anynorm._core.executable import Executable as Executable
 from anynorm._core.executable import Formula as Formula
@@ -65,6 +66,7 @@ from anynorm._core.view import why_apart as why_apart
 __all__ = [
     "FLOAT32",
     "FLOAT64",
+    "AnyResiduals",
     "Array",
     "ArrayOps",
     "Backend",

@@ -11,7 +11,7 @@ from anynorm_dask._blocks import largest, reshaped, shape_of, sum_over
 from anynorm_dask._chunks import refuses, refuses_beside
 
 
-class DaskOps(ArrayOps):
+class DaskOps(ArrayOps[Any]):
     """Dask's operations."""
 
     def __init__(self) -> None:

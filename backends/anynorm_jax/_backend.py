@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 
 from anynorm.backend import (
+    AnyResiduals,
     ArrayOps,
     Backend,
     Declined,
@@ -53,7 +55,7 @@ class JaxBackend(Backend):
             avals.append(None if array is None else array.aval)
         return (*avals, x64)
 
-    def compile(self, plan: Plan, operands: Operands) -> Executable | Declined:
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Array] | Declined:
         for array in operands[:5]:
             if isinstance(array, Tracer):
                 return Declined("JAX is tracing the call and compiles the formula with what surrounds it")
@@ -70,7 +72,7 @@ class JaxBackend(Backend):
         return None
 
 
-class Compiled(Formula):
+class Compiled(Formula[Array]):
     """The formula on a plan with each pass, and each step of one, under a `jax.jit` of its own."""
 
     engine = "anynorm_jax"
@@ -80,30 +82,55 @@ class Compiled(Formula):
         self._jitted: dict[Hashable, Callable[..., Any]] = {}  # by function and constants
 
     def forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        given: tuple[Array, Array] | None,
+        out: Array | None,
+        save: bool,
     ) -> tuple[Any, Any]:
         assert out is None  # no JAX array can be written to
         result: tuple[Any, Any] = self._under_jit(_forward, eps=eps, save=save)(x, weight, bias, given=given)
         return result
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals, out: Array | None
+    ) -> tuple[Any, Any, Any]:
         assert out is None
         gradients: tuple[Any, Any, Any] = self._under_jit(formula.backward)(dy, x, weight, residuals)
         return gradients
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: Array, eps: float = 0.0) -> Statistics:
         statistics: Statistics = self._under_jit(formula.measure, eps=eps)(x)
         return statistics._replace(n=self.plan.n)  # which jit returns as an array
 
-    def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
+    def apply(
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        statistics: Statistics,
+        out: Array | None,
+    ) -> Any:
         assert out is None
         return self._under_jit(formula.apply, eps=eps)(x, weight, bias, statistics=statistics)
 
-    def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: Any) -> GradientSums:
+    def gradient_sums(self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals) -> GradientSums:
         sums: GradientSums = self._under_jit(formula.gradient_sums)(dy, x, weight, residuals)
         return sums
 
-    def gradient(self, dy: Any, x: Any, weight: Any, residuals: Any, sums: GradientSums, out: Any) -> Any:
+    def gradient(
+        self,
+        dy: Array,
+        x: Array,
+        weight: Array | None,
+        residuals: AnyResiduals,
+        sums: GradientSums,
+        out: Array | None,
+    ) -> Any:
         assert out is None
         return self._under_jit(formula.gradient)(dy, x, weight, residuals, sums)
 
@@ -120,7 +147,15 @@ _compiled = lru_cache(maxsize=1024)(Compiled)
 
 
 def _forward(
-    plan: Plan, x: Any, weight: Any, bias: Any, eps: float, *, given: Any, save: bool, ops: ArrayOps
+    plan: Plan,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    *,
+    given: tuple[Array, Array] | None,
+    save: bool,
+    ops: ArrayOps[Array],
 ) -> tuple[Any, Residuals | None]:
     y, residuals = formula.forward(plan, x, weight, bias, eps, given=given, ops=ops)
     return y, residuals if save else None

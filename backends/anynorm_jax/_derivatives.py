@@ -13,20 +13,20 @@ from anynorm.backend import ArrayOps, Plan, Residuals, formula
 _lax: Any = jax.lax  # for what is not in every version
 
 
-def normalize(plan: Plan, z: jax.Array, eps: float, *, ops: ArrayOps) -> tuple[jax.Array, Residuals]:
+def normalize(plan: Plan, z: jax.Array, eps: float, *, ops: ArrayOps[jax.Array]) -> tuple[jax.Array, Residuals]:
     """Return x̂ and the residuals, with the formula's own derivative."""
     result: tuple[jax.Array, Residuals] = _normalize(plan, eps, ops, z)
     return result
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _normalize(plan: Plan, eps: float, ops: ArrayOps, z: jax.Array) -> tuple[jax.Array, Residuals]:
+def _normalize(plan: Plan, eps: float, ops: ArrayOps[jax.Array], z: jax.Array) -> tuple[jax.Array, Residuals]:
     return formula.normalize(plan, z, eps, ops=ops)
 
 
 @_normalize.defjvp
 def _tangents(
-    plan: Plan, eps: float, ops: ArrayOps, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    plan: Plan, eps: float, ops: ArrayOps[jax.Array], primals: tuple[Any], tangents: tuple[Any]
 ) -> tuple[tuple[jax.Array, Residuals], tuple[jax.Array, Residuals]]:
     """Return x̂ and the residuals, and the change of each where z changes by dz.
 

@@ -17,7 +17,7 @@ from anynorm_jax._sums import broadcast, sum_over
 lax: Any = jax.lax  # its barrier is not annotated
 
 
-class JaxOps(ArrayOps):
+class JaxOps(ArrayOps[jax.Array]):
     """JAX's operations."""
 
     def __init__(self) -> None:

@@ -52,4 +52,6 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
     if missing is not None:
         msg = f"warm_up: {missing}."
         raise ImportError(msg)
-    anynorm_numba.engine().run.compile_all(wanted, gradients=gradients)
+    from anynorm_numba import engine
+
+    engine.compile_all(wanted, gradients=gradients)

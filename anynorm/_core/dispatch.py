@@ -19,7 +19,7 @@ from anynorm._core.arrays import described
 from anynorm._core.backends import backend_of, by_type, check_suited
 from anynorm._core.checks import check_gradient, checked_plan, real_number
 from anynorm._core.plan import Plan
-from anynorm.backend import Backend, Executable, Formula, Operands
+from anynorm.backend import Backend, Executable, Operands
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,7 +82,7 @@ def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable[An
         if isinstance(found, Executable):
             return found
         reason = found.reason
-    return Formula(plan, ops, reason)
+    return Executable(plan, ops, reason)
 
 
 def norm(moments_of: Callable[..., Any] | None = None) -> Callable[[F], F]:
@@ -171,7 +171,7 @@ def backward(call: Bound, residuals: Any, dy: Any, out: Any) -> tuple[Any, Any, 
     others = {name: array for name, array in named.items() if array is not None}
     check_gradient(f"pullback of {entry.plan.function}", dy, x, others, out, backend)
     executable = entry.executable
-    if type(executable) is not Formula:
+    if type(executable) is not Executable:
         executable = _compiled_gradient(entry, Operands(x, weight, bias, mean, var, out, dy, residuals))
     if key is not None:
         cache.remember(key, executable)
@@ -180,7 +180,7 @@ def backward(call: Bound, residuals: Any, dy: Any, out: Any) -> tuple[Any, Any, 
 
 def _compiled_gradient(entry: Entry, operands: Operands) -> Executable[Any]:
     found = entry.backend.compile(entry.plan, operands)
-    return found if isinstance(found, Executable) else Formula(entry.plan, entry.backend.ops, found.reason)
+    return found if isinstance(found, Executable) else Executable(entry.plan, entry.backend.ops, found.reason)
 
 
 @contextmanager

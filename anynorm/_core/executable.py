@@ -1,4 +1,4 @@
-"""What runs a call: `Executable`, and the two things that may be compiled, a kernel's launch or the `Formula`."""
+"""What runs a call: `Executable`, by the formula as it stands, by kernels where a backend derives its own."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Declined(NamedTuple):
 
 
 class Executable(Generic[X]):
-    """What serves all calls of one signature. It holds no array of a caller's.
+    """What serves all calls of one signature: as it stands, by the formula. It holds no array of a caller's.
 
-    A backend's own derives from this class, from `Formula` if it serves some of the steps only.
+    A backend derives its own, and overrides the steps that it does better; the others remain the formula's.
 
     Attributes
     ----------
@@ -52,11 +52,19 @@ class Executable(Generic[X]):
         What serves the call, for `explain`: the name of a package, or "formula".
     reason : str or None
         Why nothing faster serves it; None where nothing is faster.
+    plan : Plan
+        What is computed.
+    ops : ArrayOps
+        What it is computed with.
 
     """
 
-    engine: str
-    reason: str | None = None
+    engine = "formula"
+
+    def __init__(self, plan: Plan, ops: ArrayOps[X], reason: str | None = None) -> None:
+        self.plan = plan
+        self.ops = ops
+        self.reason = reason
 
     def forward(
         self,
@@ -66,7 +74,7 @@ class Executable(Generic[X]):
         eps: float,
         given: tuple[X, X] | None,
         out: X | None,
-        save: bool,
+        save: bool,  # noqa: ARG002  the formula's residuals cost nothing
     ) -> tuple[Any, Any]:
         """Return (y, residuals): y is `out` if that is given, residuals may be None unless `save` asks for them.
 
@@ -84,109 +92,44 @@ class Executable(Generic[X]):
             Whether residuals are wanted.
 
         """
-        raise NotImplementedError
+        options: dict[str, Any] = {"given": given, "out": out, "ops": self.ops}
+        found: tuple[Any, Any] = self.ops.on_device(x, formula.forward, self.plan, x, weight, bias, eps, **options)
+        return found
 
     def backward(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals, out: X | None) -> tuple[Any, Any, Any]:
         """Return dx, in `out` if that is given, and dweight and dbias in the compute dtype, or None.
 
         dweight and dbias have as many elements as the parameter, in its order.
         """
-        raise NotImplementedError
+        options: dict[str, Any] = {"out": out, "ops": self.ops}
+        found: tuple[Any, Any, Any] = self.ops.on_device(
+            x, formula.backward, self.plan, dy, x, weight, residuals, **options
+        )
+        return found
 
     def measure(self, x: X, eps: float = 0.0) -> Statistics:
         """Return the statistics of each set, the first half of `forward`."""
-        raise NotImplementedError
-
-    def apply(
-        self,
-        x: X,
-        weight: X | None,
-        bias: X | None,
-        eps: float,
-        statistics: Statistics,
-        out: X | None,
-    ) -> Any:
-        """Return y by statistics, the second half of `forward`."""
-        raise NotImplementedError
-
-    def gradient_sums(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals) -> GradientSums:
-        """Return what `gradient` needs of each set, and dweight and dbias: the first half of `backward`."""
-        raise NotImplementedError
-
-    def gradient(
-        self,
-        dy: X,
-        x: X,
-        weight: X | None,
-        residuals: AnyResiduals,
-        sums: GradientSums,
-        out: X | None,
-    ) -> Any:
-        """Return dx by sums over the sets, the second half of `backward`."""
-        raise NotImplementedError
-
-
-class Formula(Executable[X]):
-    """The formula on a plan, step by step or at once."""
-
-    engine = "formula"
-
-    def __init__(self, plan: Plan, ops: ArrayOps[X], reason: str | None) -> None:
-        self.plan = plan
-        self.ops = ops
-        self.reason = reason
-
-    def forward(
-        self,
-        x: X,
-        weight: X | None,
-        bias: X | None,
-        eps: float,
-        given: tuple[X, X] | None,
-        out: X | None,
-        save: bool,  # noqa: ARG002  residuals cost nothing here
-    ) -> tuple[Any, Any]:
-        ops = self.ops
-        return ops.on_device(  # type: ignore[no-any-return]
-            x, formula.forward, self.plan, x, weight, bias, eps, given=given, out=out, ops=ops
-        )
-
-    def backward(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals, out: X | None) -> tuple[Any, Any, Any]:
-        ops = self.ops
-        return ops.on_device(  # type: ignore[no-any-return]
-            x, formula.backward, self.plan, dy, x, weight, residuals, out=out, ops=ops
-        )
-
-    def measure(self, x: X, eps: float = 0.0) -> Statistics:
         found: Statistics = self.ops.on_device(x, formula.measure, self.plan, x, eps, ops=self.ops)
         return found
 
-    def apply(
-        self,
-        x: X,
-        weight: X | None,
-        bias: X | None,
-        eps: float,
-        statistics: Statistics,
-        out: X | None,
-    ) -> Any:
-        ops = self.ops
-        return ops.on_device(x, formula.apply, self.plan, x, weight, bias, eps, statistics, out=out, ops=ops)
+    def apply(self, x: X, weight: X | None, bias: X | None, eps: float, statistics: Statistics, out: X | None) -> Any:
+        """Return y by statistics, the second half of `forward`."""
+        options: dict[str, Any] = {"out": out, "ops": self.ops}
+        return self.ops.on_device(x, formula.apply, self.plan, x, weight, bias, eps, statistics, **options)
 
     def gradient_sums(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals) -> GradientSums:
+        """Return what `gradient` needs of each set, and dweight and dbias: the first half of `backward`."""
         found: GradientSums = self.ops.on_device(
             x, formula.gradient_sums, self.plan, dy, x, weight, residuals, ops=self.ops
         )
         return found
 
     def gradient(
-        self,
-        dy: X,
-        x: X,
-        weight: X | None,
-        residuals: AnyResiduals,
-        sums: GradientSums,
-        out: X | None,
+        self, dy: X, x: X, weight: X | None, residuals: AnyResiduals, sums: GradientSums, out: X | None
     ) -> Any:
-        ops = self.ops
-        return ops.on_device(x, formula.gradient, self.plan, dy, x, weight, residuals, sums, out=out, ops=ops)
+        """Return dx by sums over the sets, the second half of `backward`."""
+        options: dict[str, Any] = {"out": out, "ops": self.ops}
+        return self.ops.on_device(x, formula.gradient, self.plan, dy, x, weight, residuals, sums, **options)
+
+
+Formula = Executable

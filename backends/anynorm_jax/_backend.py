@@ -18,7 +18,6 @@ from anynorm.backend import (
     Backend,
     Declined,
     Executable,
-    Formula,
     GradientSums,
     Operands,
     Plan,
@@ -72,7 +71,7 @@ class JaxBackend(Backend):
         return None
 
 
-class Compiled(Formula[Array]):
+class Compiled(Executable[Array]):
     """The formula on a plan with each pass, and each step of one, under a `jax.jit` of its own."""
 
     engine = "anynorm_jax"

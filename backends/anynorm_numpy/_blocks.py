@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from anynorm.backend import FLOAT32, FLOAT64, Format, Formula, Plan, Residuals, Statistics, formula
+from anynorm.backend import FLOAT32, FLOAT64, Executable, Format, Plan, Residuals, Statistics, formula
 from anynorm_numpy._affine import Affine
 from anynorm_numpy._arrays import Array
 from anynorm_numpy._block import Block, buffers, partition
@@ -24,7 +24,7 @@ from anynorm_numpy._sets import Sets
 _SAFE = {FLOAT32: (2.0**-100, 2.0**100), FLOAT64: (2.0**-900, 2.0**900)}
 
 
-class Blocks(Formula[Array]):
+class Blocks(Executable[Array]):
     """A forward pass in NumPy alone."""
 
     engine = "anynorm_numpy"

@@ -7,14 +7,14 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm.backend import Formula, Ints, Operands, PackedResiduals, Plan, Statistics
+from anynorm.backend import Executable, Ints, Operands, PackedResiduals, Plan, Statistics
 from anynorm_numba import engine
 from anynorm_numba.engine import LaunchConfig, address, addresses
 from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
 
-class _Engine(Formula[Array]):
+class _Engine(Executable[Array]):
     """What the engine's two passes share: a launch config for each number of threads."""
 
     engine = "anynorm_numba"

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from anynorm.backend import Formula, Ops, PackedResiduals, Plan, Residuals, formula
+from anynorm.backend import Executable, Ops, PackedResiduals, Plan, Residuals, formula
 from anynorm_numpy._arrays import Array
 
 # Elements in a slice; the formula makes about eight arrays of that size. On five shapes of 4 to 8 million float32, half
@@ -26,7 +26,7 @@ Index = tuple[slice, ...]
 Shape = tuple[int, ...]
 
 
-class Slices(Formula[Array]):
+class Slices(Executable[Array]):
     """A backward pass by the formula, slice by slice."""
 
     engine = "anynorm_numpy"

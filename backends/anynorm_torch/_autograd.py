@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anynorm.backend import Formula, Operands, PackedResiduals, View, cache, formula
+from anynorm.backend import Executable, Operands, PackedResiduals, View, cache, formula
 from anynorm_torch._memory import forward_ad, unreadable_itself
 from anynorm_torch._ops import OPS
 from anynorm_torch._signature import signature_of
@@ -88,14 +88,14 @@ class _Normalized(torch.autograd.Function):
             executable = _compiled(Kept(*kept), dy, x, weight, residuals)
             if key is not None:
                 cache.remember(key, executable)
-        if type(executable) is not Formula:
+        if type(executable) is not Executable:
             residuals_read = residuals if array is None else array
             weight_read = weight if read_weight is None else read_weight
             found = executable.run(dy, x, weight_read, residuals_read, None, needs[1], needs[2])
             if found is not None:
                 return *found, None  # cast, and left out where it is not needed, by autograd itself
         packed = _packed(Kept(*kept), residuals)
-        found = Formula(launch.plan, OPS, None).backward(dy, x, weight, packed, None)
+        found = Executable(launch.plan, OPS, None).backward(dy, x, weight, packed, None)
         return *_like(found, weight, launch.bias, needs), None
 
 
@@ -110,7 +110,7 @@ def _compiled(kept: Kept, dy: Tensor, x: Tensor, weight: Tensor | None, residual
     if forward_ad._current_level < 0 and not any(unreadable_itself(tensor) for tensor in tensors):
         weight = weight if kept.read_weight is None else kept.read_weight
         found = launch.compile_gradient(Operands(x, weight, dy=dy, residuals=_packed(kept, residuals)))
-    return Formula(launch.plan, OPS, found) if isinstance(found, str) else found
+    return Executable(launch.plan, OPS, found) if isinstance(found, str) else found
 
 
 def _packed(kept: Kept, residuals: Tensor | None) -> PackedResiduals:

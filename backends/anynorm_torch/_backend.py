@@ -10,7 +10,7 @@ from torch import Tensor
 
 import anynorm_cuda
 import anynorm_numba
-from anynorm.backend import Backend, Declined, Executable, Formula, Operands, Plan, Statistics, apart
+from anynorm.backend import Backend, Declined, Executable, Operands, Plan, Statistics, apart
 from anynorm_torch import _memory
 from anynorm_torch._launch import Differentiable, gradient_wanted
 from anynorm_torch._memory import check_storage, length_of, unreadable_itself, watched, watches
@@ -71,7 +71,7 @@ class TorchBackend(Backend):
         return True
 
 
-class Slow(Formula[Tensor]):
+class Slow(Executable[Tensor]):
     """The formula where an engine would serve if it were installed: it says so when it first runs."""
 
     def forward(

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anynorm.backend import Formula, Ints, Operands, PackedResiduals, Plan, formula
+from anynorm.backend import Executable, Ints, Operands, PackedResiduals, Plan, formula
 from anynorm_torch._memory import check_storage, length_of, unaligned
 from anynorm_torch._ops import OPS
 from anynorm_torch._tensors import DTYPES, Parameter
 
 
-class Launch(Formula[Tensor], ABC):
+class Launch(Executable[Tensor], ABC):
     """A forward pass by an engine."""
 
     def __init__(self, plan: Plan, operands: Operands) -> None:
@@ -42,7 +42,7 @@ class Launch(Formula[Tensor], ABC):
         """Return what serves backward passes like this one, or why the engine does not."""
 
 
-class Gradient(Formula[Tensor], ABC):
+class Gradient(Executable[Tensor], ABC):
     """A backward pass by an engine."""
 
     def __init__(self, plan: Plan) -> None:
@@ -74,7 +74,7 @@ class Gradient(Formula[Tensor], ABC):
         """
 
 
-class Differentiable(Formula[Tensor]):
+class Differentiable(Executable[Tensor]):
     """A backward pass that is to be differentiated again: by residuals that are differentiable, too."""
 
     def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:

@@ -49,7 +49,7 @@ import anynorm as an
 
 HEAD = """
 import array_api_strict as xp
-from anynorm.backend import ArrayOps, Backend, Declined, Executable, Formula, formula
+from anynorm.backend import ArrayOps, Backend, Declined, Executable, formula
 
 calls = []
 """
@@ -60,7 +60,7 @@ class Ops(ArrayOps):
         return xp.sum(x, axis=axes, keepdims=True)
 """
 LAUNCH = """
-class Launch(Formula):
+class Launch(Executable):
     engine = "outside"
 
     def forward(self, x, weight, bias, eps, given, out, save):
@@ -68,7 +68,7 @@ class Launch(Formula):
         return x + 1.0, None
 """
 MEASURE = """
-class Launch(Formula):
+class Launch(Executable):
     engine = "outside"
 
     def measure(self, x, eps=0.0):

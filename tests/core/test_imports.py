@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 Graph = dict[str, set[str]]
 
-LOADERS = {"anynorm._dispatch", "anynorm._core.dispatch"}
+LOADERS = {"anynorm._core.backends"}
 
 
 def _sources() -> dict[str, str]:

@@ -143,7 +143,8 @@ def by_channel(
             f"both are axis {channel}. Name the axes of the batch alone, or pass batch_axis=None for unbatched input."
         )
         raise ValueError(msg)
-    named, rule = {"weight": weight, "bias": bias}, f"channel_axis={channel_axis}"
+    # An int that torch.compile left open goes into no text; `index` makes it a constant.
+    named, rule = {"weight": weight, "bias": bias}, f"channel_axis={operator.index(channel_axis)}"
     parameters = {name: _along(function, name, own, shape, (channel,), rule) for name, own in named.items()}
     kept = {channel, *batch}
     n = 0 if given else _count(function, shape, tuple([axis for axis in range(len(shape)) if axis not in kept]))

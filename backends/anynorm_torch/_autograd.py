@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anynorm.backend import Executable, Operands, PackedResiduals, View, cache, formula
-from anynorm_torch._memory import forward_ad, unreadable_itself
+from anynorm_torch._memory import forward_ad, unreadable
 from anynorm_torch._ops import OPS
 from anynorm_torch._signature import signature_of
 from anynorm_torch._tensors import Parameter
@@ -91,7 +91,7 @@ class _Normalized(torch.autograd.Function):
         if type(executable) is not Executable:
             residuals_read = residuals if array is None else array
             weight_read = weight if read_weight is None else read_weight
-            found = executable.run(dy, x, weight_read, residuals_read, None, needs[1], needs[2])
+            found = executable.run(dy, x, weight_read, residuals_read, None, needs)
             if found is not None:
                 return *found, None  # cast, and left out where it is not needed, by autograd itself
         packed = _packed(Kept(*kept), residuals)
@@ -107,7 +107,7 @@ def _compiled(kept: Kept, dy: Tensor, x: Tensor, weight: Tensor | None, residual
     launch = kept.launch
     tensors = [tensor for tensor in (x, dy, weight, residuals) if tensor is not None]
     found: Any = "the tensors may not be read"
-    if forward_ad._current_level < 0 and not any(unreadable_itself(tensor) for tensor in tensors):
+    if forward_ad._current_level < 0 and not any(unreadable(tensor) for tensor in tensors):
         weight = weight if kept.read_weight is None else kept.read_weight
         found = launch.compile_gradient(Operands(x, weight, dy=dy, residuals=_packed(kept, residuals)))
     return Executable(launch.plan, OPS, found) if isinstance(found, str) else found

@@ -13,7 +13,7 @@ import anynorm_numba
 from anynorm.backend import Backend, Declined, Executable, Operands, Plan, Statistics, apart
 from anynorm_torch import _memory
 from anynorm_torch._launch import Differentiable, gradient_wanted
-from anynorm_torch._memory import check_storage, length_of, unreadable_itself, watched, watches
+from anynorm_torch._memory import check_storage, length_of, unreadable, watched, watches
 from anynorm_torch._ops import OPS
 from anynorm_torch._signature import signature_of
 from anynorm_torch._slow import SIZABLE, say_if_slow
@@ -46,7 +46,7 @@ class TorchBackend(Backend):
         if dy is not None and gradient_wanted(x, dy, weight):
             return Differentiable(plan, OPS, "the gradient may be differentiated again")
         arrays = operands.arrays().values()
-        reason = watched() or next((why for array in arrays if (why := unreadable_itself(array)) is not None), None)
+        reason = watched() or next((why for array in arrays if (why := unreadable(array)) is not None), None)
         if reason is not None:
             return Declined(reason)
         check_storage(*arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from anynorm.backend import Layout, Operands, PackedResiduals, Plan, Statistics
 from anynorm_numba import engine
 from anynorm_numba.engine import LaunchConfig, address
 from anynorm_torch._autograd import FEW, recorded
-from anynorm_torch._launch import Gradient, Launch, shape_of, why_no_gradient
+from anynorm_torch._launch import Gradient, Gradients, Launch, why_no_gradient
 from anynorm_torch._memory import LOW, UNALIGNED, check_storage, unaligned, written
 from anynorm_torch._pages import LARGE, ask_for_large_pages
 from anynorm_torch._tensors import DTYPES, Parameter, Strided, cast, dense, empty, layout_of, like, strides_in
@@ -161,8 +162,8 @@ class CpuGradient(Gradient):
         self._compute = compute = DTYPES[x.dtype][1]
         self._reads_weight = as_parameter(weight, compute) is weight
         self._dx = strided_like(x)
-        shapes = shape_of(Parameter.of(weight)), shape_of(bias)
-        self._dweight, self._dbias = [None if shape is None else Strided(*dense(shape, 1), compute) for shape in shapes]
+        parameters = Parameter.of(weight), bias
+        self._dweight, self._dbias = [None if each is None else (*dense(each.shape, 1), compute) for each in parameters]
 
     @classmethod
     def compiled(cls, plan: Plan, operands: Operands, bias: Parameter | None) -> CpuGradient | str:
@@ -187,15 +188,8 @@ class CpuGradient(Gradient):
         return reason or cls(plan, operands, bias, configs, copies)
 
     def run(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        residuals: Any,
-        out: Tensor | None,
-        wants_dweight: bool,
-        wants_dbias: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Any, out: Tensor | None, needs: Sequence[bool]
+    ) -> Gradients | None:
         config = self._configs.serial or self._configs.now()
         dx = out
         if dx is None:
@@ -204,8 +198,8 @@ class CpuGradient(Gradient):
             dy = new_like(x).copy_(dy)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
-        dweight = empty(*self._dweight) if wants_dweight and self._dweight is not None else None
-        dbias = empty(*self._dbias) if wants_dbias and self._dbias is not None else None
+        dweight = empty(*self._dweight) if needs[1] and self._dweight is not None else None
+        dbias = empty(*self._dbias) if needs[2] and self._dbias is not None else None
         at_x, at_dy, at_dx = x.data_ptr(), dy.data_ptr(), dx.data_ptr()
         at_weight = config.absent_weight if weight is None else weight.data_ptr()
         at_residuals = residuals.data_ptr() if isinstance(residuals, Tensor) else address(residuals)
@@ -239,7 +233,7 @@ def upcast_together(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Up
     if any(each.dtype is not x.dtype or not each.is_contiguous() or each.numel() > FEW for each in given):
         return None
     of_weight, of_bias = [
-        None if parameter is None else Strided(tuple(parameter.shape), parameter.stride(), compute)
+        None if parameter is None else (tuple(parameter.shape), parameter.stride(), compute)
         for parameter in (weight, bias)
     ]
     return DTYPES[x.dtype][0], of_weight, of_bias
@@ -265,7 +259,7 @@ def upcast(
 
 def strided_like(x: Tensor) -> Strided | None:
     """Return how a new tensor like x lies, or None where `new_like` makes it better than `empty`."""
-    return None if x.nbytes >= LARGE else Strided(tuple(x.shape), torch.empty_like(x).stride(), x.dtype)
+    return None if x.nbytes >= LARGE else (tuple(x.shape), torch.empty_like(x).stride(), x.dtype)
 
 
 def new_like(x: Tensor) -> Tensor:

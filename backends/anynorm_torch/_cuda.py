@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from anynorm_cuda._launcher import Launcher, RefusedError, too_old
 from anynorm_cuda._program import Launch as KernelLaunch
 from anynorm_cuda._teams import Device
 from anynorm_torch._autograd import recorded
-from anynorm_torch._launch import Gradient, Launch, why_no_gradient
+from anynorm_torch._launch import Gradient, Gradients, Launch, why_no_gradient
 from anynorm_torch._memory import LOW, WIDEST, check_storage, unaligned, written
 from anynorm_torch._tensors import DTYPES, Parameter, dense, layout_of, like, strides_in
 
@@ -60,6 +60,8 @@ class CudaLaunch(Launch):
     def __init__(self, plan: Plan, operands: Operands, config: LaunchConfig) -> None:
         super().__init__(plan, operands)
         self._config = config
+        self._reads_weight = as_parameter(operands.weight) is operands.weight
+        self._reads_bias = as_parameter(operands.bias) is operands.bias
 
     @classmethod
     def compiled(cls, plan: Plan, operands: Operands) -> CudaLaunch | str:
@@ -76,8 +78,7 @@ class CudaLaunch(Launch):
         if reason is not None:
             return reason
         y = x if plan.function == "moments" else like(x, out)
-        bits = x.data_ptr() | y.data_ptr()
-        config = _configured(plan, _jobs.forward_job, (x, y), bits, parameters, layout_of(parameters[1], 1))
+        config = _configured(plan, _jobs.forward_job, (x, y), parameters, layout_of(parameters[1], 1))
         return config if isinstance(config, str) else cls(plan, operands, config)
 
     def compile_gradient(self, operands: Operands) -> CudaGradient | str:
@@ -90,13 +91,10 @@ class CudaLaunch(Launch):
             return super().forward(x, weight, bias, eps, given, out, save)
         self._check_lengths(x, out)
         y = torch.empty_like(x) if out is None else out
-        read_weight, read_bias = as_parameter(weight), as_parameter(bias)
+        read_weight = weight if self._reads_weight else as_parameter(weight)
+        read_bias = bias if self._reads_bias else as_parameter(bias)
         # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
-        flat = [
-            statistic.detach().reshape(-1).to(torch.float32).contiguous()
-            for statistic in ((None, None) if given is None else given)
-            if statistic is not None
-        ]
+        flat = [] if given is None else [each.detach().reshape(-1).to(torch.float32).contiguous() for each in given]
         residuals = None
         if given is not None or save or self._records or self._config.keeps:
             residuals = _floats(x, 5, self._config.sets)
@@ -189,11 +187,10 @@ class CudaGradient(Gradient):
         dx = like(x, out)
         # Bias is not read: its layout is that of its gradient.
         of_bias = None if plan.bias is None else dense(plan.bias, 1)  # type: ignore[arg-type]
-
-        config, copies = _gradient_configured(plan, (x, dy, dx), read, of_bias, dtypes), False
+        config, copies = _configured(plan, _jobs.gradient_job, (x, dy, dx), (read, None), of_bias, dtypes), False
         if isinstance(config, str) and dy.stride() != dx.stride():
             copies = True  # costs one pass over it, the formula about ten
-            config = _gradient_configured(plan, (x, like(x, None), dx), read, of_bias, dtypes)
+            config = _configured(plan, _jobs.gradient_job, (x, like(x, None), dx), (read, None), of_bias, dtypes)
         return config if isinstance(config, str) else cls(plan, config, copies, *targets)
 
     def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
@@ -202,23 +199,16 @@ class CudaGradient(Gradient):
         return super().backward(dy, x, weight, residuals, out)
 
     def run(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        residuals: Any,
-        out: Tensor | None,
-        wants_dweight: bool,
-        wants_dbias: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Any, out: Tensor | None, needs: Sequence[bool]
+    ) -> Gradients | None:
         if self.reason is not None:
             return None
         config, weight = self._config, as_parameter(weight)
         dx = torch.empty_like(x) if out is None else out
         if self._copies_dy:
             dy = torch.empty_like(x).copy_(dy)
-        dweight = _empty(self._dweight, x) if wants_dweight else None
-        dbias = _empty(self._dbias, x) if wants_dbias else None
+        dweight = _empty(self._dweight, x) if needs[1] else None
+        dbias = _empty(self._dbias, x) if needs[2] else None
         tensors = x, dy, dx, weight, residuals
         addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
         if min(addresses) < LOW:
@@ -275,28 +265,21 @@ def _empty(target: Parameter | None, x: Tensor) -> Tensor | None:
     return None if target is None else x.new_empty(target.shape, dtype=target.dtype)
 
 
-def _gradient_configured(
-    plan: Plan, tensors: tuple[Tensor, ...], weight: Tensor | None, bias: Layout | None, dtypes: tuple[torch.dtype, ...]
-) -> LaunchConfig | str:
-    bits = tensors[0].data_ptr() | tensors[1].data_ptr() | tensors[2].data_ptr()
-    return _configured(plan, _jobs.gradient_job, tensors, bits, (weight, None), bias, dtypes)
-
-
 def _configured(
     plan: Plan,
     configure: Callable[..., LaunchConfig | str],
     tensors: tuple[Tensor, ...],
-    bits: int,
     parameters: tuple[Tensor | None, Tensor | None],
     bias: Layout | None,
     gradients: tuple[torch.dtype, ...] = (torch.float32, torch.float32),
 ) -> LaunchConfig | str:
     """Return a launch config whose kernels are loaded, or half a sentence that says why there is none.
 
-    `bits` is divided by all powers of two that divide the address of each tensor. `gradients`: the dtypes of those of
-    weight and bias.
+    `gradients`: the dtypes of those of weight and bias.
     """
-    x = tensors[0]
+    x, bits = tensors[0], 0  # what divides `bits` divides each address
+    for tensor in tensors:
+        bits |= tensor.data_ptr()
     of_weight, of_bias = [None if parameter is None else DTYPES[parameter.dtype][0] for parameter in parameters]
     addresses = [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
     parameter_bits = (addresses[0] | addresses[1]) % WIDEST

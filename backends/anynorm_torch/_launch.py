@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anynorm.backend import Executable, Ints, Operands, PackedResiduals, Plan, formula
+from anynorm.backend import Executable, Operands, PackedResiduals, Plan, formula
 from anynorm_torch._memory import check_storage, length_of, unaligned
 from anynorm_torch._ops import OPS
 from anynorm_torch._tensors import DTYPES, Parameter
+
+# dx, dweight and dbias; None where there is no such parameter, or its gradient is not needed.
+Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Launch(Executable[Tensor], ABC):
@@ -51,26 +55,19 @@ class Gradient(Executable[Tensor], ABC):
     def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
         if isinstance(residuals, PackedResiduals):
             check_storage(dy, x, weight, out)
-            wanted = self.plan.weight is not None, self.plan.bias is not None
-            found = self.run(dy, x, weight, residuals.array, out, *wanted)
+            found = self.run(dy, x, weight, residuals.array, out, (True, True, True))
             if found is not None:
                 return found
         return super().backward(dy, x, weight, residuals, out)
 
     @abstractmethod
     def run(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        residuals: Any,
-        out: Tensor | None,
-        wants_dweight: bool,
-        wants_dbias: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-        """Return dx, in `out` if that is given, and dweight and dbias as wanted, in the parameters' shapes.
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Any, out: Tensor | None, needs: Sequence[bool]
+    ) -> Gradients | None:
+        """Return dx, in `out` if that is given, and those of dweight and dbias that are needed, in their shapes.
 
-        None if the engine cannot after all. `residuals` is their array, as the engine made it.
+        None if the engine cannot after all. `residuals` is their array, as the engine made it; `needs` says of x,
+        weight and bias if their gradients are needed.
         """
 
 
@@ -101,8 +98,3 @@ def why_no_gradient(operands: Operands) -> str | None:
     if array is not None and (array.dtype is not DTYPES[x.dtype][1] or not array.is_contiguous()):
         return "statistics that were saved came back in another dtype or layout"
     return unaligned(x, out, dy, array)
-
-
-def shape_of(parameter: Parameter | None) -> Ints | None:
-    """Return a parameter's shape, if there is one."""
-    return None if parameter is None else parameter.shape

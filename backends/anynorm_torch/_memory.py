@@ -42,11 +42,6 @@ def refuses(x: Tensor) -> str | None:
     return None
 
 
-def unreadable(x: Tensor) -> str | None:
-    """Return why the raw memory of this tensor is not its value, or not to be touched; None if it may be read."""
-    return watched() or unreadable_itself(x)
-
-
 # Types whose arithmetic is torch's own.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -55,7 +50,7 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 _plain: dict[int, str] = {}
 
 
-def unreadable_itself(x: Tensor) -> str | None:
+def unreadable(x: Tensor) -> str | None:
     """Return why this tensor's memory is not its value, or None.
 
     That its type is Tensor says little: vmap's and grad's wrappers, forward-mode duals and lazily negated views are of
@@ -81,12 +76,12 @@ def memory_of(x: Tensor) -> str:
 
 
 def readable_in(x: Tensor) -> str | None:
-    """Return, faster than `unreadable_itself`, in which memory a tensor may be read, if `watches` is False."""
+    """Return, faster than `unreadable`, in which memory a tensor may be read, if `watches` is False."""
     own = type(x)
     if own is not torch.Tensor and own is not torch.nn.Parameter:
         return None
     found = _plain.get(torch._C._dispatch_keys(x).raw_repr())
-    return memory_of(x) if found is None and unreadable_itself(x) is None else found
+    return memory_of(x) if found is None and unreadable(x) is None else found
 
 
 # The most bytes that a device reads at once, where they are aligned to as many.

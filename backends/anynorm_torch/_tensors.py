@@ -18,17 +18,12 @@ DTYPES = {
     torch.float64: ("float64", torch.float64),
 }
 
-
-class Strided(NamedTuple):
-    """All that a new tensor on the host is made by."""
-
-    shape: Ints
-    strides: Ints
-    dtype: torch.dtype
+# All that a new tensor on the host is made by: shape, strides and dtype.
+Strided = tuple[Ints, Ints, torch.dtype]
 
 
 class Parameter(NamedTuple):
-    """All of a weight or bias that its gradient depends on, if it is not read."""
+    """What is asked of a weight or bias whose values are not read."""
 
     shape: Ints
     dtype: torch.dtype

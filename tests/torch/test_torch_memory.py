@@ -27,6 +27,12 @@ pytestmark = [
 ]
 
 
+def unreadable(x: Any) -> str | None:
+    """Return why the memory of a tensor is not read just now, or None."""
+    reason: str | None = _memory.watched() or _memory.unreadable(x)
+    return reason
+
+
 class Labelled(torch.Tensor):  # type: ignore[misc]
     """A subclass like any that users write."""
 
@@ -102,7 +108,7 @@ def test_readable(make: Callable[[Any], Any]) -> None:
     """Tensors and parameters are readable, whatever their strides and whether or not they require a gradient."""
     x = make(plain())
 
-    assert _memory.unreadable(x) is None
+    assert unreadable(x) is None
     close(an.layer_norm(x).detach(), layer_norm(x.detach().clone()))
 
 
@@ -126,7 +132,7 @@ UNREADABLE: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("make", UNREADABLE.values(), ids=UNREADABLE)
 def test_unreadable(make: Callable[[Any], Any]) -> None:
     """A tensor whose memory is not its numbers is unreadable, and the reason is a phrase that explain can show."""
-    reason = _memory.unreadable(make(plain()))
+    reason = unreadable(make(plain()))
 
     assert isinstance(reason, str)
     assert 10 < len(reason) < 120
@@ -245,7 +251,7 @@ def test_inside_a_transform(transform: Callable[..., Any]) -> None:
     reasons = []
 
     def function(x: Any) -> Any:
-        reasons.append(_memory.unreadable(x))
+        reasons.append(unreadable(x))
         return an.layer_norm(x)
 
     result = transform(function, plain())
@@ -262,7 +268,7 @@ def test_weight_inside_a_transform(transform: Callable[..., Any]) -> None:
 
     result = transform(lambda weight: an.layer_norm(x, weight.expand(4, 6), bias), plain())
 
-    assert _memory.unreadable(x) is None
+    assert unreadable(x) is None
     normalized = layer_norm(x)
     close(result, transform(lambda weight: normalized * weight.expand(4, 6) + bias, plain()))
 
@@ -277,7 +283,7 @@ def test_forward_mode_duals(argument: str) -> None:
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(primals[argument], tangent)
             if norm is an.layer_norm:
-                assert isinstance(_memory.unreadable(dual), str)
+                assert isinstance(unreadable(dual), str)
             arguments = {**primals, argument: dual}
             return forward_ad.unpack_dual(norm(arguments["x"], arguments["weight"], arguments["bias"]))
 
@@ -293,7 +299,7 @@ def test_inside_a_mode(mode: Callable[[], Any]) -> None:
     """Inside a dispatch or function mode nothing is readable: the mode sees the norm as torch's own operations."""
     x = plain()
     with mode() as active:
-        reason = _memory.unreadable(x)
+        reason = unreadable(x)
         before = active.seen
         y = an.layer_norm(x)
         seen = active.seen - before
@@ -307,7 +313,7 @@ def test_inside_fake_tensor_mode() -> None:
     """Inside FakeTensorMode a real tensor is not readable either."""
     x = plain()
     with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-        reason = _memory.unreadable(x)
+        reason = unreadable(x)
         y = an.layer_norm(x)
 
     assert isinstance(reason, str)
@@ -320,7 +326,7 @@ def test_inside_compile() -> None:
 
     @torch.compile(backend="eager", fullgraph=True)  # type: ignore[untyped-decorator]
     def compiled(x: Any) -> Any:
-        return an.layer_norm(x), _memory.unreadable(x)
+        return an.layer_norm(x), unreadable(x)
 
     for x in (plain(), plain()[:2]):
         y, reason = compiled(x)
@@ -334,7 +340,7 @@ def test_inside_a_trace() -> None:
     reasons = []
 
     def function(x: Any) -> Any:
-        reasons.append(_memory.unreadable(x))
+        reasons.append(unreadable(x))
         return an.layer_norm(x)
 
     traced = torch.jit.trace(function, plain(), check_trace=False)

@@ -145,7 +145,7 @@ class CpuLaunch(Launch):
         at_mean, at_var = mean.data_ptr(), var.data_ptr()
         if at_mean < LOW or at_var < LOW:
             check_storage(mean, var)
-        engine.take_given(config.kind, config.sets, at_mean, at_var, residuals.data_ptr(), eps)
+        engine.take_given(config.dtype, config.sets, at_mean, at_var, residuals.data_ptr(), eps)
         return residuals
 
 

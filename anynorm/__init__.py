@@ -1,5 +1,8 @@
 """Normalization layers, written once against the Python array API standard."""
 
+# Imported at once and not by a module `__getattr__`: where one is defined, CPython looks up every attribute without its
+# inline cache (30 ns, not 7), and a file named as its function is would take the function's place when it is imported.
+
 from anynorm._dispatch import Route as Route
 from anynorm._dispatch import fast_paths as fast_paths
 from anynorm._plan import AxisError as AxisError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anynorm.backend import Layout, Operands, PackedResiduals, Plan, Statistics
+from anynorm.backend import AnyResiduals, Layout, Operands, PackedResiduals, Plan, Statistics
 from anynorm_cuda import _driver, _jobs
 from anynorm_cuda import _engine as engine
 from anynorm_cuda._jobs import Job as LaunchConfig
@@ -85,8 +85,15 @@ class CudaLaunch(Launch):
         return CudaGradient.compiled(self.plan, operands, self.weight, self.bias, own_dtypes=True)
 
     def forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
-    ) -> tuple[Any, Any]:
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        given: tuple[Tensor, Tensor] | None,
+        out: Tensor | None,
+        save: bool,
+    ) -> tuple[Tensor, AnyResiduals | None]:
         if self.reason is not None:
             return super().forward(x, weight, bias, eps, given, out, save)
         self._check_lengths(x, out)
@@ -109,7 +116,7 @@ class CudaLaunch(Launch):
             y = recorded(x, weight, bias, y, self, self._config.view, eps, residuals, read_weight)
         return y, PackedResiduals(residuals, self.plan, self._config.view, eps) if save else None
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
         if self.reason is None:
             self._check_lengths(x, None)
             residuals = _floats(x, 5, self._config.sets)
@@ -193,7 +200,9 @@ class CudaGradient(Gradient):
             config = _configured(plan, _jobs.gradient_job, (x, like(x, None), dx), (read, None), of_bias, dtypes)
         return config if isinstance(config, str) else cls(plan, config, copies, *targets)
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
+    ) -> Gradients:
         if isinstance(residuals, PackedResiduals):
             note_use(residuals.array)
         return super().backward(dy, x, weight, residuals, out)

@@ -41,19 +41,19 @@ def advice_on_binding(
 
     parameters = signature(function).parameters
     by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
-    excess, unknown = (
-        args[len(by_position) :],
-        {name: value for name, value in options.items() if name not in parameters},
-    )
+    by_keyword = [name for name, parameter in parameters.items() if parameter.kind is not parameter.POSITIONAL_ONLY]
+    excess = args[len(by_position) :]
+    unknown = {name: value for name, value in options.items() if name not in by_keyword}
     groups_missing = "num_groups" in parameters and len(args) == 1
     if function.__name__ not in _TORCH or not args or not (excess or unknown or groups_missing):
         return error
-    given = dict(zip(by_position, args, strict=False)) | {name: options[name] for name in options if name in parameters}
+    if any(name in options and name in by_keyword for name in by_position[: len(args)]):
+        return error  # given twice, which Python has said
+    given = dict(zip(by_position, args, strict=False))
+    given |= {name: value for name, value in options.items() if name in by_keyword}
     own = {name: given.get(name, parameter.default) for name, parameter in parameters.items() if name != "x"}
     if groups_missing:
         own["num_groups"] = MISSING
-    if any(name in options for name in by_position[: len(args)]):
-        return error  # given twice, which Python has said
     try:
         reject_call(function.__name__, excess, unknown, **own)
     except TypeError as better:

@@ -158,15 +158,15 @@ def backward(call: Bound, residuals: Any, dy: Any, out: Any) -> tuple[Any, Any, 
     two.
     """
     entry, x, weight, bias, given, *_ = call
+    mean, var = (None, None) if given is None else given
     backend, key = entry.backend, None
     if entry.cached:
-        signature = backend.signature(x, weight, None, None, None, out, dy)
+        signature = backend.signature(x, weight, bias, mean, var, out, dy)
         if signature is not None:
             key = entry, signature
             executable: Executable[Any] | None = cache.entries.get(key)
             if executable is not None:
                 return executable.backward(dy, x, weight, residuals, out)
-    mean, var = (None, None) if given is None else given
     named = {"weight": weight, "bias": bias, "mean": mean, "var": var}
     others = {name: array for name, array in named.items() if array is not None}
     check_gradient(f"pullback of {entry.plan.function}", dy, x, others, out, backend)

@@ -90,6 +90,24 @@ def test_dx_overwrites_no_argument(place: str, library: ArrayLibrary) -> None:
     np.testing.assert_array_equal(library.to_numpy(out), before)
 
 
+@each_library(["numpy", "torch"])
+def test_a_known_pullback_overwrites_no_argument(library: ArrayLibrary) -> None:
+    """However often a pullback was called with an `out` that fits, one that overlaps an argument is refused by name."""
+    memory = library.make(np.linspace(1, 2, 400, dtype="float32"))
+
+    def take(first: int, *shape: int) -> Any:
+        return memory[first : first + int(np.prod(shape))].reshape(shape)
+
+    parameters = {name: take(200 + 50 * place, 8) for place, name in enumerate(("weight", "bias", "mean", "var"))}
+    _, pullback = an.vjp(an.batch_norm, take(0, 6, 8), **parameters)
+    dy = take(50, 6, 8)
+    for _ in range(3):
+        pullback(dy, out=take(100, 6, 8))
+    for name, first in {"weight": 160, "bias": 210, "mean": 260, "var": 310}.items():
+        with pytest.raises(ValueError, match=f"out overlaps {name} in memory"):
+            pullback(dy, out=take(first, 6, 8))
+
+
 @each_library(WRITABLE)
 def test_dx_does_not_fit(library: ArrayLibrary) -> None:
     """An `out` of another shape, dtype or library is refused in the words of the functions, and the pullback lives."""

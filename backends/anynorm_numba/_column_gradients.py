@@ -22,8 +22,9 @@ from anynorm_numba._columns import (
 )
 from anynorm_numba._loops import shares_across, shares_along, slope, slope_rows, weighted_shares_across
 from anynorm_numba._parameter_sums import put_gradients
+from anynorm_numba._records import geometry_at
 from anynorm_numba._rows import folded
-from anynorm_numba._scalars import computed_bytes, field, number, planes, put_number, put_real, stored_bytes
+from anynorm_numba._scalars import computed_bytes, number, planes, put_number, put_real, stored_bytes
 from anynorm_numba._statistics import plus, whole
 from anynorm_numba._sums import clear, scratch
 from anynorm_numba._vectors import GROUP, LANES
@@ -39,8 +40,8 @@ def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
     """Lay out beside the columns of a block what its rows are read with."""
     size = computed_bytes(kind)
     recall_block(kind, geometry, saved, a, first, room, plane, width)
-    if not field(kind, geometry, at.BY_ROW):
-        lay_parameter(kind, geometry, at.WEIGHT, weight, a, first, width, room + WEIGHT * plane)
+    if not geometry.by_row:
+        lay_parameter(kind, geometry, geometry.weight, weight, a, first, width, room + WEIGHT * plane)
     for which in range(OF_MEAN):
         repeat(kind, geometry, room + which * plane, size, width)
 
@@ -48,10 +49,10 @@ def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
 @_compile.part
 def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area):
     """Sum a chunk of rows: afterwards the area begins with Σg and Σg·x̂ for each column."""
-    step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
-    narrow, by_row = field(kind, geometry, at.NARROW), field(kind, geometry, at.BY_ROW)
-    of_weight, ahead = field(kind, geometry, at.WEIGHT + at.R), bytes_ahead(kind, geometry)
-    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
+    step, dy_step = geometry.x.r, geometry.dy.r
+    narrow, by_row = geometry.narrow, geometry.by_row
+    of_weight, ahead = geometry.weight.r, bytes_ahead(geometry)
+    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, geometry.lengths.r)
     of_plane, size = 8 * LANES * width, computed_bytes(kind)
     for i in range(2 * planes(kind) * LANES * width):
         put_real(kind, area + 8 * i, 0.0)
@@ -113,10 +114,10 @@ def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area
 @_compile.part
 def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
     """Settle S(g) and S(g·x̂) of a block's sets, and store its columns' shares of dweight and dbias."""
-    members = field(kind, geometry, at.S) * field(kind, geometry, at.P)
-    columns = field(kind, geometry, at.B) * members
-    by_row, size = field(kind, geometry, at.BY_ROW), computed_bytes(kind)
-    n = float(field(kind, geometry, at.R) * members)
+    members = geometry.lengths.s * geometry.lengths.p
+    columns = geometry.lengths.b * members
+    by_row, size = geometry.by_row, computed_bytes(kind)
+    n = float(geometry.lengths.r * members)
     totals = room + TOTALS * plane
     for begins in range(0, width, members):
         of_g = of_unit = (0.0, 0.0)
@@ -128,12 +129,12 @@ def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
                 if partial:
                     address = partial + 8 * (a * columns + first + j)
                     put_real(kind, address, whole(q))
-                    put_real(kind, address + 8 * field(kind, geometry, at.A) * columns, whole(s))
+                    put_real(kind, address + 8 * geometry.lengths.a * columns, whole(s))
             of_g, of_unit = plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
         of_mean = mean_of_unit = 0.0
-        if not field(kind, geometry, at.GIVEN):
+        if not geometry.given:
             mean_of_unit = (of_unit[0] + of_unit[1]) / n
-            if field(kind, geometry, at.CENTRES):
+            if geometry.centres:
                 of_mean = (of_g[0] + of_g[1]) / n
         for j in range(begins, begins + members):
             put_number(kind, room + OF_MEAN * plane + j * size, of_mean)
@@ -145,22 +146,22 @@ def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
 @_compile.part
 def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, room, plane):
     """Write dx of some rows of a block; and where the weight varies from row to row, each row's shares of gradients."""
-    a, first, width = block_of(kind, geometry, block)
+    a, first, width = block_of(geometry, block)
     skipped = first * stored_bytes(kind)
-    x += a * field(kind, geometry, at.X + at.A) + skipped
-    dy += a * field(kind, geometry, at.DY + at.A) + skipped
-    dx += a * field(kind, geometry, at.Y + at.A) + skipped
-    weight += a * field(kind, geometry, at.WEIGHT + at.A)
-    step, dy_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.DY + at.R)
-    dx_step, of_weight = field(kind, geometry, at.Y + at.R), field(kind, geometry, at.WEIGHT + at.R)
-    rows = field(kind, geometry, at.R)
+    x += a * geometry.x.a + skipped
+    dy += a * geometry.dy.a + skipped
+    dx += a * geometry.dx.a + skipped
+    weight += a * geometry.weight.a
+    step, dy_step = geometry.x.r, geometry.dy.r
+    dx_step, of_weight = geometry.dx.r, geometry.weight.r
+    rows = geometry.lengths.r
     mean, correction = room + MEAN * plane, room + CORRECTION * plane
     rstd, scale = room + RSTD * plane, room + SCALE * plane
     weights, of_mean, of_unit = room + WEIGHT * plane, room + OF_MEAN * plane, room + OF_UNIT * plane
-    past = field(kind, geometry, at.PAST)
-    if field(kind, geometry, at.BY_ROW):
+    past = geometry.past_caches
+    if geometry.by_row:
         sums = scratch(kind)
-        blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
+        blocks = geometry.lengths.a * geometry.blocks
         while row < last:
             source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
             w = number(kind, weight + row * of_weight)
@@ -174,8 +175,8 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, r
             slope(kind, width, past, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
             row += 1
         return
-    together = LANES if field(kind, geometry, at.NARROW) else 1
-    while together == 1 and not in_order(kind, geometry) and row + GROUP <= last:
+    together = LANES if geometry.narrow else 1
+    while together == 1 and not in_order(geometry) and row + GROUP <= last:
         source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
         slope_rows(
             kind,
@@ -217,33 +218,34 @@ def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, r
         row += count
 
 
-def column_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
+def column_gradients(kind, phase, index, geometry_address, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
     """Write dx of sets that lie side by side; at `partial`, unless 0, what the gradients of weight and bias sum up.
 
     To PUT those, their addresses come instead of x and dy.
     """
+    geometry = geometry_at(geometry_address)
     if phase == at.PUT:
         put_gradients(kind, geometry, partial, x, dy)
         return
-    chunks, tasks = field(kind, geometry, at.CHUNKS), field(kind, geometry, at.TASKS)
-    blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
-    room_bytes, area_bytes = field(kind, geometry, at.ROOM), field(kind, geometry, at.AREA)
-    plane = 8 * field(kind, geometry, at.WIDTH) * (LANES if field(kind, geometry, at.NARROW) else 1)
+    chunks, tasks = geometry.chunks, geometry.tasks
+    blocks = geometry.lengths.a * geometry.blocks
+    room_bytes, area_bytes = geometry.block_bytes, geometry.accumulator_bytes
+    plane = 8 * geometry.width * (LANES if geometry.narrow else 1)
     size = stored_bytes(kind)
-    row, last = 0, field(kind, geometry, at.R)
+    row, last = 0, geometry.lengths.r
     if phase == at.WRITE:
-        begins, row, last = piece_of(kind, geometry, index)
-        ends = begins + field(kind, geometry, at.BLOCKS)
+        begins, row, last = piece_of(geometry, index)
+        ends = begins + geometry.blocks
     elif phase == at.WHOLE:
         begins, ends = index * blocks // tasks, (index + 1) * blocks // tasks
     else:
         begins = index if phase == at.START or phase == at.SETTLE else index // chunks
         ends = begins + 1
     for block in range(begins, ends):
-        a, first, width = block_of(kind, geometry, block)
-        source = x + a * field(kind, geometry, at.X + at.A) + first * size
-        gradient = dy + a * field(kind, geometry, at.DY + at.A) + first * size
-        its_weight = weight + a * field(kind, geometry, at.WEIGHT + at.A)
+        a, first, width = block_of(geometry, block)
+        source = x + a * geometry.x.a + first * size
+        gradient = dy + a * geometry.dy.a + first * size
+        its_weight = weight + a * geometry.weight.a
         if phase == at.WHOLE:
             room = work + index * (room_bytes + area_bytes)
             area = room + room_bytes

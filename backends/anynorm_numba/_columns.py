@@ -15,11 +15,11 @@ from __future__ import annotations
 from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, normalize_rows, raw_across, spread_across
+from anynorm_numba._records import geometry_at
 from anynorm_numba._rows import in_numbers_of_c, keep, kept
 from anynorm_numba._scalars import (
     computed_bytes,
     element,
-    field,
     number,
     planes,
     put_number,
@@ -46,10 +46,10 @@ PENDING, ATTEMPT = -1, -2
 
 
 @_compile.part
-def block_of(kind, geometry, block):
+def block_of(geometry, block):
     """Return a block's a, its first column and how many it has."""
-    blocks, width = field(kind, geometry, at.BLOCKS), field(kind, geometry, at.WIDTH)
-    columns = field(kind, geometry, at.B) * field(kind, geometry, at.S) * field(kind, geometry, at.P)
+    blocks, width = geometry.blocks, geometry.width
+    columns = geometry.lengths.b * geometry.lengths.s * geometry.lengths.p
     a = block // blocks
     first = (block - a * blocks) * width
     return a, first, min(width, columns - first)
@@ -58,7 +58,7 @@ def block_of(kind, geometry, block):
 @_compile.part
 def repeat(kind, geometry, begins, size, width):
     """Repeat a plane of a room, of numbers of this size, for each of the rows that are taken for one."""
-    if field(kind, geometry, at.NARROW):
+    if geometry.narrow:
         for j in range(width, LANES * width):
             if size == 8:
                 put_real(kind, begins + j * size, real(kind, begins + (j - width) * size))
@@ -69,9 +69,9 @@ def repeat(kind, geometry, begins, size, width):
 @_compile.part
 def begin(kind, geometry, source, room, plane, width):
     """Choose a pivot for each set."""
-    of_set, size = field(kind, geometry, at.S) * field(kind, geometry, at.P), stored_bytes(kind)
-    centres, rows = field(kind, geometry, at.CENTRES), field(kind, geometry, at.R)
-    step = field(kind, geometry, at.X + at.R)
+    of_set, size = geometry.lengths.s * geometry.lengths.p, stored_bytes(kind)
+    centres, rows = geometry.centres, geometry.lengths.r
+    step = geometry.x.r
     for j in range(width):
         pivot = first_pivot(kind, centres, source + j // of_set * of_set * size, step, rows)
         put_real(kind, room + PIVOT * plane + 8 * j, pivot)
@@ -88,11 +88,11 @@ def copy_numbers(kind, count, source, target):
 
 
 @_compile.part
-def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
+def lay_parameter(kind, geometry, strides, address, a, first, width, target):
     """Lay a parameter that varies along columns out beside them."""
-    s_length, p_length = field(kind, geometry, at.S), field(kind, geometry, at.P)
-    of_b, of_s = field(kind, geometry, tensor + at.B), field(kind, geometry, tensor + at.S)
-    begins, size = address + a * field(kind, geometry, tensor + at.A), computed_bytes(kind)
+    s_length, p_length = geometry.lengths.s, geometry.lengths.p
+    of_b, of_s = strides.b, strides.s
+    begins, size = address + a * strides.a, computed_bytes(kind)
     s, b = first // p_length % s_length, first // (p_length * s_length)
     p = 0
     if s_length * p_length == 1 and of_b == size:
@@ -108,11 +108,11 @@ def lay_parameter(kind, geometry, tensor, address, a, first, width, target):
 
 
 @_compile.part
-def bytes_ahead(kind, geometry):
+def bytes_ahead(geometry):
     """Return how far ahead of what is summed elements are asked for: 0 where some cache has them."""
-    if not field(kind, geometry, at.PAST):
+    if not geometry.past_caches:
         return 0
-    return max(LANES * GROUP * field(kind, geometry, at.X + at.R), BYTES_AHEAD)
+    return max(LANES * GROUP * geometry.x.r, BYTES_AHEAD)
 
 
 @_compile.part
@@ -127,10 +127,10 @@ def add_group(kind, raw, n, count, sums, of_plane, ahead, x, step, scale, pivot)
 @_compile.part
 def sum_rows(kind, geometry, source, chunk, room, plane, width, area, attempt):
     """Sum a chunk of rows: afterwards the area begins with Σ(z − pivot) and its squares for each column."""
-    raw = attempt == 0.0 and (planes(kind) == 1 or not field(kind, geometry, at.CENTRES))
-    step = field(kind, geometry, at.X + at.R)
-    narrow, ahead = field(kind, geometry, at.NARROW), bytes_ahead(kind, geometry)
-    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R))
+    raw = attempt == 0.0 and (planes(kind) == 1 or not geometry.centres)
+    step = geometry.x.r
+    narrow, ahead = geometry.narrow, bytes_ahead(geometry)
+    row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, geometry.lengths.r)
     of_plane = 8 * LANES * width
     pivot, scale = room + PIVOT * plane, room + SCALE * plane
     for i in range(2 * planes(kind) * LANES * width):
@@ -193,9 +193,9 @@ def total_of(kind, totals, width, term, j):
 @_compile.part
 def settle_block(kind, geometry, source, room, plane, width, eps, attempt):
     """Settle the statistics of a block's sets; return whether some are to be measured again."""
-    of_set = field(kind, geometry, at.S) * field(kind, geometry, at.P)
-    centres = field(kind, geometry, at.CENTRES)
-    n = float(field(kind, geometry, at.R) * of_set)
+    of_set = geometry.lengths.s * geometry.lengths.p
+    centres = geometry.centres
+    n = float(geometry.lengths.r * of_set)
     outcome, size = room + OUTCOME * plane, computed_bytes(kind)
     pivots, scales = room + PIVOT * plane, room + SCALE * plane
     totals = room + TOTALS * plane
@@ -230,8 +230,8 @@ def settle_block(kind, geometry, source, room, plane, width, eps, attempt):
 @_compile.part
 def save_block(kind, geometry, saved, a, first, room, plane, width):
     """Store the statistics of a block's sets."""
-    of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
-    sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
+    of_set, inner = geometry.lengths.s * geometry.lengths.p, geometry.lengths.b
+    sets, size = geometry.lengths.a * inner, computed_bytes(kind)
     target = saved + (a * inner + first // of_set) * size
     for i in range(5):
         if of_set == 1:
@@ -245,8 +245,8 @@ def save_block(kind, geometry, saved, a, first, room, plane, width):
 @_compile.part
 def recall_block(kind, geometry, saved, a, first, target, plane, width):
     """Lay the statistics of a block's sets out beside its columns, in planes of a room."""
-    of_set, inner = field(kind, geometry, at.S) * field(kind, geometry, at.P), field(kind, geometry, at.B)
-    sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
+    of_set, inner = geometry.lengths.s * geometry.lengths.p, geometry.lengths.b
+    sets, size = geometry.lengths.a * inner, computed_bytes(kind)
     begins = saved + (a * inner + first // of_set) * size
     if of_set == 1:
         for i in range(5):
@@ -259,36 +259,36 @@ def recall_block(kind, geometry, saved, a, first, target, plane, width):
 
 
 @_compile.part
-def in_order(kind, geometry):
+def in_order(geometry):
     """Say whether rows are written one by one: memory that no cache holds is best read and written in order.
 
     Of 65536 rows of 256 float32, dx takes 0.7 of the time. A block that is not all of a row has no such order.
     """
-    return field(kind, geometry, at.PAST) != 0 and field(kind, geometry, at.BLOCKS) == 1
+    return geometry.past_caches != 0 and geometry.blocks == 1
 
 
 @_compile.part
 def write_rows(kind, geometry, x, y, weight, bias, block, row, last, room, plane):
     """Write y of some rows of a block."""
-    a, first, width = block_of(kind, geometry, block)
-    x += a * field(kind, geometry, at.X + at.A) + first * stored_bytes(kind)
-    y += a * field(kind, geometry, at.Y + at.A) + first * stored_bytes(kind)
-    weight += a * field(kind, geometry, at.WEIGHT + at.A)
-    bias += a * field(kind, geometry, at.BIAS + at.A)
-    step, y_step = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
-    of_weight, of_bias = field(kind, geometry, at.WEIGHT + at.R), field(kind, geometry, at.BIAS + at.R)
-    outcome, past = room + OUTCOME * plane, field(kind, geometry, at.PAST)
+    a, first, width = block_of(geometry, block)
+    x += a * geometry.x.a + first * stored_bytes(kind)
+    y += a * geometry.y.a + first * stored_bytes(kind)
+    weight += a * geometry.weight.a
+    bias += a * geometry.bias.a
+    step, y_step = geometry.x.r, geometry.y.r
+    of_weight, of_bias = geometry.weight.r, geometry.bias.r
+    outcome, past = room + OUTCOME * plane, geometry.past_caches
     mean, correction, rstd, scale = outcome, outcome + plane, outcome + 2 * plane, outcome + 3 * plane
-    if field(kind, geometry, at.BY_ROW):
+    if geometry.by_row:
         while row < last:
             w, b = number(kind, weight + row * of_weight), number(kind, bias + row * of_bias)
             normalize(kind, width, past, y + row * y_step, x + row * step, scale, mean, correction, rstd, w, b)
             row += 1
         return
     weights, biases = room + WEIGHT * plane, room + BIAS * plane
-    together = LANES if field(kind, geometry, at.NARROW) else 1
+    together = LANES if geometry.narrow else 1
     # Eight rows share what is laid out beside their columns.
-    while together == 1 and not in_order(kind, geometry) and row + GROUP <= last:
+    while together == 1 and not in_order(geometry) and row + GROUP <= last:
         target, source = y + row * y_step, x + row * step
         normalize_rows(kind, width, past, target, y_step, source, step, scale, mean, correction, rstd, weights, biases)
         row += GROUP
@@ -302,41 +302,42 @@ def write_rows(kind, geometry, x, y, weight, bias, block, row, last, room, plane
 @_compile.part
 def prepare_write(kind, geometry, weight, bias, a, first, room, plane, width):
     """Lay out beside the columns of a block what its rows are written with."""
-    if not field(kind, geometry, at.BY_ROW):
-        lay_parameter(kind, geometry, at.WEIGHT, weight, a, first, width, room + WEIGHT * plane)
-        lay_parameter(kind, geometry, at.BIAS, bias, a, first, width, room + BIAS * plane)
+    if not geometry.by_row:
+        lay_parameter(kind, geometry, geometry.weight, weight, a, first, width, room + WEIGHT * plane)
+        lay_parameter(kind, geometry, geometry.bias, bias, a, first, width, room + BIAS * plane)
     for which in range(OUTCOME, TOTALS):
         repeat(kind, geometry, room + which * plane, computed_bytes(kind), width)
 
 
 @_compile.part
-def piece_of(kind, geometry, index):
+def piece_of(geometry, index):
     """Return the first block, and the first row and the end, of a piece that is written: rows of all blocks of an a."""
-    blocks, chunks = field(kind, geometry, at.BLOCKS), field(kind, geometry, at.CHUNKS)
-    rows, pieces = field(kind, geometry, at.R), blocks * chunks
+    blocks, chunks = geometry.blocks, geometry.chunks
+    rows, pieces = geometry.lengths.r, blocks * chunks
     a, its = divmod(index, pieces)
     whole = -(-rows // at.ROWS)
     return a * blocks, its * whole // pieces * at.ROWS, min((its + 1) * whole // pieces * at.ROWS, rows)
 
 
-def columns(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, eps):
+def columns(kind, phase, index, geometry_address, x, y, weight, bias, saved, work, given, eps):
     """Normalize sets that lie side by side."""
-    chunks, tasks = field(kind, geometry, at.CHUNKS), field(kind, geometry, at.TASKS)
-    blocks = field(kind, geometry, at.A) * field(kind, geometry, at.BLOCKS)
-    room_bytes, area_bytes = field(kind, geometry, at.ROOM), field(kind, geometry, at.AREA)
-    plane = 8 * field(kind, geometry, at.WIDTH) * (LANES if field(kind, geometry, at.NARROW) else 1)
+    geometry = geometry_at(geometry_address)
+    chunks, tasks = geometry.chunks, geometry.tasks
+    blocks = geometry.lengths.a * geometry.blocks
+    room_bytes, area_bytes = geometry.block_bytes, geometry.accumulator_bytes
+    plane = 8 * geometry.width * (LANES if geometry.narrow else 1)
     size = stored_bytes(kind)
     if phase == at.WHOLE or phase == at.WRITE:
         room = work + index * (room_bytes + area_bytes)
         area = room + room_bytes
         begins, ends = index * blocks // tasks, (index + 1) * blocks // tasks
-        row, last = 0, field(kind, geometry, at.R)
+        row, last = 0, geometry.lengths.r
         if phase == at.WRITE:
-            begins, row, last = piece_of(kind, geometry, index)
-            ends = begins + field(kind, geometry, at.BLOCKS)
+            begins, row, last = piece_of(geometry, index)
+            ends = begins + geometry.blocks
         for block in range(begins, ends):
-            a, first, width = block_of(kind, geometry, block)
-            source = x + a * field(kind, geometry, at.X + at.A) + first * size
+            a, first, width = block_of(geometry, block)
+            source = x + a * geometry.x.a + first * size
             if phase == at.WRITE:
                 room = work + block * room_bytes
             elif given:
@@ -359,11 +360,11 @@ def columns(kind, phase, index, geometry, x, y, weight, bias, saved, work, given
                 write_rows(kind, geometry, x, y, weight, bias, block, row, last, room, plane)
         return
     block, chunk = (index, 0) if phase == at.START or phase == at.SETTLE else divmod(index, chunks)
-    a, first, width = block_of(kind, geometry, block)
+    a, first, width = block_of(geometry, block)
     room = work + block * room_bytes
     areas = work + blocks * room_bytes + block * chunks * area_bytes
     pending, attempt = room + room_bytes + 8 * PENDING, room + room_bytes + 8 * ATTEMPT
-    source = x + a * field(kind, geometry, at.X + at.A) + first * size
+    source = x + a * geometry.x.a + first * size
     if phase == at.START:
         if given:
             recall_block(kind, geometry, saved, a, first, room + OUTCOME * plane, plane, width)

@@ -12,8 +12,8 @@ import numpy as np
 from anynorm_numba import _compile, _given, _half, _threads
 from anynorm_numba import _geometry as at
 from anynorm_numba._address import address
-from anynorm_numba._jobs import Job
-from anynorm_numba._parameters import add_up
+from anynorm_numba._configs import LaunchConfig as Job
+from anynorm_numba._parameters import reduce as add_up
 
 # Bytes of a line of the cache. A vector that lies across two takes twice as long to read.
 LINE = 64
@@ -27,12 +27,12 @@ def forward(job: Job, x: int, y: int, weight: int, bias: int, saved: int, eps: f
     """
     kernel = job.kernel[0] if job.kernel else _kernel(job)
     work, begins = None, 0
-    if job.work:
+    if job.workspace_bytes:
         if job.split:
-            work = _room(job.work // 8)
+            work = _room(job.workspace_bytes // 8)
             begins = address(work)
         else:  # as in `_room`, without a view
-            work = np.empty((job.work + LINE) // 8)
+            work = np.empty((job.workspace_bytes + LINE) // 8)
             begins = address(work)
             begins += -begins % LINE
     if job.split:
@@ -54,7 +54,7 @@ def _room(length: int) -> Any:
 
 def _forward_in_steps(job: Job, kernel: int, work: Any, rest: tuple[Any, ...]) -> None:
     geometry, run = job.address, _threads.run
-    pieces = job.units * job.items
+    pieces = job.units * job.pieces
     _, y, *_, given, _ = rest
     run(kernel, at.START, job.units, 1, geometry, *rest)
     if not given:
@@ -73,7 +73,7 @@ def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweigh
     wanted = bool(dweight or dbias)
     count = job.sums if wanted and not job.direct else 0
     left = -(-16 * count // LINE) * LINE
-    room = _room((at.ADDRESSES + left + job.work) // 8)
+    room = _room((at.ADDRESSES + left + job.workspace_bytes) // 8)
     begins = address(room) + at.ADDRESSES
     sums, work = begins if wanted else 0, begins + left
     if job.direct:
@@ -93,15 +93,15 @@ def backward(job: Job, x: int, dy: int, dx: int, weight: int, saved: int, dweigh
         tasks = 0
     if tasks or slices or count:
         _threads.gradients(kernel, tasks, slices, *arrays, dweight, dbias)
-    if job.otherwise:
+    if job.reduces_in_numpy:
         pair = room[at.ADDRESSES // 8 :][: 2 * count].reshape(2, count)
-        for way, target, its in zip(job.ways, (dweight, dbias), pair, strict=True):
+        for way, target, its in zip(job.reductions, (dweight, dbias), pair, strict=True):
             if target and way is not None and way.lengths is None:
-                add_up(way, its, _array_at(target, job.kind, math.prod(way.laid)))
+                add_up(way, its, _array_at(target, job.dtype, math.prod(way.kept)))
 
 
 def _backward_in_steps(job: Job, kernel: int, rest: Any) -> None:
-    run, pieces = _threads.run, job.units * job.items
+    run, pieces = _threads.run, job.units * job.pieces
     run(kernel, at.START, 0 if job.rows else job.units, 1, *rest)
     run(kernel, at.SUM, pieces, job.threads, *rest)
     run(kernel, at.SETTLE, job.units, 1, *rest)
@@ -118,7 +118,7 @@ def _pending(job: Job, work: Any) -> bool:
     """Say whether some unit is to be measured again."""
     if job.rows:
         return bool((work.reshape(job.units, -1)[:, 0] == 0).any())
-    room = int(job.geometry[at.ROOM]) // 8
+    room = int(job.geometry["block_bytes"]) // 8
     return bool(work[: job.units * room].reshape(job.units, room)[:, -1].any())
 
 
@@ -137,7 +137,7 @@ def compile_all(kinds: Iterable[str], *, gradients: bool) -> None:
 def _kernel(job: Job) -> int:
     """Return the address of the kernel that runs a job, compiled or loaded if it is the first of its kind."""
     if not job.kernel:
-        job.kernel.append(_compile.task(_source(job.rows, backward=len(job.view.steps) == 3), job.kind))
+        job.kernel.append(_compile.task(_source(job.rows, backward=len(job.view.steps) == 3), job.dtype))
     return job.kernel[0]
 
 

@@ -1,21 +1,54 @@
-"""Where everything lies, as numbers in memory that a kernel reads: lengths, steps and how the work is cut."""
+"""The geometry of a call: lengths, strides and how the work is cut, as one record that kernels read by name."""
 
 from __future__ import annotations
 
-# Positions in a geometry, an array of int64. Five numbers, along A, R, B, S, P, begin at each of these:
+import numpy as np
+
+# One integer for each of a view's five axes.
+AXES = np.dtype([(axis, np.int64) for axis in "arbsp"])
+
+# The lengths before, along and behind the neighbouring axes along which a parameter varies.
+SPLIT = np.dtype([("outer", np.int64), ("kept", np.int64), ("inner", np.int64)])
+
+GEOMETRY = np.dtype(
+    [
+        ("lengths", AXES),
+        # Strides in bytes.
+        ("x", AXES),
+        ("y", AXES),
+        ("dy", AXES),
+        ("dx", AXES),
+        ("weight", AXES),
+        ("bias", AXES),
+        # From the plan: whether a mean is subtracted, and whether statistics are given.
+        ("centres", np.int64),
+        ("given", np.int64),
+        ("past_caches", np.int64),  # whether results are written past the caches
+        ("tasks", np.int64),  # of a call in one go
+        ("chunks", np.int64),  # of a line
+        # Sets as runs: a set has `lines` lines, each of R runs of `run` neighbouring elements.
+        ("lines", np.int64),
+        ("run", np.int64),
+        ("vector", np.int64),  # whether the weight varies along the run
+        ("task_bytes", np.int64),  # of the workspace, where a task sums dweight and dbias along runs
+        # Sets side by side: `blocks` blocks of at most `width` columns for each a.
+        ("blocks", np.int64),
+        ("width", np.int64),
+        ("narrow", np.int64),  # whether eight rows are taken for one
+        ("by_row", np.int64),  # whether the weight varies from row to row
+        ("block_bytes", np.int64),  # of the workspace, for a block
+        ("accumulator_bytes", np.int64),  # and for the sums of a chunk of its rows
+        # A backward pass leaves `sums` numbers from which dweight is summed over the first and the last of three
+        # lengths, and as many for dbias; or its tasks put both where they go and leave none (`direct`).
+        ("sums", np.int64),
+        ("dweight", SPLIT),
+        ("dbias", SPLIT),
+        ("direct", np.int64),
+    ]
+)
+
+# The positions of the axes in a view's tuples.
 A, R, B, S, P = range(5)
-LENGTH, X, DY, Y, WEIGHT, BIAS = range(0, 30, 5)
-
-# and one number lies at each of these.
-CENTRES, GIVEN, VECTOR, BY_ROW = range(30, 34)
-TASKS, LINES, RUN, CHUNKS, WIDTH, BLOCKS, NARROW, ROOM, AREA, SUMS, PAST = range(34, 45)
-
-# Three lengths each: over the first and the last a gradient of weight or bias is summed, of SUMS numbers in all.
-OF_WEIGHT, OF_BIAS = 45, 48
-
-# Whether tasks put these gradients where they go themselves, and leave no sums to PUT.
-DIRECT = 51
-FIELDS = 52
 
 # So many bytes before the sums that are left lie the addresses of the gradients of bias and of weight.
 ADDRESSES = 64
@@ -35,12 +68,27 @@ WHOLE, START, SUM, SETTLE, WRITE, REDUCE, PUT = range(7)
 # all sets in turn.
 PARTS, PART_SETS, PART_ELEMENTS, FEW = 32, 16, 2**14, 64
 
-# Bytes of such a piece, of numbers of C. Not a power of 2: then all that belongs to a place would lie in the same few
-# lines of the innermost cache.
+# Bytes of such a piece, in the compute dtype. Not a power of 2: then all that belongs to a place would lie in the same
+# few lines of the innermost cache.
 PIECE = 3072
 
 # Columns, or elements of such a gradient, that one task reduces.
 SLICE = 2048
 
-# Planes of the room of a block of columns, by the number of arrays: forward and backward.
-ROOM_PLANES = {2: 9, 3: 7}
+# What the steps of a set in pieces tell each other, in the workspace; a `SUM_PAIR` for each of its pieces follows.
+SET_STATE = np.dtype(
+    [
+        ("finalized", np.float64),  # whether its statistics are there
+        ("pivot", np.float64),  # from where it is measured
+        ("scale", np.float64),  # and in what scale
+        ("attempt", np.float64),  # how often it was measured
+        ("unused", np.float64, 4),
+    ]
+)
+GRADIENT_STATE = np.dtype([("mean_g", np.float64), ("mean_g_xhat", np.float64)])
+
+# Two sums, each with what it lost.
+SUM_PAIR = np.dtype([(name, np.float64) for name in ("first", "first_lost", "second", "second_lost")])
+
+# Rows of the table in a block's workspace, of a number for each column, by the number of arrays: forward, backward.
+BLOCK_ROWS = {2: 9, 3: 7}

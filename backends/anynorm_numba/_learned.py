@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from anynorm_numba._jobs import SIZES, Job
-
-# What is computed in, by the kind of a job.
-COMPUTE = {kind: np.dtype(np.float64 if kind == "float64" else np.float32) for kind in SIZES}
+from anynorm_numba._configs import COMPUTE
+from anynorm_numba._configs import LaunchConfig as Job
 
 
 def planes(job: Job) -> Any:
     """Return room for the statistics of each set."""
-    return np.empty((5, job.sets), dtype=COMPUTE[job.kind])
+    return np.empty((5, job.sets), dtype=COMPUTE[job.dtype])

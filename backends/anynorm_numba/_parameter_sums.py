@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
-from anynorm_numba._scalars import computed_bytes, field, planes, put_number, put_real, real
+from anynorm_numba._scalars import computed_bytes, integer, planes, put_number, put_real, real
 from anynorm_numba._statistics import two_sum, whole
 from anynorm_numba._sums import Columns, Numbers
 from anynorm_numba._vectors import BYTES, DOUBLE, I64, LANES, STEP, Emitter, loop, merge, select
@@ -56,22 +56,21 @@ def hand_over(kind, geometry, first, n, totals, plane, partial):
     """Put what is summed for n places from `first` on, of bias and then of weight, where it goes or leave it to PUT."""
     for term in range(2):
         its = totals + term * planes(kind) * plane
-        if field(kind, geometry, at.DIRECT):
-            gradient = field(kind, partial - at.ADDRESSES, term)
+        if geometry.direct:
+            gradient = integer(kind, partial - at.ADDRESSES + 8 * term)
             if gradient:
                 put_sums(kind, n, gradient + first * computed_bytes(kind), its, plane)
             continue
-        left = partial + 8 * ((1 - term) * field(kind, geometry, at.SUMS) + first)
+        left = partial + 8 * ((1 - term) * geometry.sums + first)
         for i in range(n):
             lost = real(kind, its + plane + 8 * i) if planes(kind) == 2 else 0.0
             put_real(kind, left + 8 * i, whole((real(kind, its + 8 * i), lost)))
 
 
 @_compile.part
-def put_gradient(kind, geometry, lengths, sums, target):
+def put_gradient(kind, lengths, sums, target):
     """Sum float64 over the first and the last of three lengths and put what is left, as numbers of C, at target."""
-    outer, kept = field(kind, geometry, lengths), field(kind, geometry, lengths + 1)
-    inner = field(kind, geometry, lengths + 2)
+    outer, kept, inner = lengths.outer, lengths.kept, lengths.inner
     for j in range(kept):
         total = lost = 0.0
         for i in range(outer):
@@ -86,6 +85,6 @@ def put_gradient(kind, geometry, lengths, sums, target):
 def put_gradients(kind, geometry, sums, dweight, dbias):
     """Put the gradients of weight and bias at their addresses, unless these are 0 or their lengths are."""
     if dweight:
-        put_gradient(kind, geometry, at.OF_WEIGHT, sums, dweight)
+        put_gradient(kind, geometry.dweight, sums, dweight)
     if dbias:
-        put_gradient(kind, geometry, at.OF_BIAS, sums + 8 * field(kind, geometry, at.SUMS), dbias)
+        put_gradient(kind, geometry.dbias, sums + 8 * geometry.sums, dbias)

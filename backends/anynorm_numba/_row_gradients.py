@@ -10,6 +10,7 @@ from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import shares_along, slope
 from anynorm_numba._parameter_sums import put_gradients
+from anynorm_numba._records import geometry_at
 from anynorm_numba._rows import end_of, folded, kept, pairs, put_pairs, start
 from anynorm_numba._run_gradients import (
     HEADER,
@@ -22,7 +23,7 @@ from anynorm_numba._run_gradients import (
     room_of,
     shares_of_run,
 )
-from anynorm_numba._scalars import computed_bytes, field, number, put_real, real, stored_bytes
+from anynorm_numba._scalars import computed_bytes, number, put_real, real, stored_bytes
 from anynorm_numba._statistics import plus, whole
 from anynorm_numba._sums import clear, scratch
 
@@ -33,16 +34,16 @@ CHUNK = at.CHUNK
 def shares_of_chunk(kind, geometry, x, dy, line, chunk, found, sums):
     """Return Σdy and Σdy·x̂ over a chunk of a line of a set."""
     mean, correction, rstd, scale, _ = found
-    runs, run, size = field(kind, geometry, at.R), field(kind, geometry, at.RUN), stored_bytes(kind)
-    i, last = chunk * CHUNK, end_of(kind, geometry, chunk)
-    x += line * field(kind, geometry, at.X + at.S)
-    dy += line * field(kind, geometry, at.DY + at.S)
+    runs, run, size = geometry.lengths.r, geometry.run, stored_bytes(kind)
+    i, last = chunk * CHUNK, end_of(geometry, chunk)
+    x += line * geometry.x.s
+    dy += line * geometry.dy.s
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     clear(kind, sums)
     while i < last:
         n = min(run - p, last - i)
-        source = x + r * field(kind, geometry, at.X + at.R) + p * size
-        gradient = dy + r * field(kind, geometry, at.DY + at.R) + p * size
+        source = x + r * geometry.x.r + p * size
+        gradient = dy + r * geometry.dy.r + p * size
         shares_along(kind, n, i, sums, source, gradient, scale, mean, correction, rstd)
         i += n
         r += 1
@@ -54,19 +55,19 @@ def shares_of_chunk(kind, geometry, x, dy, line, chunk, found, sums):
 def write_chunk(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, of_unit):
     """Write dx of a chunk of a line of a set; weight is where the set's begins."""
     mean, correction, rstd, scale, _ = found
-    runs, run, size = field(kind, geometry, at.R), field(kind, geometry, at.RUN), stored_bytes(kind)
-    i, last = chunk * CHUNK, end_of(kind, geometry, chunk)
-    past = field(kind, geometry, at.PAST)
-    x += line * field(kind, geometry, at.X + at.S)
-    dy += line * field(kind, geometry, at.DY + at.S)
-    dx += line * field(kind, geometry, at.Y + at.S)
-    w = number(kind, weight + line * field(kind, geometry, at.WEIGHT + at.S))
+    runs, run, size = geometry.lengths.r, geometry.run, stored_bytes(kind)
+    i, last = chunk * CHUNK, end_of(geometry, chunk)
+    past = geometry.past_caches
+    x += line * geometry.x.s
+    dy += line * geometry.dy.s
+    dx += line * geometry.dx.s
+    w = number(kind, weight + line * geometry.weight.s)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     while i < last:
         n = min(run - p, last - i)
-        source = x + r * field(kind, geometry, at.X + at.R) + p * size
-        gradient = dy + r * field(kind, geometry, at.DY + at.R) + p * size
-        target = dx + r * field(kind, geometry, at.Y + at.R) + p * size
+        source = x + r * geometry.x.r + p * size
+        gradient = dy + r * geometry.dy.r + p * size
+        target = dx + r * geometry.dx.r + p * size
         slope(kind, n, past, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
         i += n
         r += 1
@@ -77,11 +78,11 @@ def write_chunk(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, 
 def add_line(kind, geometry, weight, partial, u, line, s, q, of_g, of_unit):
     """Return the sums of a set with those of a line more, and store the line's shares of dweight and dbias."""
     w = 1.0
-    if not field(kind, geometry, at.VECTOR):
-        w = number(kind, weight + line * field(kind, geometry, at.WEIGHT + at.S))
-        lines = field(kind, geometry, at.LINES)
+    if not geometry.vector:
+        w = number(kind, weight + line * geometry.weight.s)
+        lines = geometry.lines
         if partial:
-            all_lines = field(kind, geometry, at.A) * field(kind, geometry, at.B) * lines
+            all_lines = geometry.lengths.a * geometry.lengths.b * lines
             address = partial + 8 * (u * lines + line)
             put_real(kind, address, whole(q))
             put_real(kind, address + 8 * all_lines, whole(s))
@@ -91,15 +92,15 @@ def add_line(kind, geometry, weight, partial, u, line, s, q, of_g, of_unit):
 @_compile.part
 def of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums):
     """Write dx of the set (a, b), whose lines have one weight each."""
-    inner, size = field(kind, geometry, at.B), computed_bytes(kind)
-    sets = field(kind, geometry, at.A) * inner
+    inner, size = geometry.lengths.b, computed_bytes(kind)
+    sets = geometry.lengths.a * inner
     u = a * inner + b
-    source, gradient = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.DY, dy, a, b)
-    target, its_weight = start(kind, geometry, at.Y, dx, a, b), start(kind, geometry, at.WEIGHT, weight, a, b)
+    source, gradient = start(geometry.x, x, a, b), start(geometry.dy, dy, a, b)
+    target, its_weight = start(geometry.dx, dx, a, b), start(geometry.weight, weight, a, b)
     found = kept(kind, saved + u * size, sets * size)
-    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
+    lines, chunks = geometry.lines, geometry.chunks
     of_g = of_unit = (0.0, 0.0)
-    if partial or not field(kind, geometry, at.GIVEN):
+    if partial or not geometry.given:
         for line in range(lines):
             s = q = (0.0, 0.0)
             for chunk in range(chunks):
@@ -114,21 +115,22 @@ def of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums):
             )
 
 
-def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
+def row_gradients(kind, phase, index, geometry_address, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
     """Write dx of sets that lie as runs; at `partial`, unless 0, what the gradients of weight and bias sum up.
 
     To PUT those, their addresses come instead of x and dy.
     """
-    inner, size = field(kind, geometry, at.B), computed_bytes(kind)
-    sets = field(kind, geometry, at.A) * inner
-    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
-    items, vector = lines * chunks, field(kind, geometry, at.VECTOR)
+    geometry = geometry_at(geometry_address)
+    inner, size = geometry.lengths.b, computed_bytes(kind)
+    sets = geometry.lengths.a * inner
+    lines, chunks = geometry.lines, geometry.chunks
+    items, vector = lines * chunks, geometry.vector
     if phase == at.WHOLE:
         sums = scratch(kind)
         if vector:
             of_part(kind, geometry, index, x, dy, dx, weight, saved, partial, work, sums)
             return
-        tasks = field(kind, geometry, at.TASKS)
+        tasks = geometry.tasks
         for u in range(index * sets // tasks, (index + 1) * sets // tasks):
             a, b = (u, 0) if inner == 1 else (u // inner, u % inner)
             of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums)
@@ -145,9 +147,9 @@ def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partia
     u = index if phase == at.SETTLE else index // items
     item = index - u * items
     a, b = u // inner, u % inner
-    room = room_of(kind, geometry, work, u)
-    source, gradient = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.DY, dy, a, b)
-    its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
+    room = room_of(geometry, work, u)
+    source, gradient = start(geometry.x, x, a, b), start(geometry.dy, dy, a, b)
+    its_weight = start(geometry.weight, weight, a, b)
     found = kept(kind, saved + u * size, sets * size)
     if phase == at.SUM:
         if vector:
@@ -168,7 +170,7 @@ def row_gradients(kind, phase, index, geometry, x, dy, dx, weight, saved, partia
         put_real(kind, room + 8 * OF_MEAN, mean_of_g)
         put_real(kind, room + 8 * OF_UNIT, mean_of_unit)
     else:
-        target = start(kind, geometry, at.Y, dx, a, b)
+        target = start(geometry.dx, dx, a, b)
         of_mean, of_unit = real(kind, room + 8 * OF_MEAN), real(kind, room + 8 * OF_UNIT)
         line, chunk = item // chunks, item % chunks
         write_chunk(kind, geometry, source, gradient, target, its_weight, line, chunk, found, of_mean, of_unit)

@@ -14,10 +14,10 @@ from __future__ import annotations
 from anynorm_numba import _compile
 from anynorm_numba import _geometry as at
 from anynorm_numba._loops import normalize, raw_along, raw_of_line, spread_along, spread_of_line
+from anynorm_numba._records import geometry_at
 from anynorm_numba._scalars import (
     computed_bytes,
     element,
-    field,
     number,
     planes,
     put_number,
@@ -42,9 +42,9 @@ PIECE = 1024
 
 
 @_compile.part
-def start(kind, geometry, tensor, address, a, b):
+def start(strides, address, a, b):
     """Return where the set (a, b) begins."""
-    return address + a * field(kind, geometry, tensor + at.A) + b * field(kind, geometry, tensor + at.B)
+    return address + a * strides.a + b * strides.b
 
 
 @_compile.part
@@ -54,18 +54,18 @@ def folded(kind, sums):
 
 
 @_compile.part
-def end_of(kind, geometry, chunk):
+def end_of(geometry, chunk):
     """Return which element of a line comes after a chunk's last."""
-    return min(chunk * CHUNK + CHUNK, field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
+    return min(chunk * CHUNK + CHUNK, geometry.lengths.r * geometry.run)
 
 
 @_compile.part
 def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
     """Return Σ(z − pivot) and its squares over a piece of the set at x."""
-    runs, run, of_run = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.X + at.R)
-    i, last = chunk * CHUNK, end_of(kind, geometry, chunk)
+    runs, run, of_run = geometry.lengths.r, geometry.run, geometry.x.r
+    i, last = chunk * CHUNK, end_of(geometry, chunk)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
-    x += line * field(kind, geometry, at.X + at.S)
+    x += line * geometry.x.s
     clear(kind, sums)
     while i < last:
         n = min(run - p, last - i)
@@ -83,24 +83,24 @@ def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
 @_compile.part
 def pivot_of(kind, geometry, x):
     """Return from where the set at x is measured first."""
-    return first_pivot(kind, field(kind, geometry, at.CENTRES), x, stored_bytes(kind), field(kind, geometry, at.RUN))
+    return first_pivot(kind, geometry.centres, x, stored_bytes(kind), geometry.run)
 
 
 @_compile.part
 def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
     """Write y of a line of a set, from element i up to last; weight and bias are where the set's begin."""
     mean, correction, rstd, scale, _ = found
-    runs, run = field(kind, geometry, at.R), field(kind, geometry, at.RUN)
+    runs, run = geometry.lengths.r, geometry.run
     size, number_size = stored_bytes(kind), computed_bytes(kind)
-    x_run, y_run = field(kind, geometry, at.X + at.R), field(kind, geometry, at.Y + at.R)
-    vector, past = field(kind, geometry, at.VECTOR), field(kind, geometry, at.PAST)
+    x_run, y_run = geometry.x.r, geometry.y.r
+    vector, past = geometry.vector, geometry.past_caches
     r, p = (0, i) if runs == 1 else (i // run, i % run)
-    x += line * field(kind, geometry, at.X + at.S)
-    y += line * field(kind, geometry, at.Y + at.S)
+    x += line * geometry.x.s
+    y += line * geometry.y.s
     w = b = 0.0
     if not vector:
-        w = number(kind, weight + line * field(kind, geometry, at.WEIGHT + at.S))
-        b = number(kind, bias + line * field(kind, geometry, at.BIAS + at.S))
+        w = number(kind, weight + line * geometry.weight.s)
+        b = number(kind, bias + line * geometry.bias.s)
     while i < last:
         n = min(run - p, last - i)
         source, target = x + r * x_run + p * size, y + r * y_run + p * size
@@ -140,34 +140,34 @@ def kept(kind, address, plane):
 @_compile.part
 def write_lines(kind, geometry, source, y, weight, bias, a, b, i, last, found):
     """Write y of all lines of the set (a, b), which is read at `source`, from element i up to last."""
-    target = start(kind, geometry, at.Y, y, a, b)
-    its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
-    its_bias = start(kind, geometry, at.BIAS, bias, a, b)
-    for line in range(field(kind, geometry, at.LINES)):
+    target = start(geometry.y, y, a, b)
+    its_weight = start(geometry.weight, weight, a, b)
+    its_bias = start(geometry.bias, bias, a, b)
+    for line in range(geometry.lines):
         write_piece(kind, geometry, line, i, last, source, target, its_weight, its_bias, found)
 
 
 @_compile.part
 def write_given(kind, geometry, first, last, x, y, weight, bias, saved):
     """Write y of some runs of sets whose statistics are known, run by run in the order of memory."""
-    runs, run, inner = field(kind, geometry, at.R), field(kind, geometry, at.RUN), field(kind, geometry, at.B)
-    sets, size = field(kind, geometry, at.A) * inner, computed_bytes(kind)
+    runs, run, inner = geometry.lengths.r, geometry.run, geometry.lengths.b
+    sets, size = geometry.lengths.a * inner, computed_bytes(kind)
     # The runs of a set lie among those of the others, as images of a channel do, or before those of the next set.
-    among = sets == inner and field(kind, geometry, at.X + at.R) > field(kind, geometry, at.X + at.B)
+    among = sets == inner and geometry.x.r > geometry.x.b
     for i in range(first, last):
         r, u = (i // sets, i % sets) if among else (i % runs, i // runs)
         a, b = u // inner, u % inner
         found = kept(kind, saved + u * size, sets * size)
-        source = start(kind, geometry, at.X, x, a, b)
+        source = start(geometry.x, x, a, b)
         write_lines(kind, geometry, source, y, weight, bias, a, b, r * run, (r + 1) * run, found)
 
 
 @_compile.part
 def measured(kind, geometry, x, eps, sums):
     """Return the statistics of the set at x."""
-    wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
-    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
-    n = float(lines * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
+    wide, centres = planes(kind) == 2, geometry.centres != 0
+    lines, chunks = geometry.lines, geometry.chunks
+    n = float(lines * geometry.lengths.r * geometry.run)
     first = element(kind, x)
     again, pivot, scale = True, pivot_of(kind, geometry, x), 1.0
     found = (0.0, 0.0, 0.0, 1.0, 0.0)
@@ -188,14 +188,14 @@ def measured(kind, geometry, x, eps, sums):
 @_compile.part
 def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, room):
     """Normalize a few sets of one run, no longer than a chunk: measure them all, settle them together, write them."""
-    run, centres = field(kind, geometry, at.RUN), field(kind, geometry, at.CENTRES)
-    inner = field(kind, geometry, at.B)
-    sets = field(kind, geometry, at.A) * inner
+    run, centres = geometry.run, geometry.centres
+    inner = geometry.lengths.b
+    sets = geometry.lengths.a * inner
     plane = 8 * LANES
     pivots, target = room + 6 * plane, room + 7 * plane  # `measured` needs the first six planes
     for k in range(count):
         a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-        source = start(kind, geometry, at.X, x, a, b)
+        source = start(geometry.x, x, a, b)
         pivot = pivot_of(kind, geometry, source)
         sums = raw_of_line(kind, run, source) if pivot == 0.0 else spread_of_line(kind, run, source, 1.0, pivot)
         put_real(kind, pivots + 8 * k, pivot)
@@ -211,7 +211,7 @@ def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, roo
     for k in range(count):
         if special and number(kind, target + 2 * plane + k * size) == SPECIAL:
             a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-            source = start(kind, geometry, at.X, x, a, b)
+            source = start(geometry.x, x, a, b)
             found = measured(kind, geometry, source, eps, room)
             for i in range(5):
                 put_number(kind, target + i * plane + k * size, found[i])
@@ -219,9 +219,9 @@ def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, roo
         for i in range(0, run, PIECE):
             for k in range(count):
                 a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-                source, its_y = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.Y, y, a, b)
-                its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
-                its_bias = start(kind, geometry, at.BIAS, bias, a, b)
+                source, its_y = start(geometry.x, x, a, b), start(geometry.y, y, a, b)
+                its_weight = start(geometry.weight, weight, a, b)
+                its_bias = start(geometry.bias, bias, a, b)
                 found = kept(kind, target + k * size, plane)
                 write_piece(kind, geometry, 0, i, min(i + PIECE, run), source, its_y, its_weight, its_bias, found)
     if saved:
@@ -231,34 +231,35 @@ def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, roo
                 put_number(kind, saved + (i * sets + first + k) * size, value)
 
 
-def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, eps):
+def rows(kind, phase, index, geometry_address, x, y, weight, bias, saved, work, given, eps):
     """Normalize sets that lie as runs."""
-    inner = field(kind, geometry, at.B)
-    sets = field(kind, geometry, at.A) * inner
-    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
+    geometry = geometry_at(geometry_address)
+    inner = geometry.lengths.b
+    sets = geometry.lengths.a * inner
+    lines, chunks = geometry.lines, geometry.chunks
     items = lines * chunks
     size = computed_bytes(kind)
     if phase == at.WHOLE:
         room = scratch(kind)
-        tasks = field(kind, geometry, at.TASKS)
+        tasks = geometry.tasks
         u, last = index * sets // tasks, (index + 1) * sets // tasks
         if given:
-            runs = sets * field(kind, geometry, at.R)
+            runs = sets * geometry.lengths.r
             write_given(kind, geometry, index * runs // tasks, (index + 1) * runs // tasks, x, y, weight, bias, saved)
             return
-        if items == 1 and field(kind, geometry, at.R) == 1:
+        if items == 1 and geometry.lengths.r == 1:
             while u < last:
                 short_rows(kind, geometry, u, min(LANES, last - u), x, y, weight, bias, saved, eps, room)
                 u += LANES
             return
         while u < last:
             a, b = u // inner, u % inner
-            source = start(kind, geometry, at.X, x, a, b)
+            source = start(geometry.x, x, a, b)
             found = measured(kind, geometry, source, eps, room)
             if saved:
                 keep(kind, saved + u * size, sets * size, found)
             if y:
-                whole = field(kind, geometry, at.R) * field(kind, geometry, at.RUN)
+                whole = geometry.lengths.r * geometry.run
                 write_lines(kind, geometry, source, y, weight, bias, a, b, 0, whole, found)
             u += 1
         return
@@ -266,7 +267,7 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
     item = index - u * items
     a, b = u // inner, u % inner
     room = work + u * 8 * (HEADER + 4 * items)
-    source = start(kind, geometry, at.X, x, a, b)
+    source = start(geometry.x, x, a, b)
     if phase == at.START:
         put_real(kind, room + 8 * SETTLED, 0.0)
         put_real(kind, room + 8 * PIVOT, pivot_of(kind, geometry, source))
@@ -282,11 +283,11 @@ def rows(kind, phase, index, geometry, x, y, weight, bias, saved, work, given, e
             settle_rows(kind, geometry, source, room, saved, sets, u, eps)
     else:
         found = kept(kind, saved + u * size, sets * size)
-        target = start(kind, geometry, at.Y, y, a, b)
-        its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
-        its_bias = start(kind, geometry, at.BIAS, bias, a, b)
+        target = start(geometry.y, y, a, b)
+        its_weight = start(geometry.weight, weight, a, b)
+        its_bias = start(geometry.bias, bias, a, b)
         chunk = item % chunks
-        last = end_of(kind, geometry, chunk)
+        last = end_of(geometry, chunk)
         write_piece(kind, geometry, item // chunks, chunk * CHUNK, last, source, target, its_weight, its_bias, found)
 
 
@@ -309,9 +310,9 @@ def pairs(kind, address):
 @_compile.part
 def settle_rows(kind, geometry, source, room, saved, sets, u, eps):
     """Add up what the chunks of a set came to, and settle its statistics or have it measured again."""
-    wide, centres = planes(kind) == 2, field(kind, geometry, at.CENTRES) != 0
-    lines, chunks = field(kind, geometry, at.LINES), field(kind, geometry, at.CHUNKS)
-    n = float(lines * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
+    wide, centres = planes(kind) == 2, geometry.centres != 0
+    lines, chunks = geometry.lines, geometry.chunks
+    n = float(lines * geometry.lengths.r * geometry.run)
     s = q = (0.0, 0.0)
     for line in range(lines):
         of_line = squares_of_line = (0.0, 0.0)

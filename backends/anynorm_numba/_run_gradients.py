@@ -12,7 +12,7 @@ from anynorm_numba import _geometry as at
 from anynorm_numba._loops import SETS, shares_of_sets, slope, weighted_shares_of_line
 from anynorm_numba._parameter_sums import collect, hand_over
 from anynorm_numba._rows import end_of, kept, start
-from anynorm_numba._scalars import computed_bytes, field, planes, put_real, real, rounded, stored_bytes
+from anynorm_numba._scalars import computed_bytes, planes, put_real, real, rounded, stored_bytes
 from anynorm_numba._statistics import plus
 from anynorm_numba._sums import merge_sums
 
@@ -34,18 +34,18 @@ SHORT = 256
 @_compile.part
 def means(kind, geometry, of_g, of_unit):
     """Return S(g) and S(g·x̂) as C holds them; 0 where normalization takes nothing out of g."""
-    n = float(field(kind, geometry, at.LINES) * field(kind, geometry, at.R) * field(kind, geometry, at.RUN))
-    if field(kind, geometry, at.GIVEN):
+    n = float(geometry.lines * geometry.lengths.r * geometry.run)
+    if geometry.given:
         return 0.0, 0.0
-    of_mean = (of_g[0] + of_g[1]) / n if field(kind, geometry, at.CENTRES) else 0.0
+    of_mean = (of_g[0] + of_g[1]) / n if geometry.centres else 0.0
     return rounded(kind, of_mean), rounded(kind, (of_unit[0] + of_unit[1]) / n)
 
 
 @_compile.part
-def room_of(kind, geometry, work, u):
+def room_of(geometry, work, u):
     """Return where the room of a set is: behind those of the tasks that sum the gradients of weight and bias."""
-    items = field(kind, geometry, at.LINES) * field(kind, geometry, at.CHUNKS)
-    return work + field(kind, geometry, at.TASKS) * field(kind, geometry, at.ROOM) + u * 8 * (HEADER + 4 * items)
+    items = geometry.lines * geometry.chunks
+    return work + geometry.tasks * geometry.task_bytes + u * 8 * (HEADER + 4 * items)
 
 
 @_compile.part
@@ -53,7 +53,7 @@ def shares_of_run(kind, geometry, x, dy, weight, chunk, found):
     """Return Σg and Σg·x̂ over a chunk of a set along whose run the weight varies."""
     mean, correction, rstd, scale, _ = found
     i, size = chunk * CHUNK, stored_bytes(kind)
-    n, along = end_of(kind, geometry, chunk) - i, weight + i * computed_bytes(kind)
+    n, along = end_of(geometry, chunk) - i, weight + i * computed_bytes(kind)
     s, s_lost, q, q_lost = weighted_shares_of_line(
         kind, n, x + i * size, dy + i * size, along, scale, mean, correction, rstd
     )
@@ -63,12 +63,12 @@ def shares_of_run(kind, geometry, x, dy, weight, chunk, found):
 @_compile.part
 def means_of_run(kind, geometry, x, dy, weight, saved, a, b):
     """Return S(g) and S(g·x̂) of the set (a, b), along whose run the weight varies."""
-    inner, size = field(kind, geometry, at.B), computed_bytes(kind)
-    source, gradient = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.DY, dy, a, b)
-    its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
-    found = kept(kind, saved + (a * inner + b) * size, field(kind, geometry, at.A) * inner * size)
+    inner, size = geometry.lengths.b, computed_bytes(kind)
+    source, gradient = start(geometry.x, x, a, b), start(geometry.dy, dy, a, b)
+    its_weight = start(geometry.weight, weight, a, b)
+    found = kept(kind, saved + (a * inner + b) * size, geometry.lengths.a * inner * size)
     s = q = (0.0, 0.0)
-    for chunk in range(field(kind, geometry, at.CHUNKS)):
+    for chunk in range(geometry.chunks):
         more, more_unit = shares_of_run(kind, geometry, source, gradient, its_weight, chunk, found)
         s, q = plus(s, more), plus(q, more_unit)
     return means(kind, geometry, s, q)
@@ -77,26 +77,26 @@ def means_of_run(kind, geometry, x, dy, weight, saved, a, b):
 @_compile.part
 def write_run(kind, geometry, x, dy, dx, weight, saved, a, b, i, n, of_mean, of_unit):
     """Write dx of n elements from i on of the set (a, b), along whose run the weight varies."""
-    inner, size, number_size = field(kind, geometry, at.B), stored_bytes(kind), computed_bytes(kind)
-    plane = field(kind, geometry, at.A) * inner * number_size
-    source = start(kind, geometry, at.X, x, a, b) + i * size
-    gradient = start(kind, geometry, at.DY, dy, a, b) + i * size
-    target = start(kind, geometry, at.Y, dx, a, b) + i * size
-    along = start(kind, geometry, at.WEIGHT, weight, a, b) + i * number_size
+    inner, size, number_size = geometry.lengths.b, stored_bytes(kind), computed_bytes(kind)
+    plane = geometry.lengths.a * inner * number_size
+    source = start(geometry.x, x, a, b) + i * size
+    gradient = start(geometry.dy, dy, a, b) + i * size
+    target = start(geometry.dx, dx, a, b) + i * size
+    along = start(geometry.weight, weight, a, b) + i * number_size
     mean, correction, rstd, scale, _ = kept(kind, saved + (a * inner + b) * number_size, plane)
-    past = field(kind, geometry, at.PAST)
+    past = geometry.past_caches
     slope(kind, n, past, target, source, gradient, along, scale, mean, correction, rstd, of_mean, of_unit)
 
 
 @_compile.part
 def of_short_sets(kind, geometry, x, dy, dx, weight, saved, first, count, b, rooms):
     """Write dx of the sets (first, b) to (first + count - 1, b), with short runs: sum them all, then write them."""
-    inner, run, size = field(kind, geometry, at.B), field(kind, geometry, at.S), computed_bytes(kind)
-    sets, past = field(kind, geometry, at.A) * inner, field(kind, geometry, at.PAST)
+    inner, run, size = geometry.lengths.b, geometry.lengths.s, computed_bytes(kind)
+    sets, past = geometry.lengths.a * inner, geometry.past_caches
     for k in range(count):
         a, its = first + k, rooms + 8 * HEADER * k
-        source, gradient = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.DY, dy, a, b)
-        its_weight = start(kind, geometry, at.WEIGHT, weight, a, b)
+        source, gradient = start(geometry.x, x, a, b), start(geometry.dy, dy, a, b)
+        its_weight = start(geometry.weight, weight, a, b)
         mean, correction, rstd, scale, _ = kept(kind, saved + (a * inner + b) * size, sets * size)
         s, s_lost, q, q_lost = weighted_shares_of_line(
             kind, run, source, gradient, its_weight, scale, mean, correction, rstd
@@ -106,8 +106,8 @@ def of_short_sets(kind, geometry, x, dy, dx, weight, saved, first, count, b, roo
         put_real(kind, its + 8 * OF_UNIT, of_unit)
     for k in range(count):
         a, its = first + k, rooms + 8 * HEADER * k
-        source, gradient = start(kind, geometry, at.X, x, a, b), start(kind, geometry, at.DY, dy, a, b)
-        target, its_weight = start(kind, geometry, at.Y, dx, a, b), start(kind, geometry, at.WEIGHT, weight, a, b)
+        source, gradient = start(geometry.x, x, a, b), start(geometry.dy, dy, a, b)
+        target, its_weight = start(geometry.dx, dx, a, b), start(geometry.weight, weight, a, b)
         mean, correction, rstd, scale, _ = kept(kind, saved + (a * inner + b) * size, sets * size)
         of_mean, of_unit = real(kind, its + 8 * OF_MEAN), real(kind, its + 8 * OF_UNIT)
         slope(kind, run, past, target, source, gradient, its_weight, scale, mean, correction, rstd, of_mean, of_unit)
@@ -119,12 +119,12 @@ def parameters_of(kind, geometry, x, dy, saved, first, count, b, i, n, totals, p
 
     `totals` are sums of these places, and at `added` is room for numbers of C, all 0.
     """
-    inner, size, number_size = field(kind, geometry, at.B), stored_bytes(kind), computed_bytes(kind)
-    apart, of_plane = inner * number_size, field(kind, geometry, at.A) * inner * number_size
-    x_step, dy_step = field(kind, geometry, at.X + at.A), field(kind, geometry, at.DY + at.A)
+    inner, size, number_size = geometry.lengths.b, stored_bytes(kind), computed_bytes(kind)
+    apart, of_plane = inner * number_size, geometry.lengths.a * inner * number_size
+    x_step, dy_step = geometry.x.a, geometry.dy.a
     for a in range(first, first + count, SETS):
-        source = start(kind, geometry, at.X, x, a, b) + i * size
-        gradient = start(kind, geometry, at.DY, dy, a, b) + i * size
+        source = start(geometry.x, x, a, b) + i * size
+        gradient = start(geometry.dy, dy, a, b) + i * size
         mean = saved + (a * inner + b) * number_size
         correction, rstd, scale = mean + of_plane, mean + 2 * of_plane, mean + 3 * of_plane
         shares_of_sets(
@@ -162,9 +162,9 @@ def of_part(kind, geometry, part, x, dy, dx, weight, saved, partial, work, rooms
 
     At `rooms` there is room for two numbers of each of TOGETHER sets.
     """
-    outer, inner, run = field(kind, geometry, at.A), field(kind, geometry, at.B), field(kind, geometry, at.S)
-    tasks, places = field(kind, geometry, at.TASKS), field(kind, geometry, at.SUMS)
-    room, piece = field(kind, geometry, at.ROOM), at.PIECE // computed_bytes(kind)
+    outer, inner, run = geometry.lengths.a, geometry.lengths.b, geometry.lengths.s
+    tasks, places = geometry.tasks, geometry.sums
+    room, piece = geometry.task_bytes, at.PIECE // computed_bytes(kind)
     added = work + part * room
     totals = added + 2 * at.PIECE
     if partial:
@@ -189,9 +189,9 @@ def of_part(kind, geometry, part, x, dy, dx, weight, saved, partial, work, rooms
 @_compile.part
 def of_pieces(kind, geometry, index, x, dy, dx, weight, saved, partial, work):
     """Write dx of some pieces of the run of all sets, and put the gradients of weight and bias there."""
-    outer, inner, run = field(kind, geometry, at.A), field(kind, geometry, at.B), field(kind, geometry, at.S)
-    tasks, places = field(kind, geometry, at.TASKS), field(kind, geometry, at.SUMS)
-    room, piece = field(kind, geometry, at.ROOM), at.PIECE // computed_bytes(kind)
+    outer, inner, run = geometry.lengths.a, geometry.lengths.b, geometry.lengths.s
+    tasks, places = geometry.tasks, geometry.sums
+    room, piece = geometry.task_bytes, at.PIECE // computed_bytes(kind)
     pieces, plane = (run + piece - 1) // piece, 8 * piece
     added = work + index * room
     totals = added + 2 * at.PIECE
@@ -203,7 +203,7 @@ def of_pieces(kind, geometry, index, x, dy, dx, weight, saved, partial, work):
             for first in range(0, outer, TOGETHER):
                 count = min(TOGETHER, outer - first)
                 for a in range(first, first + count):
-                    its = room_of(kind, geometry, work, a * inner + b)
+                    its = room_of(geometry, work, a * inner + b)
                     of_mean, of_unit = real(kind, its + 8 * OF_MEAN), real(kind, its + 8 * OF_UNIT)
                     write_run(kind, geometry, x, dy, dx, weight, saved, a, b, i, n, of_mean, of_unit)
                 if partial:
@@ -216,11 +216,11 @@ def of_pieces(kind, geometry, index, x, dy, dx, weight, saved, partial, work):
 @_compile.part
 def reduce(kind, geometry, index, work, partial):
     """Add up a slice of what the parts came to."""
-    places, room_bytes = field(kind, geometry, at.SUMS), field(kind, geometry, at.ROOM)
+    places, room_bytes = geometry.sums, geometry.task_bytes
     first = index * at.SLICE
     n, plane = min(at.SLICE, places - first), 8 * places
     totals = work + 2 * at.PIECE + 8 * first
-    for part in range(1, field(kind, geometry, at.TASKS)):
+    for part in range(1, geometry.tasks):
         for term in range(2):
             begins = totals + term * planes(kind) * plane
             merge_sums(kind, n, begins, plane, begins + part * room_bytes, plane)

@@ -43,13 +43,12 @@ rounded = loop(
 )
 
 
-def _emit_field(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-    address = emitter.at(values[0], values[1], 8)
-    return emitter.builder.load(emitter.builder.inttoptr(address, I64.as_pointer()))
-
-
-# field(kind, geometry, position): an int64 in memory. real(kind, address), put_real(kind, address, value): a float64.
-field = loop(["geometry", "position"], _emit_field, types.int64)
+# integer(kind, address): an int64 in memory. real(kind, address), put_real(kind, address, value): a float64.
+integer = loop(
+    ["address"],
+    lambda emitter, its: emitter.builder.load(emitter.builder.inttoptr(its[0], I64.as_pointer())),
+    types.int64,
+)
 real = loop(["address"], lambda emitter, its: _one(emitter, emitter.read(its[0], DOUBLE, 1), DOUBLE), types.float64)
 put_real = loop(["address", "value"], lambda emitter, its: emitter.write(_many(emitter, its[1]).value, its[0]))
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from anynorm_numba._address import address as address
 from anynorm_numba._address import addresses as addresses
+from anynorm_numba._configs import COMPUTE as COMPUTE
+from anynorm_numba._configs import LaunchConfig as LaunchConfig
+from anynorm_numba._configs import configure as configure
 from anynorm_numba._engine import backward as backward
 from anynorm_numba._engine import compile_all as compile_all
 from anynorm_numba._engine import forward as forward
 from anynorm_numba._given import take as take_given
 from anynorm_numba._half import HALVES as HALVES
 from anynorm_numba._half import widen as upcast_halves
-from anynorm_numba._jobs import Job as LaunchConfig
-from anynorm_numba._jobs import job_for as configure
-from anynorm_numba._learned import COMPUTE as COMPUTE
 from anynorm_numba._learned import planes as empty_residuals
 from anynorm_numba._threads import always_serial as always_serial
 from anynorm_numba._threads import threads_for as threads_for

@@ -75,7 +75,7 @@ class Launch(_Engine):
         if given is not None:
             packed = engine.empty_residuals(config)
             mean, var = [as_parameter(statistic, self._compute) for statistic in given]
-            engine.take_given(config.kind, config.sets, address(mean), address(var), address(packed), eps)
+            engine.take_given(config.dtype, config.sets, address(mean), address(var), address(packed), eps)
         elif save or config.split:
             packed = engine.empty_residuals(config)
         if not self._reads_weight:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import anynorm_cuda
 import anynorm_numba
-from anynorm.backend import Backend, Declined, Executable, Operands, Plan, Statistics, apart
+from anynorm.backend import AnyResiduals, Backend, Declined, Executable, Operands, Plan, Statistics, apart
 from anynorm_torch import _memory
 from anynorm_torch._launch import Differentiable, gradient_wanted
 from anynorm_torch._memory import check_storage, length_of, unreadable, watched, watches
@@ -75,12 +75,19 @@ class Slow(Executable[Tensor]):
     """The formula where an engine would serve if it were installed: it says so when it first runs."""
 
     def forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
-    ) -> tuple[Any, Any]:
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        given: tuple[Tensor, Tensor] | None,
+        out: Tensor | None,
+        save: bool,
+    ) -> tuple[Tensor, AnyResiduals | None]:
         say_if_slow(str(self.reason), x)
         return super().forward(x, weight, bias, eps, given, out, save)
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
         say_if_slow(str(self.reason), x)
         return super().measure(x, eps)
 
@@ -108,14 +115,20 @@ def _compiled(memory: str, plan: Plan, operands: Operands) -> Executable[Tensor]
     return CudaGradient.compiled(plan, operands, Parameter.of(weight), Parameter.of(bias))
 
 
+_NAMES = ("x", "weight", "bias", "mean", "var", "dy", "out")
+
+
 def _signature_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any) -> Hashable | None:
     """Return the signature of a call with given statistics or `out`, or None."""
     in_place = out is x and dy is None
-    named = {"x": x, "weight": weight, "bias": bias, "mean": mean, "var": var, "dy": dy}
-    given = {name: tensor for name, tensor in named.items() if tensor is not None}
-    tensors = [*given.values()] if out is None or in_place else [*given.values(), out]
-    names = ", ".join(given) if out is None else ", ".join([*given, "out is x" if in_place else "out"])
-    found = signature_of(names, *tensors)
+    names, tensors = [], []
+    for name, tensor in zip(_NAMES, (x, weight, bias, mean, var, dy, None if in_place else out), strict=True):
+        if tensor is not None:
+            names.append(name)
+            tensors.append(tensor)
+    if in_place:
+        names.append("out is x")
+    found = signature_of(", ".join(names), *tensors)
     if found is None or out is None:
         return found
     if gradient_wanted(*tensors) or (out.is_inference() and not torch.is_inference_mode_enabled()):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anynorm.backend import Layout, Operands, PackedResiduals, Plan, Statistics
+from anynorm.backend import AnyResiduals, Layout, Operands, PackedResiduals, Plan, Statistics
 from anynorm_numba import engine
 from anynorm_numba.engine import LaunchConfig, address
 from anynorm_torch._autograd import FEW, recorded
@@ -87,8 +87,15 @@ class CpuLaunch(Launch):
         return CpuGradient.compiled(self.plan, operands, self.bias)
 
     def forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
-    ) -> tuple[Any, Any]:
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        given: tuple[Tensor, Tensor] | None,
+        out: Tensor | None,
+        save: bool,
+    ) -> tuple[Tensor, AnyResiduals | None]:
         size = self._element_size
         if x.untyped_storage().nbytes() < self._x_length + size * x.storage_offset() or out is not None:
             self._check_lengths(x, out)
@@ -124,7 +131,7 @@ class CpuLaunch(Launch):
             y = recorded(x, weight, bias, y, self, config.view, eps, residuals, read_weight)
         return y, PackedResiduals(residuals, self.plan, config.view, eps) if save else None
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
         self._check_lengths(x, None)
         config = self._configs.serial or self._configs.now()
         residuals = self._empty_residuals(config)
@@ -145,7 +152,7 @@ class CpuLaunch(Launch):
         at_mean, at_var = mean.data_ptr(), var.data_ptr()
         if at_mean < LOW or at_var < LOW:
             check_storage(mean, var)
-        engine.take_given(config.kind, config.sets, at_mean, at_var, residuals.data_ptr(), eps)
+        engine.take_given(config.dtype, config.sets, at_mean, at_var, residuals.data_ptr(), eps)
         return residuals
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anynorm.backend import Executable, Operands, PackedResiduals, Plan, formula
+from anynorm.backend import AnyResiduals, Executable, Operands, PackedResiduals, Plan, formula
 from anynorm_torch._memory import check_storage, length_of, unaligned
 from anynorm_torch._ops import OPS
 from anynorm_torch._tensors import DTYPES, Parameter
@@ -52,7 +52,9 @@ class Gradient(Executable[Tensor], ABC):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, OPS, None)
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
+    ) -> Gradients:
         if isinstance(residuals, PackedResiduals):
             check_storage(dy, x, weight, out)
             found = self.run(dy, x, weight, residuals.array, out, (True, True, True))
@@ -74,7 +76,9 @@ class Gradient(Executable[Tensor], ABC):
 class Differentiable(Executable[Tensor]):
     """A backward pass that is to be differentiated again: by residuals that are differentiable, too."""
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
+    ) -> Gradients:
         if isinstance(residuals, PackedResiduals) and not self.plan.given:
             residuals = formula.forward(self.plan, x, None, None, residuals.eps, ops=self.ops)[1]
         return super().backward(dy, x, weight, residuals, out)

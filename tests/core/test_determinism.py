@@ -31,7 +31,7 @@ needs_engine = pytest.mark.skipif(anynorm_numba.missing() is not None, reason="n
 
 BY_NAME = {its.name: its for its in ARRANGEMENTS}
 
-# As anynorm_numba._jobs.SHORT.
+# As anynorm_numba._configs.SHORT.
 SHORT_RUN = 64
 
 # Those that can hold one set alone.

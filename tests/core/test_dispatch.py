@@ -65,6 +65,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield names
 
 
+@pytest.mark.quick
 @each_library(ONE_OF_EACH)
 @pytest.mark.parametrize("function", CALLS)
 def test_explain_agrees_with_what_runs(function: str, library: ArrayLibrary, ran: list[str]) -> None:
@@ -106,6 +107,7 @@ def fast() -> bool:
     return an.explain(an.rms_norm, X).path == "anynorm_numba"
 
 
+@pytest.mark.quick
 def test_fast_paths_nest() -> None:
     """A block inside another decides for itself and leaves the outer one's decision as it was."""
     assert fast()

@@ -38,6 +38,7 @@ def test_message(case: Case, library: ArrayLibrary) -> None:
     assert message == words(case.call(NUMPY))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_message_says_what_to_do(case: Case) -> None:
     """Every message ends with what to do."""
@@ -107,6 +108,7 @@ def test_axis_error() -> None:
             an.layer_norm(np.ones((2, 3)), axis=2)
 
 
+@pytest.mark.quick
 @each_library(ONE_OF_EACH)
 @pytest.mark.parametrize("function", ["batch_norm", "instance_norm"])
 def test_torch_positional_order(function: str, library: ArrayLibrary) -> None:

@@ -10,6 +10,7 @@ from libraries import ArrayLibrary, each_library
 from wrong_calls import READ_ONLY, WRITABLE, Of, an, of_library, words
 
 
+@pytest.mark.quick
 @each_library(WRITABLE)
 @pytest.mark.parametrize(
     ("out", "error", "said"),
@@ -44,6 +45,7 @@ def test_out_does_not_fit(out: Any, error: type[Exception], said: str, library: 
         np.testing.assert_array_equal(library.to_numpy(made), 0)
 
 
+@pytest.mark.quick
 @each_library(READ_ONLY)
 @pytest.mark.parametrize(
     "out",

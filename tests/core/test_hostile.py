@@ -24,6 +24,7 @@ from libraries import (
     ArrayLibrary,
     each_library,
     each_library_and_dtype,
+    marks_of,
     numpy_dtype,
 )
 
@@ -72,7 +73,7 @@ SUBSET = pairwise([pair for pair in PAIRS if not _runs_all(pair)], list(HOSTILE)
 @pytest.mark.parametrize(
     ("library", "dtype", "hostile", "arrangement"),
     [
-        pytest.param(*pair, hostile, name, id=f"{'-'.join(pair)}-{hostile}-{name}", marks=DTYPE_FEATURES[pair[1]])
+        pytest.param(*pair, hostile, name, id=f"{'-'.join(pair)}-{hostile}-{name}", marks=marks_of(*pair))
         for pair, hostile, name in FULL + SUBSET
     ],
     indirect=["library"],

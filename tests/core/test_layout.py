@@ -98,6 +98,7 @@ def test_out_of_any_layout(norm: Norm, library: ArrayLibrary, dtype: str, layout
         assert library.to_numpy(array).tobytes() == make_case(norm, dtype).arrays[name].tobytes()
 
 
+@pytest.mark.quick
 @pytest.mark.feature("out=")
 @each_norm
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cropped"])

@@ -11,7 +11,7 @@ import itertools
 import pytest
 from inputs import NORMS, Norm, check, make_case
 from layouts import LAYOUTS, layouts_of
-from libraries import DTYPE_FEATURES, HALVES, LIBRARIES, ArrayLibrary
+from libraries import DTYPE_FEATURES, HALVES, LIBRARIES, ArrayLibrary, marks_of
 
 import anynorm as an
 
@@ -27,7 +27,13 @@ each_norm = pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("library", "dtype", "layout"),
     [
-        pytest.param(name, dtype, layout, id=f"{name}-{dtype}-{layout}", marks=DTYPE_FEATURES[dtype])
+        pytest.param(
+            name,
+            dtype,
+            layout,
+            id=f"{name}-{dtype}-{layout}",
+            marks=marks_of(name, dtype) if layout == "contiguous" else DTYPE_FEATURES[dtype],
+        )
         for name, library in LIBRARIES.items()
         for dtype in library.dtypes
         for layout in layouts_of(name)
@@ -50,7 +56,13 @@ JAX_ALONE = set(zip(FUNCTIONS_ONCE, ("float16", "float32", "bfloat16", "float64"
 
 # Only these have fast paths to turn off, and so the formula did not run above. JAX is slow without its compiler.
 FORMULA = [
-    pytest.param(name, dtype, norm, id=f"{name}-{dtype}-{norm.name}", marks=pytest.mark.feature(norm.function))
+    pytest.param(
+        name,
+        dtype,
+        norm,
+        id=f"{name}-{dtype}-{norm.name}",
+        marks=[pytest.mark.feature(norm.function), *marks_of(name, dtype)],
+    )
     for name in ("numpy", "torch", "cupy", "torch_cuda", "jax", "jax_x64")
     for dtype in LIBRARIES[name].dtypes
     for norm in NORMS

@@ -21,6 +21,7 @@ from libraries import (
     NumPyArray,
     each_library,
     each_library_and_dtype,
+    marks_of,
     numpy_dtype,
 )
 
@@ -99,7 +100,7 @@ AXES: dict[str, Any] = {"last": 1, "leading": 0, "apart": (0, 2)}
 @pytest.mark.parametrize(
     ("library", "dtype", "hostile", "axis"),
     [
-        pytest.param(*pair, hostile, axis, id=f"{'-'.join(pair)}-{hostile}-{axis}")
+        pytest.param(*pair, hostile, axis, id=f"{'-'.join(pair)}-{hostile}-{axis}", marks=marks_of(*pair))
         for pair, hostile, axis in pairwise(PAIRS, MEASURED, list(AXES))
     ],
     indirect=["library"],

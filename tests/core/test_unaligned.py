@@ -35,7 +35,7 @@ SHAPES = {"x": (6, 5, 7), "weight": (5,), "bias": (5,), "mean": (5,), "var": (5,
 def aligned_alone() -> Iterator[list[str]]:
     """Raise where the engine is run on an address that its elements do not divide; note each run."""
     from anynorm_numba import engine
-    from anynorm_numba._jobs import SIZES
+    from anynorm_numba._configs import SIZES
 
     runs: list[str] = []
 
@@ -43,7 +43,7 @@ def aligned_alone() -> Iterator[list[str]]:
         run = getattr(engine, name)
 
         def checked(job: Any, *args: Any, **options: Any) -> None:
-            size, number = SIZES[job.kind]
+            size, number = SIZES[job.dtype]
             for which, place in places.items():
                 assert args[place] % (size if which in ELEMENTS else number) == 0, which
             runs.append(name)
@@ -280,8 +280,8 @@ def test_pullback_on_arrays(which: str, how: str, dtype: str) -> None:
 # Everything is written past the caches, as a result of 32 MiB is.
 PAST_CACHES = """
 import torch, anynorm as an
-from anynorm_numba import _jobs
-_jobs.PAST_CACHES = 0
+from anynorm_numba import _configs
+_configs.PAST_CACHES = 0
 def odd():
     memory = bytearray(4 * 64 * 96 + 64)
     begin = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 64 + 1

@@ -23,12 +23,12 @@ from layouts import LAYOUTS, layouts_of
 from libraries import (
     ALL_DTYPES,
     BOTH_NUMPY,
-    DTYPE_FEATURES,
     EACH_WAY,
     LIBRARIES,
     ArrayLibrary,
     NumPyArray,
     each_library,
+    marks_of,
     numpy_dtype,
 )
 
@@ -57,7 +57,7 @@ COMBINATIONS = [
 
 def _parameters(combinations: list[tuple[str, str, Norm]]) -> Any:
     return [
-        pytest.param(name, dtype, norm, id=f"{name}-{dtype}-{norm.name}", marks=DTYPE_FEATURES[dtype])
+        pytest.param(name, dtype, norm, id=f"{name}-{dtype}-{norm.name}", marks=marks_of(name, dtype))
         for name, dtype, norm in combinations
     ]
 

@@ -20,13 +20,13 @@ from layouts import LAYOUTS
 from libraries import (
     ALL_DTYPES,
     BOTH_NUMPY,
-    DTYPE_FEATURES,
     EACH_WAY,
     LIBRARIES,
     ArrayLibrary,
     NumPyArray,
     each_library,
     each_library_and_dtype,
+    marks_of,
     numpy_dtype,
 )
 
@@ -82,7 +82,7 @@ TURNS = [
 @pytest.mark.feature("hostile inputs")
 @pytest.mark.parametrize(
     ("library", "dtype", "hostile", "arrangement"),
-    [pytest.param(*its, id="-".join(its), marks=DTYPE_FEATURES[its[1]]) for its in TURNS],
+    [pytest.param(*its, id="-".join(its), marks=marks_of(*its[:2])) for its in TURNS],
     indirect=["library"],
 )
 def test_hostile_rows(library: ArrayLibrary, dtype: str, hostile: str, arrangement: str) -> None:

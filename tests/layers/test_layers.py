@@ -28,6 +28,7 @@ def _close(found: Any, exact: Any, library: ArrayLibrary, dtype: str, roundings:
     assert abs(got - exact).max(initial=0) <= bound
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("library", "case"),
     [

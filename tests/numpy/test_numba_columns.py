@@ -32,9 +32,7 @@ def _all_bits(case: Case) -> tuple[list[bytes | None], list[Any]]:
 
 
 def _blocks(jobs: list[Any]) -> list[int]:
-    from anynorm_numba import _geometry as at
-
-    return [int(job.geometry[at.BLOCKS]) for job in jobs]
+    return [int(job.geometry["blocks"]) for job in jobs]
 
 
 @pytest.mark.parametrize("threads", [3, 4])

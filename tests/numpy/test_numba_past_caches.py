@@ -29,9 +29,9 @@ each_length = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @contextmanager
 def past_caches(limit: int) -> Iterator[None]:
     """Let results of so many bytes and more be written past the caches."""
-    from anynorm_numba import _jobs
+    from anynorm_numba import _configs
 
-    with nothing_known(), mock.patch.object(_jobs, "PAST_CACHES", limit):
+    with nothing_known(), mock.patch.object(_configs, "PAST_CACHES", limit):
         yield
 
 
@@ -41,14 +41,12 @@ def past_caches(limit: int) -> Iterator[None]:
 @each_dtype
 def test_same_bits(form: Form, dtype: str, lengths: tuple[int, int], threads: int) -> None:
     """y and dx have the same bits, whole and split among threads."""
-    from anynorm_numba import _geometry as at
-
     case = form.case(dtype, *lengths)
     found = []
     for limit in (0, 1 << 40):
         with in_threads(threads), past_caches(limit):
             *results, jobs = both_passes(case)
-        assert [bool(job.geometry[at.PAST]) for job in jobs] == [limit == 0] * 2
+        assert [bool(job.geometry["past_caches"]) for job in jobs] == [limit == 0] * 2
         found.append(results)
 
     (y, gradients), (other, others) = found

@@ -85,7 +85,7 @@ def test_wide_tables(dtype: str, threads: int) -> None:
 
     Long ones that no cache holds are of fewer, wider blocks.
     """
-    from anynorm_numba._jobs import PAST_CACHES
+    from anynorm_numba._configs import PAST_CACHES
 
     for name, width, several, few in (("batch-last", 700, 3, 1), ("group-last", 300, 4, 2), ("columns", 515, 3, 1)):
         for length in (100, 4200):

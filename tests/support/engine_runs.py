@@ -79,7 +79,7 @@ def runs_of(job: Any) -> tuple[int, ...]:
 
 def in_short_runs(job: Any) -> bool:
     """Say whether a set lies in several runs so short that it is summed place by place."""
-    from anynorm_numba._jobs import SHORT
+    from anynorm_numba._configs import SHORT
 
     return len(runs_of(job)) > 1 and runs_of(job)[-1] < SHORT
 

@@ -257,6 +257,11 @@ EACH_WAY = (*BOTH_NUMPY, *ONE_OF_EACH[1:])
 DTYPE_FEATURES = {name: [pytest.mark.feature(name)] if name != "float32" else [] for name in ALL_DTYPES}
 
 
+def marks_of(library: str, dtype: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a test in a grid of libraries and dtypes: of each way of computing, float32 is quick."""
+    return [*DTYPE_FEATURES[dtype], *([pytest.mark.quick] if library in EACH_WAY and dtype == "float32" else [])]
+
+
 def each_library(names: Sequence[str] = tuple(LIBRARIES)) -> pytest.MarkDecorator:
     """Parametrize a test by `library`, the fixture of conftest.py that skips what is not there."""
     return pytest.mark.parametrize("library", names, indirect=True)

@@ -184,6 +184,16 @@ def test_other_saved_tensors(known: Any, kind: str) -> None:
         torch.testing.assert_close(one.as_subclass(torch.Tensor), other, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
+@pytest.mark.parametrize("kind", BROUGHT_BACK)
+def test_other_saved_statistics(known: Any, kind: str) -> None:
+    """Nor do hooks that bring back the statistics alone otherwise, which are a tensor where threads share work."""
+    leaves, dy, found = known
+    with in_threads(2), AMID_HOOKS(lambda t: t, lambda t: BROUGHT_BACK[kind](t.detach()) if t.shape == (5, 6) else t):
+        others = [_gradients(leaves, dy) for _ in range(2)]
+    for one, other in zip(sum(others, ()), [*found, *found], strict=True):
+        torch.testing.assert_close(one.as_subclass(torch.Tensor), other, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
 def test_some_gradients_are_needed(known: Any) -> None:
     """Of a pass that is known only those gradients are returned that are asked for."""
     leaves, dy, found = known

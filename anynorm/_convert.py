@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anynorm._core.arrays import dtype_name
+from anynorm._core.arrays import Array, dtype_name
 from anynorm._core.backends import ops_of
 from anynorm._core.ops import Ops
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     NumPyArray = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,7 +23,7 @@ FLOATING = ("float16", "bfloat16", "float32", "float64")
 LIKE_NUMPY = ("numpy", "cupy", "dask", "jax")
 
 
-def dtype_of(ops: Ops, name: str, device: Any = None) -> Any:
+def dtype_of(ops: Ops, name: str, device: object = None) -> Any:
     """Return the library's dtype of this name; a ValueError where it has none, on this device or as it is set."""
     found = numpy_dtype(name) if ops.name in LIKE_NUMPY else getattr(ops.xp, name, None)
     if name == "float64" or name == "int64":
@@ -36,7 +37,7 @@ def dtype_of(ops: Ops, name: str, device: Any = None) -> Any:
     return found
 
 
-def default_integer(ops: Ops, device: Any = None) -> str:
+def default_integer(ops: Ops, device: object = None) -> str:
     """Return the name of the library's default integer dtype: int64 where it has that."""
     where = {} if ops.name in ("jax", "dask") else {"device": device}
     return dtype_name(ops.xp.__array_namespace_info__().default_dtypes(**where)["integral"])
@@ -79,7 +80,7 @@ def _no_way(ops: Ops, why: str) -> str:
     return f"anynorm: arrays of {ops.name} cannot become NumPy's: {why}. Convert them first."
 
 
-def from_numpy(array: NumPyArray, ops: Ops, dtype: str, device: Any = None) -> Any:
+def from_numpy(array: NumPyArray, ops: Ops, dtype: str, device: object = None) -> Any:
     """Return the values as a library's array of the dtype of this name, on `device` (None: the library's choice).
 
     The result shares no memory with `array`. A ValueError where the library has no such dtype, or where a value that is
@@ -102,7 +103,7 @@ def from_numpy(array: NumPyArray, ops: Ops, dtype: str, device: Any = None) -> A
     return ops.astype(placed, wanted)
 
 
-def copied(array: Any, dtype: str) -> Any:
+def copied(array: Array, dtype: str) -> Any:
     """Return the values as a new array of the same library, on the same device, in the dtype of this name."""
     ops = ops_of("copied", "array", array)
     wanted = dtype_of(ops, dtype, device_of(array))
@@ -124,7 +125,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return found
 
 
-def _from_torch(tensor: Any) -> NumPyArray:
+def _from_torch(tensor: torch.Tensor) -> NumPyArray:
     tensor = tensor.detach().cpu().resolve_neg()
     if dtype_name(tensor.dtype) != "bfloat16":
         array: NumPyArray = tensor.numpy()

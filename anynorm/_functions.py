@@ -13,7 +13,7 @@ from anynorm.layer_norm import layer_norm, rms_norm
 NORMS: tuple[Callable[..., Any], ...] = (layer_norm, rms_norm, group_norm, instance_norm, batch_norm)
 
 
-def one_of(asking: str, function: Any, known: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+def one_of(asking: str, function: object, known: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     """Return a function; a TypeError if it is none of those `known`."""
     if [candidate for candidate in known if candidate is function]:
         return cast("Callable[..., Any]", function)

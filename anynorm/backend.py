@@ -157,7 +157,7 @@ class Backend:
 
     # What may be served. Each answer is None, or the rest of a sentence that begins with the argument's name.
 
-    def accepts(self, x: Any) -> bool:  # noqa: ARG002
+    def accepts(self, x: object) -> bool:  # noqa: ARG002
         """Say whether x is an array that this backend serves; asked of the first array of a type alone."""
         return True
 

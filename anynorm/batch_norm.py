@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, overload
 
-from anynorm._core.arrays import A, Array, Number
+from anynorm._core.arrays import A, Array, Number, Operand
 from anynorm._core.checks import check_companion, real_number
 from anynorm._core.dispatch import norm
 from anynorm._core.merge import mean_in
@@ -13,6 +13,7 @@ from anynorm._core.ops import Ops
 from anynorm._core.plan import by_channel, index_argument, show
 from anynorm.backend import Backend
 from anynorm.moments import (
+    Count,
     Moments,
     at_least,
     check_moments,
@@ -223,7 +224,13 @@ def update_running(
 
 
 def _moved(
-    running_mean: Any, running_var: Any, batch: Moments, n: Any, share: Any, correction: int, ops: Ops
+    running_mean: Operand,
+    running_var: Operand,
+    batch: Moments,
+    n: Count,
+    share: float | Operand,
+    correction: int,
+    ops: Ops,
 ) -> tuple[Any, Any]:
     """Return what `update_running` does, of arguments that were checked."""
     xp = ops.xp
@@ -231,7 +238,7 @@ def _moved(
     share = share if isinstance(share, float) else ops.astype(share, compute)
     enters = _enters(n, share, correction, batch.mean, ops)
 
-    def moved(running: Any, new: Any) -> Any:
+    def moved(running: Operand, new: Operand) -> Any:
         old = ops.astype(running, compute)
         if enters is not None:
             # What does not enter may be NaN or infinite, and 0 times that is NaN.
@@ -252,7 +259,7 @@ def _moved(
     return moved(running_mean, new_mean), moved(running_var, new_var)
 
 
-def _enters(n: Any, share: Any, correction: int, mean: Any, ops: Ops) -> Any:
+def _enters(n: Count, share: float | Operand, correction: int, mean: Operand, ops: Ops) -> Any:
     """Return where a batch enters, or None where it does so everywhere, which numbers that are known tell."""
     xp = ops.xp
     known = isinstance(n, int) and not ops.compiling()
@@ -264,7 +271,7 @@ def _enters(n: Any, share: Any, correction: int, mean: Any, ops: Ops) -> Any:
     return enters if share > 0 else xp.zeros_like(enters)
 
 
-def _check_running(running_mean: Any, running_var: Any, batch: Any, momentum: Any) -> tuple[Any, Any, Backend]:
+def _check_running(running_mean: Array, running_var: Array, batch: object, momentum: Any) -> tuple[Any, Any, Backend]:
     """Return n, momentum as a float or array, and the backend; raise unless update_running's arguments fit together."""
     function = "update_running"
     if not isinstance(batch, Moments):

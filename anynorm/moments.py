@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from anynorm._core.arrays import Array, Number, described
+from anynorm._core.arrays import Array, Namespace, Number, Operand, described
 from anynorm._core.backends import backend_of
 from anynorm._core.checks import check_array, check_beside, check_companion, real_number
 from anynorm._core.dispatch import measuring
@@ -18,6 +18,9 @@ from anynorm._core.merge import Measured, Rest, merged, of_numbers, of_saved, sh
 from anynorm._core.ops import Ops
 from anynorm._core.plan import AxesLike, Plan, axes_argument, over_axes, show
 from anynorm.backend import Backend, PackedResiduals, Residuals, Statistics
+
+# Elements of a set, or of each: an int, a length that a compiler leaves open and that passes for one, or an array.
+Count = int | Operand
 
 
 class Moments(NamedTuple):
@@ -168,19 +171,20 @@ class Moments(NamedTuple):
         return ops.on_device(self.mean, variance_of, self, n, taken, self.mean.dtype, ops, root=root)
 
 
-def _merged(one: Moments, other: Moments, n: Any, m: Any, ops: Ops) -> Moments:
+def _merged(one: Moments, other: Moments, n: Count, m: Count, ops: Ops) -> Moments:
     """Return the moments of both sets together; n and m are their counts, which may be arrays or open lengths."""
     xp, total = ops.xp, n + m
     if isinstance(n, int) and isinstance(m, int) and not ops.compiling():
         how = shares(n, m)
     else:
-        n, m, both = [count_like(count, one.mean, ops) for count in (n, m, total)]
-        how = traced_shares(n, m, both, xp)
+        how = traced_shares(
+            count_like(n, one.mean, ops), count_like(m, one.mean, ops), count_like(total, one.mean, ops), xp
+        )
     found = ops.fused(one.mean, merged, measured(one, xp), measured(other, xp), how, ops=ops)
     return Moments(total, *found)
 
 
-def measured(statistics: Moments, xp: Any) -> Measured:
+def measured(statistics: Moments, xp: Namespace) -> Measured:
     """Return the statistics of moments without their count."""
     return (
         of_numbers(statistics.mean, statistics.m2, xp)
@@ -189,12 +193,12 @@ def measured(statistics: Moments, xp: Any) -> Measured:
     )
 
 
-def count_like(n: Any, mean: Any, ops: Ops) -> Any:
+def count_like(n: Count, mean: Operand, ops: Ops) -> Any:
     """Return a count, which may be an array or an open length, as an array in the dtype of the mean."""
     return ops.astype(n, mean.dtype) if is_array(n) else ops.xp.full_like(mean, n)
 
 
-def at_least(n: Any, least: int, mean: Any, ops: Ops) -> Any:
+def at_least(n: Count, least: int, mean: Operand, ops: Ops) -> Any:
     """Return a count, or `least` where it is smaller: for variances that are looked at nowhere else."""
     if isinstance(n, int) and not ops.compiling():
         return max(n, least)
@@ -202,7 +206,7 @@ def at_least(n: Any, least: int, mean: Any, ops: Ops) -> Any:
     return ops.xp.where(counts >= least, counts, ops.xp.full_like(counts, least))
 
 
-def variance_of(statistics: Moments, n: Any, taken: float, dtype: Any, ops: Ops, *, root: bool = False) -> Any:
+def variance_of(statistics: Moments, n: Count, taken: float, dtype: object, ops: Ops, *, root: bool = False) -> Any:
     """Return m2 / max(n − taken, 0) in a dtype, or its root; NaN where that divisor is 0."""
     xp, own = ops.xp, measured(statistics, ops.xp)
     if isinstance(n, int) and not ops.compiling() and n > taken:
@@ -214,7 +218,7 @@ def variance_of(statistics: Moments, n: Any, taken: float, dtype: Any, ops: Ops,
     return ops.fused(statistics.mean, variance, own, divisor, defined, dtype=dtype, root=root, ops=ops)
 
 
-def _measured_moments(plan: Plan, ops: Ops, x: Any, statistics: Statistics, keepdims: bool) -> Moments:
+def _measured_moments(plan: Plan, ops: Ops, x: Operand, statistics: Statistics, keepdims: bool) -> Moments:
     """Return the moments of x, differentiable where the library is."""
     return Moments(plan.n, *_in_own_units(plan, ops, x, statistics, keepdims=keepdims))
 
@@ -275,7 +279,7 @@ def _check_alike(one: Moments, other: Moments) -> tuple[Any, Any, Backend]:
     return n, m, backend
 
 
-def _counts(n: Any, m: Any, backend: Backend) -> tuple[Any, Any]:
+def _counts(n: Count, m: Count, backend: Backend) -> tuple[Any, Any]:
     """Return both counts, arrays of integers in the library's default ones: narrow ones would wrap around.
 
     An array of floats, made by hand, stays one beside an int.
@@ -322,7 +326,7 @@ def _check_rest(function: str, whose: str, statistics: Moments, backend: Backend
             raise ValueError(msg)
 
 
-def _check_same(function: str, which: str, one: Any, other: Any, backend: Backend, advice: str) -> None:
+def _check_same(function: str, which: str, one: Array, other: Array, backend: Backend, advice: str) -> None:
     """Raise unless two arrays have one dtype and one shape."""
     for what, error, one_value, other_value in (
         ("dtype", TypeError, one.dtype, other.dtype),
@@ -357,12 +361,12 @@ def _count(function: str, whose: str, statistics: Moments, backend: Backend) -> 
     return n
 
 
-def is_array(n: Any) -> bool:
+def is_array(n: object) -> TypeGuard[Operand]:
     """Say whether a count is an array: counts are also ints, and whatever stands for one under a compiler."""
     return not isinstance(n, int) and hasattr(n, "dtype")
 
 
-def moments_of(plan: Plan, ops: Ops, x: Any, residuals: Residuals | PackedResiduals) -> Moments:
+def moments_of(plan: Plan, ops: Ops, x: Operand, residuals: Residuals | PackedResiduals) -> Moments:
     """Return the moments of a norm's own pass, which are constants to differentiation."""
     mean, m2, rest = _in_own_units(plan, ops, x, residuals)
     constants = [ops.constant(field) for field in rest]
@@ -370,7 +374,7 @@ def moments_of(plan: Plan, ops: Ops, x: Any, residuals: Residuals | PackedResidu
 
 
 def _in_own_units(
-    plan: Plan, ops: Ops, x: Any, measured: Statistics | Residuals | PackedResiduals, *, keepdims: bool = False
+    plan: Plan, ops: Ops, x: Operand, measured: Statistics | Residuals | PackedResiduals, *, keepdims: bool = False
 ) -> Measured:
     """Return what was measured of the sets of x, without the reduced axes unless these are kept."""
     found: Measured = ops.fused(

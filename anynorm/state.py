@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anynorm._convert import numpy_dtype, to_numpy
 from anynorm._core.advice import for_entry_dtype, for_no_entry
-from anynorm._core.arrays import described, dtype_name
+from anynorm._core.arrays import Array, described, dtype_name
 from anynorm._core.backends import ops_of
 from anynorm._core.files import write_whole
 
@@ -145,7 +145,7 @@ def _flat(state: Mapping[str, Any], prefix: str, place: str) -> Iterator[tuple[s
             yield prefix + name, f"{place}[{name!r}]", value
 
 
-def _contiguous(name: str, place: str, value: Any) -> NumPyArray:
+def _contiguous(name: str, place: str, value: Array) -> NumPyArray:
     """Return an array's values as NumPy's, in C order and native bytes, with its own shape and dtype."""
     import numpy as np
 

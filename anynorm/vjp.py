@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from anynorm._core.arrays import Array
+from anynorm._core.arrays import Array, Operand
 from anynorm._core.dispatch import backward, bound
 from anynorm._core.ops import Ops
 from anynorm._functions import NORMS, one_of
@@ -108,7 +108,7 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
     return result, pullback
 
 
-def _like(parameter: Any, gradient: Any, ops: Ops) -> Any:
+def _like(parameter: Operand, gradient: Operand, ops: Ops) -> Any:
     """Return a parameter's gradient in its own dtype and shape."""
     if gradient.dtype != parameter.dtype:
         gradient = ops.on_device(parameter, ops.astype, gradient, parameter.dtype)

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from anynorm._core.plan import Plan, by_channel, over_axes
-from anynorm_cuda import _engine, _jobs
-from anynorm_cuda._engine import Launcher
-from anynorm_cuda._teams import Device
+from anynorm_cuda import engine
+from anynorm_cuda.engine import Device, Dtypes, LaunchConfig, Run
 from benchmarks.gpu_exact import disagreement, exact
 from benchmarks.gpu_problems import BACKWARD, FORWARD
 from benchmarks.peers import EPS
@@ -111,41 +110,41 @@ class DeviceMemory:
         return answer[0] if answer else None
 
 
-def run(case: Case, memory: Memory, launch: Launcher, device: Device) -> str | None:
+def run(case: Case, memory: Memory, launch: Run, device: Device) -> str | None:
     """Run a case forward and, unless statistics are given, backward; return what is wrong with the results, or None."""
-    jobs = jobs_of(case, device)
+    configs = configs_of(case, device)
     arrays = _arrays(case)
     problem, eps = case.problem, EPS.get(case.problem.norm, 1e-5)
     x, dy, weight, bias = (0 if array is None else memory.put(array) for array in arrays)
     room = np.full_like(arrays.x, np.nan)
-    y, saved = memory.put(room), _room(memory, 20 * jobs[0].sets)
+    y, residuals = memory.put(room), _room(memory, 20 * configs[0].sets)
     try:
-        _engine.forward(
-            jobs[0],
+        engine.forward(
+            configs[0],
             launch,
             x=x,
             y=y,
             weight=weight,
             bias=bias,
-            saved=saved,
-            work=_room(memory, jobs[0].work),
+            residuals=residuals,
+            workspace=_room(memory, configs[0].workspace_bytes),
             eps=eps,
             given=_statistics(arrays.x, problem, memory) if case.given else (0, 0),
         )
         wrong = _wrong(problem, arrays, FORWARD, [memory.get(y, room)])
-        if wrong is not None or len(jobs) == 1:
+        if wrong is not None or len(configs) == 1:
             return wrong
         dx, of_parameters = memory.put(room), np.full(problem.shape[1], np.nan, np.float32)
         dweight, dbias = (memory.put(of_parameters) if there else 0 for there in (weight, bias))
-        _engine.backward(
-            jobs[1],
+        engine.backward(
+            configs[1],
             launch,
             x=x,
             dy=dy,
             dx=dx,
             weight=weight,
-            saved=saved,
-            work=_room(memory, jobs[1].work),
+            residuals=residuals,
+            workspace=_room(memory, configs[1].workspace_bytes),
             dweight=dweight,
             dbias=dbias,
         )
@@ -155,28 +154,28 @@ def run(case: Case, memory: Memory, launch: Launcher, device: Device) -> str | N
         memory.free()
 
 
-def jobs_of(case: Case, device: Device) -> list[_jobs.Job]:
-    """Return the jobs of a case, forward and backward."""
+def configs_of(case: Case, device: Device) -> list[LaunchConfig]:
+    """Return the launch configs of a case, forward and backward."""
     problem, shape = case.problem, case.problem.stored
     parameter = (problem.shape[1],)
     second = parameter if problem.has_bias else None
     steps = _steps(shape)
     plan = _plan(case, parameter, second)
-    kinds = _jobs.Kinds(
+    dtypes = Dtypes(
         problem.dtype,
         case.parameters,
         None if second is None else case.parameters,
     )
     laid = (parameter, (1,))
     bias = None if second is None else laid
-    found = [_jobs.forward_job(plan, kinds, shape, (steps, steps), laid, bias, device)]
+    found = [engine.configure_forward(plan, dtypes, shape, (steps, steps), laid, bias, device)]
     if not case.given:
-        found.append(_jobs.gradient_job(plan, kinds, shape, (steps, steps, steps), laid, bias, device))
-    for job in found:
-        if isinstance(job, str):
-            msg = f"{problem}: {job}"
+        found.append(engine.configure_backward(plan, dtypes, shape, (steps, steps, steps), laid, bias, device))
+    for config in found:
+        if isinstance(config, str):
+            msg = f"{problem}: {config}"
             raise TypeError(msg)
-    return [job for job in found if not isinstance(job, str)]
+    return [config for config in found if not isinstance(config, str)]
 
 
 def _plan(case: Case, weight: tuple[int, ...], bias: tuple[int, ...] | None) -> Plan:
@@ -236,10 +235,8 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 def main() -> int:
     """Run all cases on the first GPU."""
-    from anynorm_cuda import _driver
-
     memory = DeviceMemory(0)
-    launch, device = _driver.launcher(0).on(0), _driver.facts(0)
+    launch, device = engine.launcher(0).on(0), engine.facts(0)
     failed = 0
     for case in CASES:
         wrong = run(case, memory, launch, device)

@@ -10,12 +10,12 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import anynorm
 from anynorm._cli import libraries, show
 from anynorm._cli.cases import DTYPES, INPUTS, Case, cases, judged_dtypes
 from anynorm._cli.libraries import ArrayLibrary, Installed
+from anynorm._reference import NumPyArray
 
 
 @dataclass
@@ -88,7 +88,7 @@ def _describe(found: Installed) -> Report:
         absent=found.absent,
         broken=found.broken,
         notes=notes,
-        inputs=[its.name for its in INPUTS],
+        inputs=[made.name for made in INPUTS],
     )
 
 
@@ -99,8 +99,8 @@ def _check_library(
     for norm in dict.fromkeys([name for name, _ in by_norm]):
         step(f"{norm} on {library.name}")
         findings += [
-            _check_norm(library, norm, dtype, its)
-            for (name, dtype), its in by_norm.items()
+            _check_norm(library, norm, dtype, of_norm)
+            for (name, dtype), of_norm in by_norm.items()
             if name == norm and dtype in library.dtypes
         ]
     return findings
@@ -139,17 +139,19 @@ def _units(library: ArrayLibrary, case: Case, finding: Finding) -> tuple[float, 
             case.gradients._fields, pullback(library.of_numpy(case.dy)), (case.x, case.weight, case.bias), strict=True
         )
     ]
-    exact = [its for its in case.gradients if its is not None]
-    return case.reference.units(y), max([its.units(found) for its, found in zip(exact, gradients, strict=True)])
+    exact = [reference for reference in case.gradients if reference is not None]
+    return case.reference.units(y), max(
+        [reference.units(gradient) for reference, gradient in zip(exact, gradients, strict=True)]
+    )
 
 
-def _result(name: str, library: ArrayLibrary, found: Any, like: Any) -> Any:
+def _result(name: str, library: ArrayLibrary, found: object, like: NumPyArray) -> NumPyArray:
     """Return a result as a NumPy array, which must have the dtype of its argument."""
-    its = library.to_numpy(library.finish(found))
-    if its.dtype != like.dtype:
-        msg = f"{name} has dtype {its.dtype}, its argument {like.dtype}"
+    result = library.to_numpy(library.finish(found))
+    if result.dtype != like.dtype:
+        msg = f"{name} has dtype {result.dtype}, its argument {like.dtype}"
         raise TypeError(msg)
-    return its
+    return result
 
 
 def _print(report: Report) -> None:
@@ -189,8 +191,8 @@ def _complaints(finding: Finding) -> list[str]:
         return [f"input {finding.input!r}: {finding.problem}"]
     measured = (("result", finding.error, finding.input), ("gradients", finding.gradient_error, finding.gradient_input))
     return [
-        f"input {its!r}: {what} off by {show.units(error)[: -len(show.OFF)]} units"
-        for what, error, its in measured
+        f"input {at!r}: {what} off by {show.units(error)[: -len(show.OFF)]} units"
+        for what, error, at in measured
         if error is None or not error <= 1
     ]
 

@@ -9,7 +9,6 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from anynorm._cli import UsageError
 from anynorm._cli.libraries import bfloat16
 from anynorm._cli.norms import Layout, counted
 from anynorm._cli.sources import ONE_IMAGE, Found, read, shipped
+from anynorm._reference import NumPyArray
 
 # 256 MiB of float32, of which some ten copies are in memory at once.
 MOST_ELEMENTS = 64 * 2**20
@@ -29,7 +29,7 @@ class Data:
     """A batch, its layout, and what was done to get there."""
 
     source: str
-    x: Any
+    x: NumPyArray
     layout: Layout
     channel_names: list[str]
     notes: list[str] = field(default_factory=list)
@@ -99,7 +99,7 @@ def _looks_last(shape: tuple[int, ...]) -> bool:
     return shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4)
 
 
-def _sample(array: Any, channel_axis: int, notes: list[str]) -> Any:
+def _sample(array: NumPyArray, channel_axis: int, notes: list[str]) -> NumPyArray:
     """Return evenly spaced rows of an array that is too large, as an array in memory."""
     if array.size > MOST_ELEMENTS:
         along = 1 if channel_axis == 0 else 0
@@ -119,7 +119,7 @@ def _sample(array: Any, channel_axis: int, notes: list[str]) -> Any:
     return np.asarray(array)
 
 
-def _as_batch(x: Any, channel_axis: int, notes: list[str]) -> tuple[Any, int]:
+def _as_batch(x: NumPyArray, channel_axis: int, notes: list[str]) -> tuple[NumPyArray, int]:
     """Return x with samples along axis 0, and its channel axis."""
     if channel_axis == 0 and x.ndim == 2:
         notes.append("transposed to (samples, features)")
@@ -132,7 +132,7 @@ def _as_batch(x: Any, channel_axis: int, notes: list[str]) -> tuple[Any, int]:
     return x, channel_axis
 
 
-def _as_floating(x: Any, dtype: str | None, notes: list[str]) -> Any:
+def _as_floating(x: NumPyArray, dtype: str | None, notes: list[str]) -> NumPyArray:
     """Return x in a dtype the library takes, native and contiguous; what it loses by that is noted."""
     target = dtype or x.dtype.name
     if target not in ("float16", "bfloat16", "float32", "float64"):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anynorm._cli import UsageError
+from anynorm._reference import NumPyArray
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class ArrayLibrary:
     name: str
     version: str
     dtypes: tuple[str, ...]
-    of_numpy: Callable[[Any], Any]
-    to_numpy: Callable[[Any], Any]
+    of_numpy: Callable[[NumPyArray], Any]
+    to_numpy: Callable[[Any], NumPyArray]
     finish: Callable[[Any], Any] = lambda y: y  # wait until y is computed, where calls return before
     setting: Callable[[], AbstractContextManager[Any]] = nullcontext  # in which all of its work is done
 
@@ -106,7 +107,7 @@ def _torch(device: str = "cpu") -> ArrayLibrary:
         msg = "no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
         raise NoDeviceError(msg)
 
-    def of_numpy(a: Any) -> Any:
+    def of_numpy(a: NumPyArray) -> Any:
         # torch reads no bfloat16 of NumPy's; float32 holds every bfloat16.
         if a.dtype.name == "bfloat16":
             return torch.tensor(a.astype(np.float32), device=device).to(torch.bfloat16)
@@ -143,7 +144,7 @@ def _jax() -> ArrayLibrary:
 def _dask() -> ArrayLibrary:
     dask_array = importlib.import_module("dask.array")
 
-    def of_numpy(a: Any) -> Any:
+    def of_numpy(a: NumPyArray) -> Any:
         # The first and the longest axis in two: reductions cross chunks, and no graph is large.
         halved = {0, a.shape.index(max(a.shape))}
         chunks = [-(-length // 2) if axis in halved else length for axis, length in enumerate(a.shape)]

@@ -17,6 +17,7 @@ from anynorm import _reference
 from anynorm._cli.data import Data
 from anynorm._cli.libraries import ArrayLibrary
 from anynorm._cli.norms import LARGEST_SET, Layout, Norm, judge, spread
+from anynorm._reference import NumPyArray
 
 # Time of one call: the median of calls that fill this many seconds.
 _SECONDS, _MOST_CALLS = 0.15, 50
@@ -76,13 +77,13 @@ def measure(
     ran = []
     for library in libraries:
         step(f"{norm.title} on {library.name}")
-        its = LibraryResult(library.name)
-        result.libraries.append(its)
+        outcome = LibraryResult(library.name)
+        result.libraries.append(outcome)
         try:
             with library.setting():
-                ran.append((library, its, _run(norm, library, data.x, its)))
+                ran.append((library, outcome, _run(norm, library, data.x, outcome)))
         except Exception as error:  # whatever a library raises is a result to show beside the others'
-            its.problem = f"{type(error).__name__}: {error}"
+            outcome.problem = f"{type(error).__name__}: {error}"
     _relate_to_numpy(result.libraries)
     if not ran:
         return result, None
@@ -90,13 +91,13 @@ def measure(
     first, _, y = ran[0]
     result.after = spread_of(y, data.layout)
     if size <= LARGEST_SET:
-        _judge(norm, data, result, [(its, output) for _, its, output in ran])
+        _judge(norm, data, result, [(outcome, output) for _, outcome, output in ran])
         with first.setting():
             _normalize_alone(norm, first, data, y, result)
     return result, y
 
 
-def spread_of(a: Any, layout: Layout) -> Spread:
+def spread_of(a: NumPyArray, layout: Layout) -> Spread:
     """Return mean and spread of the finite values, in double precision."""
     channels = np.moveaxis(a, layout.channel_axis, 0)
     # Relative to the largest magnitude, so that no sum of squares overflows.
@@ -110,23 +111,23 @@ def spread_of(a: Any, layout: Layout) -> Spread:
     return Spread(float(mean * peak), float(np.sqrt(squares / sum(counts)) * peak), (min(means), max(means)))
 
 
-def _finite(channels: Any) -> Iterator[Any]:
+def _finite(channels: NumPyArray) -> Iterator[NumPyArray]:
     """Yield the finite values of each channel in double precision, one channel after another to save memory."""
     for channel in channels:
         wide = channel.astype(np.float64)
         yield wide[np.isfinite(wide)]
 
 
-def _run(norm: Norm, library: ArrayLibrary, x: Any, its: LibraryResult) -> Any:
+def _run(norm: Norm, library: ArrayLibrary, x: NumPyArray, outcome: LibraryResult) -> NumPyArray:
     """Time the norm on one library, and return its output as a NumPy array."""
     array = library.of_numpy(x)
-    its.path, its.reason = norm.explain(array)
+    outcome.path, outcome.reason = norm.explain(array)
 
     def call() -> Any:
         return library.finish(norm(array))
 
     y = library.to_numpy(call())
-    its.seconds, its.calls = _time(call)
+    outcome.seconds, outcome.calls = _time(call)
     return y
 
 
@@ -141,23 +142,23 @@ def _time(call: Callable[[], Any]) -> tuple[float, int]:
 
 
 def _relate_to_numpy(results: list[LibraryResult]) -> None:
-    numpy = next((its.seconds for its in results if its.library == "numpy"), None)
-    for its in results:
-        if numpy and its.seconds is not None:
-            its.ratio_to_numpy = its.seconds / numpy
+    numpy = next((outcome.seconds for outcome in results if outcome.library == "numpy"), None)
+    for outcome in results:
+        if numpy and outcome.seconds is not None:
+            outcome.ratio_to_numpy = outcome.seconds / numpy
 
 
-def _judge(norm: Norm, data: Data, result: NormResult, outputs: list[tuple[LibraryResult, Any]]) -> None:
+def _judge(norm: Norm, data: Data, result: NormResult, outputs: list[tuple[LibraryResult, NumPyArray]]) -> None:
     """Fill in the errors against the exact result, and the largest difference between libraries."""
     errors, difference = judge(norm, data.x, [y for _, y in outputs], data.layout)
     if _reference.CHECKS_FLOAT64 or data.x.dtype != np.float64:
-        for (its, _), error in zip(outputs, errors, strict=True):
-            its.error = error
+        for (outcome, _), error in zip(outputs, errors, strict=True):
+            outcome.error = error
     if len(outputs) > 1:
         result.largest_difference = difference
 
 
-def _normalize_alone(norm: Norm, library: ArrayLibrary, data: Data, y: Any, result: NormResult) -> None:
+def _normalize_alone(norm: Norm, library: ArrayLibrary, data: Data, y: NumPyArray, result: NormResult) -> None:
     """Normalize some samples without the others, and see whether they come out as they did among them."""
     samples = data.layout.shape[0]
     if samples == 1:

@@ -14,6 +14,8 @@ import numpy as np
 
 import anynorm
 from anynorm import _reference, _reference_gradients
+from anynorm._core.arrays import Array
+from anynorm._reference import NumPyArray
 
 # In longdouble, whose temporaries take some 100 bytes per element.
 _ELEMENTS_AT_ONCE = 2**21
@@ -72,29 +74,33 @@ class Norm:
         """The norm's name as it is written in a sentence."""
         return {"rms_norm": "RMS norm"}.get(self.name, self.name.replace("_", " ").capitalize())
 
-    def __call__(self, x: Any, weight: Any = None, bias: Any = None) -> Any:
+    def __call__(self, x: Array, weight: Array | None = None, bias: Array | None = None) -> Any:
         """Normalize x."""
         return getattr(anynorm, self.name)(x, *self.arguments, weight=weight, bias=bias, **self.options)
 
-    def vjp(self, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+    def vjp(self, x: Array, weight: Array | None, bias: Array | None) -> tuple[Any, Any]:
         """Normalize x; return the result and its pullback."""
         function = getattr(anynorm, self.name)
         y, pullback = anynorm.vjp(function, x, *self.arguments, weight=weight, bias=bias, **self.options)
         return y, pullback
 
-    def explain(self, x: Any, weight: Any = None, bias: Any = None) -> tuple[str, str | None]:
+    def explain(self, x: Array, weight: Array | None = None, bias: Array | None = None) -> tuple[str, str | None]:
         """Return which path serves this call, and why no faster one does."""
         function = getattr(anynorm, self.name)
         path, reason = anynorm.explain(function, x, *self.arguments, weight=weight, bias=bias, **self.options)
         return path, reason
 
-    def reference(self, x: Any, weight: Any = None, bias: Any = None) -> _reference.Reference:
+    def reference(
+        self, x: NumPyArray, weight: NumPyArray | None = None, bias: NumPyArray | None = None
+    ) -> _reference.Reference:
         """Return the exact result and the contract's bound."""
         function = getattr(_reference, self.name)
         result: _reference.Reference = function(x, *self.arguments, weight=weight, bias=bias, **self.options)
         return result
 
-    def gradients(self, dy: Any, x: Any, weight: Any, bias: Any) -> _reference_gradients.Gradients:
+    def gradients(
+        self, dy: NumPyArray, x: NumPyArray, weight: NumPyArray | None, bias: NumPyArray | None
+    ) -> _reference_gradients.Gradients:
         """Return the exact gradients and the contract's bounds."""
         return _reference_gradients.gradients(
             self.name, dy, x, *self.arguments, weight=weight, bias=bias, **self.options
@@ -139,7 +145,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def judge(norm: Norm, x: Any, outputs: list[Any], layout: Layout) -> tuple[list[float], float]:
+def judge(norm: Norm, x: NumPyArray, outputs: list[Any], layout: Layout) -> tuple[list[float], float]:
     """Return each output's largest error, and the largest difference between any two, in units of the bound.
 
     Infinite where NaN or infinity is out of place. x and the outputs are NumPy arrays; weight and bias are not used.
@@ -153,7 +159,7 @@ def judge(norm: Norm, x: Any, outputs: list[Any], layout: Layout) -> tuple[list[
     return errors, difference
 
 
-def spread(outputs: list[Any], bound: Any) -> float:
+def spread(outputs: list[Any], bound: NumPyArray) -> float:
     """Return the largest difference between any two of the outputs, in units of the bound."""
     wide = [y.astype(np.longdouble) for y in outputs]
     highest, lowest = np.maximum.reduce(wide), np.minimum.reduce(wide)  # both carry a NaN on

@@ -20,6 +20,7 @@ from anynorm._cli import UsageError
 from anynorm._cli.data import Data
 from anynorm._cli.norms import Layout, Norm, counted
 from anynorm._core.files import write_png
+from anynorm._reference import NumPyArray
 
 # More channels than this would not be told apart; more values would not change a histogram.
 _MOST_CHANNELS, _MOST_VALUES, _MOST_BINS = 12, 200_000, 120
@@ -103,7 +104,7 @@ def _draw_block(axes: Axes, layout: Layout, norm: Norm | None) -> None:
             return STRONG[face]
         return _PALE[sum(index) % 2]
 
-    def cell(face: str, corner: Any, first: Any, second: Any, n: int, c: int) -> None:
+    def cell(face: str, corner: NumPyArray, first: NumPyArray, second: NumPyArray, n: int, c: int) -> None:
         points = [corner, corner + first, corner + first + second, corner + second]
         axes.add_patch(Polygon(points, facecolor=colour(face, n, c), edgecolor=_LINE, linewidth=0.6))
 
@@ -138,15 +139,15 @@ def set_of(name: str, n: int, c: int, group: int) -> tuple[int, ...]:
             return (n,)
 
 
-def _label(axes: Axes, where: Any, text: str, side: str) -> None:
-    axes.annotate(text, where - [0, 0.15], ha=side, va="top", fontsize=9)
+def _label(axes: Axes, where: NumPyArray, text: str, side: str) -> None:
+    axes.annotate(text, tuple(where - [0, 0.15]), ha=side, va="top", fontsize=9)
 
 
 def _shown(channels: int) -> list[int]:
     return sorted(set(np.linspace(0, channels - 1, min(channels, _MOST_CHANNELS)).round().astype(int).tolist()))
 
 
-def _values(a: Any, layout: Layout, channels: list[int]) -> list[Any]:
+def _values(a: NumPyArray, layout: Layout, channels: list[int]) -> list[Any]:
     """Return the finite values of the shown channels, evenly thinned where there are very many."""
     values = []
     for channel in channels:

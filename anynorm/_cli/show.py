@@ -123,7 +123,7 @@ def as_json(report: dict[str, Any]) -> None:
     print(json.dumps(_finite(report), indent=2))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

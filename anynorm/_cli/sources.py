@@ -9,11 +9,11 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from anynorm._cli import UsageError
+from anynorm._reference import NumPyArray
 
 # What a note says of an image, and so of nothing else.
 ONE_IMAGE = "an image is a batch of one sample, channels last"
@@ -24,7 +24,7 @@ class Found:
     """An array as it was found, before its axes are known."""
 
     source: str
-    array: Any
+    array: NumPyArray
     channel_axis: int | None = None  # where what was read says so
     channel_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)

@@ -60,7 +60,7 @@ def advice_on_binding(
         return better
 
 
-def reject_call(function: str, excess: tuple[Any, ...], unknown: dict[str, Any], **own: Any) -> NoReturn:
+def reject_call(function: str, excess: tuple[Any, ...], unknown: dict[str, Any], **own: object) -> NoReturn:
     """Raise the TypeError for more arguments by position than a function takes, or for keywords that it does not know.
 
     `excess` are those by position that are too many, `own` the function's other arguments.
@@ -104,7 +104,7 @@ _EPS_OF_RMS = "Where none is given torch's eps is the machine epsilon, anynorm's
 _DEFAULTS = {"axis": -1, "channel_axis": 1, "batch_axis": 0, "return_moments": False}
 
 
-def _is_default(function: str, name: str, value: Any) -> bool:
+def _is_default(function: str, name: str, value: object) -> bool:
     default = (1e-6 if function == "rms_norm" else 1e-5) if name == "eps" else _DEFAULTS.get(name)
     return value is default or (name == "eps" and isinstance(value, float) and value == default)
 
@@ -162,7 +162,7 @@ def _instead(function: str, given: dict[str, Any]) -> str:
     )
 
 
-def reject_shape(function: str, shape: Any, bias: Any, eps: Any, out: Any) -> NoReturn:
+def reject_shape(function: str, shape: object, bias: object, eps: object, out: object) -> NoReturn:
     """Raise the TypeError for integers in the place of weight; torch's weight may then have come as `bias`."""
     options = [
         f"{name}={name}" for name, value in (("eps", eps), ("out", out)) if not _is_default(function, name, value)
@@ -185,7 +185,7 @@ def is_shape(value: object) -> bool:
     return bool(lengths) and all(isinstance(length, int) for length in lengths)
 
 
-def _axes(shape: Any) -> str:
+def _axes(shape: object) -> str:
     """Return the axes that torch's normalized_shape stands for, as they are written."""
     count = len(shape) if isinstance(shape, Sequence) else 1
     return "-1" if count == 1 else repr((*range(-count, 0),))
@@ -243,7 +243,7 @@ _BY_MODULE = {
 }
 
 
-def _for_parameter(function: str, argument: str, value: Any) -> str:
+def _for_parameter(function: str, argument: str, value: object) -> str:
     """Return what to do with a number, a list or a tuple in the place of weight or bias."""
     along = "-1:" if function in ("layer_norm", "rms_norm") else "1:2"
     if isinstance(value, int | float):
@@ -273,7 +273,7 @@ def for_dtype(argument: str, name: str, library: str) -> str:
     return f"If its elements are numbers, cast it first, e.g. {_cast(argument, 'float64', library)}."
 
 
-def for_no_entry(place: str, value: Any) -> str:
+def for_no_entry(place: str, value: object) -> str:
     """Return how to store what is no array; `place` is the code that reaches it in a state."""
     names = {cls.__name__ for cls in type(value).__mro__}
     if "MaskedArray" in names:

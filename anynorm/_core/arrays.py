@@ -88,7 +88,7 @@ def dtype_name(dtype: object) -> str:
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
-def tree_sum(x: Any, axes: tuple[int, ...]) -> Any:
+def tree_sum(x: Operand, axes: tuple[int, ...]) -> Any:
     """Sum over `axes`, kept as length 1, by a fixed halving tree.
 
     NumPy's own sum is naive along any axis but the last: a float32 batch of images comes out 0.3 % wrong.

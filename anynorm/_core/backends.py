@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._core.advice import reject_array
+from anynorm._core.arrays import Namespace
 from anynorm._core.frames import users_level
 from anynorm._core.ops import Ops
 from anynorm._core.unknown import UntestedOps, fault_of, namespace
@@ -111,7 +112,7 @@ def _meet(function: str, argument: str, x: object) -> Backend:
     return backend
 
 
-def _unserved(function: str, argument: str, x: object, name: str, xp: Any) -> Backend:
+def _unserved(function: str, argument: str, x: object, name: str, xp: Namespace) -> Backend:
     """Return a backend for a library that has none, by the standard's own calls."""
     fault = fault_of(name, xp)
     if fault is not None:

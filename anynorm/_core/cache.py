@@ -6,6 +6,7 @@ served the forward pass, signature with dy) for a backward pass. No array and no
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 # Read as `entries.get(key)`, which is one call less than a function of ours.
@@ -15,7 +16,7 @@ entries: dict[Any, Any] = {}
 MANY = 4096
 
 
-def remember(key: Any, value: Any) -> None:
+def remember(key: Hashable, value: object) -> None:
     """Put what serves a signature into the cache."""
     if len(entries) >= MANY:
         entries.clear()

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from anynorm._core.advice import for_dtype, is_shape, reject_shape
-from anynorm._core.arrays import Format, described, dtype_name
+from anynorm._core.arrays import Array, Format, described, dtype_name
 from anynorm._core.backends import backend_of
 from anynorm._core.plan import Plan, refuse_single, show
 from anynorm.backend import Backend, Operands
@@ -50,7 +50,7 @@ def checked_plan(
     return plan
 
 
-def _check_statistic(function: str, name: str, statistic: Any, plan: Plan, backend: Backend) -> None:
+def _check_statistic(function: str, name: str, statistic: Array, plan: Plan, backend: Backend) -> None:
     """Raise a ValueError unless there is one value per channel."""
     channels = plan.shape[plan.kept[0]]
     shape = backend.ops.shape(statistic)
@@ -62,7 +62,9 @@ def _check_statistic(function: str, name: str, statistic: Any, plan: Plan, backe
         raise ValueError(msg)
 
 
-def check_gradient(function: str, dy: Any, x: Any, others: dict[str, Any], out: Any, backend: Backend) -> None:
+def check_gradient(
+    function: str, dy: Array, x: Array, others: dict[str, Any], out: Array | None, backend: Backend
+) -> None:
     """Raise unless dy can be the gradient of y, and dx can be put into `out`: x is read again by the next call."""
     check_companion(function, "dy", dy, x, backend)
     needed, shape = backend.ops.shape(x), backend.ops.shape(dy)
@@ -78,7 +80,7 @@ def check_gradient(function: str, dy: Any, x: Any, others: dict[str, Any], out: 
         check_out(function, out, x, {"dy": dy, **others}, backend, in_place=False)
 
 
-def check_array(function: str, argument: str, x: Any, backend: Backend) -> Format:
+def check_array(function: str, argument: str, x: Array, backend: Backend) -> Format:
     """Return the compute format of x; a TypeError unless x is dense, of one of the four real floating dtypes."""
     refusal = backend.refuses(x)
     if refusal is not None:
@@ -94,13 +96,13 @@ def check_array(function: str, argument: str, x: Any, backend: Backend) -> Forma
     return compute
 
 
-def check_companion(function: str, argument: str, value: Any, x: Any, backend: Backend, beside: str = "x") -> None:
+def check_companion(function: str, argument: str, value: Array, x: Array, backend: Backend, beside: str = "x") -> None:
     """Raise unless an argument is an array of x's library, on x's device, of an accepted dtype."""
     check_beside(function, argument, value, x, backend, beside)
     check_array(function, argument, value, backend)
 
 
-def check_beside(function: str, argument: str, value: Any, x: Any, backend: Backend, beside: str = "x") -> None:
+def check_beside(function: str, argument: str, value: Array, x: Array, backend: Backend, beside: str = "x") -> None:
     """Raise unless an argument is an array of x's library, on x's device."""
     own, name = backend_of(function, argument, value).ops.name, backend.ops.name
     if own != name:
@@ -160,7 +162,7 @@ def check_writes(function: str, backend: Backend) -> None:
 
 
 def check_out(
-    function: str, out: Any, x: Any, others: dict[str, Any], backend: Backend, *, in_place: bool = True
+    function: str, out: Array, x: Array, others: dict[str, Any], backend: Backend, *, in_place: bool = True
 ) -> None:
     """Raise unless `out` can take the result: an array like x that overlaps nothing, or x itself if `in_place`."""
     unsuited = backend.refuses(out)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._core import cache
 from anynorm._core.advice import advice_on_binding
-from anynorm._core.arrays import described
+from anynorm._core.arrays import Array, described
 from anynorm._core.backends import backend_of, by_type, check_suited
 from anynorm._core.checks import check_gradient, checked_plan, real_number
 from anynorm._core.plan import Plan
-from anynorm.backend import Backend, Executable, Operands
+from anynorm.backend import AnyResiduals, Backend, Executable, Operands
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,12 +42,12 @@ def entry_for(
     function: str,
     build: Callable[..., Plan],
     numbers: tuple[Any, ...],
-    x: Any,
-    weight: Any,
-    bias: Any,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
     given: tuple[Any, Any] | None,
     eps: float,
-    out: Any,
+    out: Array | None,
 ) -> Entry:
     """Return what serves a call; the first of a signature is checked, planned and compiled here."""
     backend = by_type.get(type(x)) or backend_of(function, "x", x)
@@ -151,7 +151,7 @@ def bound(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Boun
     return Bound(entry, x, weight, bias, given, eps, out, wants_moments)
 
 
-def backward(call: Bound, residuals: Any, dy: Any, out: Any) -> tuple[Any, Any, Any]:
+def backward(call: Bound, residuals: AnyResiduals, dy: Array, out: Array | None) -> tuple[Any, Any, Any]:
     """Return dx, dweight and dbias for a dy; the first of a signature is checked and compiled here.
 
     By the formula if the forward pass was: `fast_paths` of a later moment, in another thread perhaps, must not mix the

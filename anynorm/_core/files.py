@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from typing import Any
+from typing import BinaryIO, Protocol
 
 # Seconds between attempts at taking a name: Windows refuses it while another program has the old file open.
 _WAITS = (0.01, 0.03, 0.1, 0.3)
+
+
+class Figure(Protocol):
+    """What is asked of a figure of matplotlib's."""
+
+    def savefig(self, file: BinaryIO, /, *, format: str) -> object: ...  # noqa: A002  matplotlib's name
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -43,7 +49,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         raise OSError(error.errno, error.strerror, name) from None
 
 
-def write_png(path: str | os.PathLike[str], figure: Any) -> None:
+def write_png(path: str | os.PathLike[str], figure: Figure) -> None:
     """Write a figure of matplotlib's as `write_whole` writes."""
     import io
 

@@ -112,7 +112,7 @@ def merged(one: Measured, other: Measured, how: Shares, *, ops: Ops) -> Measured
 
 
 def variance(
-    statistics: Measured, divisor: Operand, defined: Operand | None, *, dtype: Any, root: bool, ops: Ops
+    statistics: Measured, divisor: Operand, defined: Operand | None, *, dtype: object, root: bool, ops: Ops
 ) -> Any:
     """Return m2/divisor or its root, in range wherever that is; in a dtype at least as wide as that of m2.
 
@@ -135,7 +135,7 @@ def variance(
     return xp.where(positive, xp.sqrt(xp.where(positive, mean_square, xp.ones_like(back))), mean_square) * back
 
 
-def mean_in(statistics: Measured, dtype: Any, ops: Ops) -> Any:
+def mean_in(statistics: Measured, dtype: object, ops: Ops) -> Any:
     """Return the mean in a dtype, with all the digits that it holds."""
     if statistics.mean.dtype == dtype:
         return statistics.mean

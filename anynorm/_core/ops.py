@@ -60,7 +60,7 @@ class ArrayOps(Generic[X]):
         """Return x's shape, with None for a length that is not known yet."""
         return tuple(x.shape)
 
-    def format(self, dtype: Any) -> Format | None:
+    def format(self, dtype: object) -> Format | None:
         """Return the compute format of `dtype`, or None where it is not one of the accepted four."""
         try:
             return self._formats[dtype]
@@ -68,13 +68,13 @@ class ArrayOps(Generic[X]):
             found = self._formats[dtype] = COMPUTE.get(dtype_name(dtype))
             return found
 
-    def compute_dtype(self, dtype: Any) -> Any:
+    def compute_dtype(self, dtype: object) -> Any:
         """Return the dtype arithmetic is done in: result_type(dtype, float32)."""
         found = self.format(dtype)
         assert found is not None  # checked where the array came in
         return getattr(self.xp, found.name)
 
-    def astype(self, x: X, dtype: Any) -> Any:
+    def astype(self, x: X, dtype: object) -> Any:
         """Cast, without a copy where there is nothing to cast (the standard's `astype` copies by default)."""
         return x if x.dtype == dtype else self.xp.astype(x, dtype)
 
@@ -154,7 +154,7 @@ class ArrayOps(Generic[X]):
         """Say whether x stands for an array that a function's later calls will bring, so that nothing may keep it."""
         return False
 
-    def holds(self, comparison: Any) -> bool:
+    def holds(self, comparison: object) -> bool:
         """Say whether a comparison of lengths holds: no where the library is tracing and cannot know."""
         return bool(comparison)
 
@@ -162,7 +162,7 @@ class ArrayOps(Generic[X]):
         """Say whether a length is 0: no where the library is tracing and cannot know."""
         return 0 in shape
 
-    def is_length(self, n: Any) -> bool:
+    def is_length(self, n: object) -> bool:
         """Say whether n, which is no array, is an integer or a symbol that stands for one while the library traces."""
         return hasattr(n, "__index__") and not isinstance(n, bool)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+from anynorm._core.arrays import Namespace, Operand
 from anynorm._core.frames import is_own
 from anynorm._core.ops import Ops
 
@@ -41,11 +42,11 @@ def _ignores_its_class(cls: type) -> bool:
 class UntestedOps(Ops):
     """The standard's own calls on a library that nobody has tested, with errors that say whose fault a failure is."""
 
-    def __init__(self, name: str, xp: Any) -> None:
+    def __init__(self, name: str, xp: Namespace) -> None:
         super().__init__(name, xp)
         self._passed: set[Any] = set()  # functions that returned arrays of the library's own
 
-    def on_device(self, x: Any, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+    def on_device(self, x: Operand, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Call a function. A library's own errors, for want of memory and the like, are left as they are."""
         try:
             result = function(*arguments, **options)
@@ -66,7 +67,7 @@ class UntestedOps(Ops):
         return result
 
 
-def fault_of(name: str, xp: Any) -> str | None:
+def fault_of(name: str, xp: Namespace) -> str | None:
     """Return what an untested library does against the standard, on two numbers, or None.
 
     Where such a step gave arrays of another library, the next may go wrong without a word.
@@ -80,7 +81,7 @@ def fault_of(name: str, xp: Any) -> str | None:
     return None
 
 
-def _check_own(array: Any, name: str) -> None:
+def _check_own(array: object, name: str) -> None:
     """Raise a TypeError unless an array is of the library of this name."""
     found = namespace(array)
     if found is None or found[0] != name:

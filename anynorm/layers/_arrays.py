@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from anynorm._convert import FLOATING, LIKE_NUMPY, default_integer, device_of, dtype_of
-from anynorm._core.arrays import described, dtype_name
+from anynorm._core.arrays import Array, Namespace, described, dtype_name
 from anynorm._core.backends import backend_of, ops_of
 from anynorm._core.checks import check_array, check_companion
 from anynorm._core.ops import Ops
@@ -37,7 +37,13 @@ class Home(NamedTuple):
 
 
 def make_parameters(
-    layer: str, shape: tuple[int, ...], weight: Any, bias: Any, xp: Any, dtype: Any, device: Any
+    layer: str,
+    shape: tuple[int, ...],
+    weight: bool | Array,
+    bias: bool | Array,
+    xp: Namespace | None,
+    dtype: object,
+    device: object,
 ) -> tuple[Any, Any, Home]:
     """Return weight (ones), bias (zeros), each None where it is not wanted or as it is where given, and where they are.
 
@@ -53,7 +59,7 @@ def make_parameters(
     return made["weight"], made["bias"], home
 
 
-def check_parameter(layer: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
+def check_parameter(layer: str, name: str, value: Array, shape: tuple[int, ...]) -> None:
     """Raise unless value is a floating array of this shape."""
     backend = backend_of(layer, name, value)
     ops = backend.ops
@@ -63,7 +69,7 @@ def check_parameter(layer: str, name: str, value: Any, shape: tuple[int, ...]) -
         raise ValueError(msg)
 
 
-def _home_of_arrays(layer: str, given: dict[str, Any], xp: Any, dtype: Any, device: Any) -> Home:
+def _home_of_arrays(layer: str, given: dict[str, Any], xp: Namespace | None, dtype: object, device: object) -> Home:
     """Return where the given arrays live, if they agree with each other and with what was named."""
     (first, reference), *others = given.items()
     backend = backend_of(layer, first, reference)
@@ -88,7 +94,7 @@ def _home_of_arrays(layer: str, given: dict[str, Any], xp: Any, dtype: Any, devi
     return Home(ops, reference.dtype, here["device"])
 
 
-def home_named(layer: str, own: Ops | None, xp: Any, dtype: Any, device: Any) -> Home:
+def home_named(layer: str, own: Ops | None, xp: Namespace | None, dtype: object, device: object) -> Home:
     """Return where new arrays are to be made: in float32, in a layer's own library or else NumPy, or what was named."""
     if xp is None and own is None:
         import numpy as xp
@@ -99,7 +105,7 @@ def home_named(layer: str, own: Ops | None, xp: Any, dtype: Any, device: Any) ->
     return Home(ops, _dtype_named(layer, ops, "float32" if dtype is None else dtype, device), device)
 
 
-def _library_named(layer: str, xp: Any) -> Ops:
+def _library_named(layer: str, xp: Namespace) -> Ops:
     """Return the library of a namespace such as `numpy`, `torch` or `jax.numpy`."""
     try:
         return ops_of(layer, "xp", xp.zeros(1))
@@ -111,7 +117,7 @@ def _library_named(layer: str, xp: Any) -> Ops:
         raise TypeError(msg) from None
 
 
-def _dtype_named(layer: str, ops: Ops, dtype: Any, device: Any) -> Any:
+def _dtype_named(layer: str, ops: Ops, dtype: object, device: object) -> Any:
     """Return the library's dtype that `dtype`, one of its dtypes or a name, stands for."""
     name = dtype if isinstance(dtype, str) else _name_in(ops, dtype)
     if name not in FLOATING:
@@ -140,7 +146,7 @@ def _name_in(ops: Ops, dtype: Any) -> str | None:
     return name
 
 
-def _probe(layer: str, ops: Ops, device: Any) -> Any:
+def _probe(layer: str, ops: Ops, device: object) -> Any:
     """Return a small array on the device; a ValueError with the library's own reason where it knows no such device."""
     try:
         return ops.xp.zeros(1, device=device)

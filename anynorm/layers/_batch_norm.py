@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._core.arrays import Array
+from anynorm._core.arrays import Array, Namespace
 from anynorm._core.backends import ops_of
 from anynorm._core.plan import Axes, axes_argument, index_argument
 from anynorm.batch_norm import batch_norm
@@ -26,7 +26,7 @@ class _ByChannel(TrackingLayer):
         """Return what `_function` needs beyond weight, bias, eps and the axis of the channels."""
         return {}
 
-    def _step(self, x: Any, update: bool) -> Step:
+    def _step(self, x: Array, update: bool) -> Step:
         ops = self._check_input(x, (self.channel_axis,))
         options = {**self._affine(ops), "channel_axis": self.channel_axis, "eps": self.eps}
         if self._uses_running():
@@ -36,11 +36,11 @@ class _ByChannel(TrackingLayer):
         learns = self._learns(x, ops, update)
         return Step(type(self)._function, (), {**options, **self._own_options()}, learns)
 
-    def _learn(self, x: Any, batch: Moments) -> None:
+    def _learn(self, x: Array, batch: Moments) -> None:
         if not ops_of(type(self).__name__, "x", x).is_empty(x.shape):
             self._accumulate(self._by_channel(x, batch))
 
-    def _by_channel(self, x: Any, batch: Moments) -> Moments:  # noqa: ARG002  who keeps more axes needs x
+    def _by_channel(self, x: Array, batch: Moments) -> Moments:  # noqa: ARG002  who keeps more axes needs x
         """Return the moments of each channel."""
         return batch
 
@@ -108,9 +108,9 @@ class BatchNorm(_ByChannel):
         weight: bool | Array = True,
         bias: bool | Array = True,
         track_running_stats: bool = True,
-        xp: Any = None,
-        dtype: Any = None,
-        device: Any = None,
+        xp: Namespace | None = None,
+        dtype: object = None,
+        device: object = None,
     ) -> None:
         self.num_features = count("BatchNorm", "num_features", num_features)
         self.channel_axis = index_argument("BatchNorm", "channel_axis", channel_axis)
@@ -168,9 +168,9 @@ class InstanceNorm(_ByChannel):
         weight: bool | Array = False,
         bias: bool | Array = False,
         track_running_stats: bool = False,
-        xp: Any = None,
-        dtype: Any = None,
-        device: Any = None,
+        xp: Namespace | None = None,
+        dtype: object = None,
+        device: object = None,
     ) -> None:
         self.num_features = count("InstanceNorm", "num_features", num_features)
         self.channel_axis = index_argument("InstanceNorm", "channel_axis", channel_axis)
@@ -182,7 +182,7 @@ class InstanceNorm(_ByChannel):
     def _own_options(self) -> dict[str, Any]:
         return {"batch_axis": self.batch_axis}
 
-    def _by_channel(self, x: Any, batch: Moments) -> Moments:
+    def _by_channel(self, x: Array, batch: Moments) -> Moments:
         """Return the mean over the samples of each channel's moments."""
         ndim = len(x.shape)
         in_batch = () if self.batch_axis is None else self.batch_axis

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
-from anynorm._core.arrays import A, Array, described
+from anynorm._core.arrays import A, Array, Namespace, described
 from anynorm._core.backends import backend_of, ops_of
 from anynorm._core.checks import check_beside, real_number
 from anynorm._core.ops import Ops
@@ -16,6 +16,7 @@ from anynorm._core.plan import Axes, index_argument, show
 from anynorm.layers._arrays import Home, check_parameter, make_parameters
 from anynorm.layers._pytrees import tell_jax
 from anynorm.layers._state import Stateful
+from anynorm.moments import Moments
 from anynorm.vjp import vjp
 
 
@@ -48,7 +49,14 @@ class Layer(Stateful):
     training: bool
 
     def _set_up(
-        self, shape: tuple[int, ...], weight: Any, bias: Any, xp: Any, dtype: Any, device: Any, eps: object
+        self,
+        shape: tuple[int, ...],
+        weight: bool | Array,
+        bias: bool | Array,
+        xp: Namespace | None,
+        dtype: object,
+        device: object,
+        eps: object,
     ) -> Home:
         """Make the parameters and check eps; return where the layer's arrays live."""
         name = type(self).__name__
@@ -215,15 +223,15 @@ class Layer(Stateful):
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def _step(self, x: Any, update: bool) -> Step:
+    def _step(self, x: Array, update: bool) -> Step:
         """Check x beside the layer and return the call to make."""
         raise NotImplementedError
 
-    def _learn(self, x: Any, batch: Any) -> None:
+    def _learn(self, x: Array, batch: Moments) -> None:
         """Take the moments of a step that learns into the statistics."""
         raise NotImplementedError
 
-    def _check_input(self, x: Any, axes: tuple[int, ...]) -> Ops:
+    def _check_input(self, x: Array, axes: tuple[int, ...]) -> Ops:
         """Raise unless x is an array beside the layer's, with the layer's lengths along `axes`; return its library.
 
         Axes that x does not have are left to the norm itself, which names them.

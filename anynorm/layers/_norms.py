@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from anynorm._core.arrays import Array
+from anynorm._core.arrays import Array, Namespace
 from anynorm._core.plan import Axes, axes_argument, index_argument
 from anynorm.group_norm import group_norm
 from anynorm.layer_norm import layer_norm, rms_norm
@@ -23,9 +21,9 @@ class _OverAxes(Layer):
         eps: float,
         weight: bool | Array,
         bias: bool | Array,
-        xp: Any,
-        dtype: Any,
-        device: Any,
+        xp: Namespace | None,
+        dtype: object,
+        device: object,
     ) -> None:
         name = type(self).__name__
         lengths = shape if isinstance(shape, tuple | list) else (shape,)
@@ -45,7 +43,7 @@ class _OverAxes(Layer):
             return tuple(range(-len(self.shape), 0))
         return (self.axis,) if isinstance(self.axis, int) else self.axis
 
-    def _step(self, x: Any, update: bool) -> Step:  # noqa: ARG002  nothing to update
+    def _step(self, x: Array, update: bool) -> Step:  # noqa: ARG002  nothing to update
         axes = self._axes()
         ops = self._check_input(x, axes)
         options = {**self._affine(ops), "axis": axes, "eps": self.eps}
@@ -107,9 +105,9 @@ class LayerNorm(_OverAxes):
         eps: float = 1e-5,
         weight: bool | Array = True,
         bias: bool | Array = True,
-        xp: Any = None,
-        dtype: Any = None,
-        device: Any = None,
+        xp: Namespace | None = None,
+        dtype: object = None,
+        device: object = None,
     ) -> None:
         super().__init__(shape, axis=axis, eps=eps, weight=weight, bias=bias, xp=xp, dtype=dtype, device=device)
 
@@ -154,9 +152,9 @@ class RMSNorm(_OverAxes):
         eps: float = 1e-6,
         weight: bool | Array = True,
         bias: bool | Array = False,
-        xp: Any = None,
-        dtype: Any = None,
-        device: Any = None,
+        xp: Namespace | None = None,
+        dtype: object = None,
+        device: object = None,
     ) -> None:
         super().__init__(shape, axis=axis, eps=eps, weight=weight, bias=bias, xp=xp, dtype=dtype, device=device)
 
@@ -207,9 +205,9 @@ class GroupNorm(Layer):
         eps: float = 1e-5,
         weight: bool | Array = True,
         bias: bool | Array = True,
-        xp: Any = None,
-        dtype: Any = None,
-        device: Any = None,
+        xp: Namespace | None = None,
+        dtype: object = None,
+        device: object = None,
     ) -> None:
         self.num_groups = count("GroupNorm", "num_groups", num_groups)
         self.num_channels = count("GroupNorm", "num_channels", num_channels)
@@ -224,7 +222,7 @@ class GroupNorm(Layer):
         check_apart("GroupNorm", self.channel_axis, self.batch_axis)
         self._set_up((self.num_channels,), weight, bias, xp, dtype, device, eps)
 
-    def _step(self, x: Any, update: bool) -> Step:  # noqa: ARG002  nothing to update
+    def _step(self, x: Array, update: bool) -> Step:  # noqa: ARG002  nothing to update
         ops = self._check_input(x, (self.channel_axis,))
         axes = {"channel_axis": self.channel_axis, "batch_axis": self.batch_axis}
         options = {**self._affine(ops), **axes, "eps": self.eps}

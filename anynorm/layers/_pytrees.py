@@ -68,7 +68,7 @@ def _register(cls: type[Stateful]) -> None:
         arrays, rest = take_apart(layer)
         return tuple(arrays.values()), rest
 
-    def from_leaves(rest: Any, leaves: Iterable[Any]) -> Stateful:
+    def from_leaves(rest: tuple[tuple[str, Any], ...], leaves: Iterable[Any]) -> Stateful:
         return put_together(cls, dict(zip(cls._names, leaves, strict=True)), rest)
 
     register_pytree_with_keys(cls, with_keys, from_leaves, without_keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._core.arrays import A, Array
+from anynorm._core.arrays import A, Array, Operand
 from anynorm._core.backends import ops_of
 from anynorm._core.merge import over_sets
 from anynorm._core.ops import Ops
@@ -46,7 +46,7 @@ def accumulate(
 
 
 def _accumulated(
-    running_mean: Any, running_var: Any, batch: Moments, momentum: float | Array, correction: int, ops: Ops
+    running_mean: Operand, running_var: Operand, batch: Moments, momentum: float | Array, correction: int, ops: Ops
 ) -> tuple[Any, Any, Any]:
     xp = ops.xp
     moved = update_running(running_mean, running_var, batch, momentum=momentum, correction=correction)
@@ -75,7 +75,7 @@ def _finite(batch: Moments, ops: Ops) -> Any:
     return xp.all(xp.isfinite(batch.mean) & xp.isfinite(deviation))
 
 
-def cumulative_share(tracked: Any, running_mean: Any, batch: Moments) -> Any:
+def cumulative_share(tracked: Operand, running_mean: Operand, batch: Moments) -> Any:
     """Return the weight of a new batch, after `tracked` others, that makes running statistics the average of all."""
     ops = ops_of("cumulative_share", "running_mean", running_mean)
     compute = ops.xp.result_type(ops.compute_dtype(running_mean.dtype), batch.mean.dtype)

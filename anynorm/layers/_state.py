@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 from anynorm._convert import FLOATING, copied, default_integer, device_of, from_numpy, to_numpy
-from anynorm._core.arrays import described, dtype_name
+from anynorm._core.arrays import Array, Namespace, described, dtype_name
 from anynorm._core.backends import ops_of
 from anynorm._core.plan import show
 from anynorm.layers._arrays import Home, home_named
@@ -98,7 +98,7 @@ class Stateful:
         self._assign({key.removeprefix(prefix): _like(array, state[key]) for key, array in own.items() if key in state})
         return Differences(missing, unexpected)
 
-    def to(self, xp: Any = None, *, device: Any = None, dtype: Any = None) -> Self:
+    def to(self, xp: Namespace | None = None, *, device: object = None, dtype: object = None) -> Self:
         """Return a new layer with a copy of every array in another library, on another device or in another dtype.
 
         Mode, freezing and counts go along. What is not named stays as it is, but for the device, which is the library's
@@ -154,7 +154,7 @@ class Stateful:
         tell_jax()
 
 
-def _fault(key: str, value: Any, own: Any) -> str | None:
+def _fault(key: str, value: Array, own: Array) -> str | None:
     """Return what keeps an entry of a state from replacing the layer's own array, or None."""
     try:
         ops = ops_of("load_state_dict", key, value)
@@ -195,14 +195,14 @@ def _advice(
     return " To load what there is, pass strict=False."
 
 
-def _like(own: Any, value: Any) -> Any:
+def _like(own: Array, value: Array) -> Any:
     """Return the values of any library's array in the library, dtype and device of the layer's own."""
     ops = ops_of("load_state_dict", "own", own)
     made = from_numpy(to_numpy(value), ops, dtype_name(own.dtype), device_of(own))
     return _as_trainable(made, own)
 
 
-def _moved(own: Any, home: Home, cast: bool) -> Any:
+def _moved(own: Array, home: Home, cast: bool) -> Any:
     """Return a copy of the values in another library, dtype or device."""
     ops = ops_of("to", "own", own)
     name = dtype_name(own.dtype)
@@ -215,7 +215,7 @@ def _moved(own: Any, home: Home, cast: bool) -> Any:
     return _as_trainable(made, own)
 
 
-def _as_trainable(made: Any, own: Any) -> Any:
+def _as_trainable(made: Array, own: Array) -> Any:
     """Return an array with torch's mark that a gradient is wanted, where the one it replaces has it."""
     if getattr(own, "requires_grad", False) and hasattr(made, "requires_grad_"):
         made.requires_grad_(True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from threading import Lock
 from typing import Any, NamedTuple
 
+from anynorm._core.arrays import Array
 from anynorm._core.backends import ops_of
 from anynorm._core.checks import real_number
 from anynorm._core.ops import Ops
@@ -69,7 +71,7 @@ class TrackingLayer(Layer):
         """Whether x is normalized by the running statistics."""
         return self.track_running_stats and (self.frozen or not self.training)
 
-    def _learns(self, x: Any, ops: Ops, update: bool) -> bool:
+    def _learns(self, x: Array, ops: Ops, update: bool) -> bool:
         """Whether a step that does not use the statistics enters them; a RuntimeError where JAX is tracing it."""
         if not (update and self.track_running_stats):
             return False
@@ -101,7 +103,7 @@ class TrackingLayer(Layer):
     def _statistic(self, name: str) -> Any:
         return None if self._statistics is None else getattr(self._statistics, name)
 
-    def _replace(self, **new: Any) -> None:
+    def _replace(self, **new: Array) -> None:
         with self._lock:
             if self._statistics is None:
                 msg = f"{type(self).__name__}: with track_running_stats=False there are no running statistics to set."
@@ -114,7 +116,7 @@ class TrackingLayer(Layer):
         return self._statistic("running_mean")
 
     @running_mean.setter
-    def running_mean(self, new: Any) -> None:
+    def running_mean(self, new: Array) -> None:
         self._replace(running_mean=new)
 
     @property
@@ -123,7 +125,7 @@ class TrackingLayer(Layer):
         return self._statistic("running_var")
 
     @running_var.setter
-    def running_var(self, new: Any) -> None:
+    def running_var(self, new: Array) -> None:
         self._replace(running_var=new)
 
     @property
@@ -132,7 +134,7 @@ class TrackingLayer(Layer):
         return self._statistic("num_batches_tracked")
 
     @num_batches_tracked.setter
-    def num_batches_tracked(self, new: Any) -> None:
+    def num_batches_tracked(self, new: Array) -> None:
         self._replace(num_batches_tracked=new)
 
     @property
@@ -141,10 +143,10 @@ class TrackingLayer(Layer):
         return self._statistic("num_batches_skipped")
 
     @num_batches_skipped.setter
-    def num_batches_skipped(self, new: Any) -> None:
+    def num_batches_skipped(self, new: Array) -> None:
         self._replace(num_batches_skipped=new)
 
-    def _assign(self, new: Any) -> None:
+    def _assign(self, new: Mapping[str, Any]) -> None:
         """Replace arrays by name, the statistics among them all at once."""
         super()._assign({name: array for name, array in new.items() if name not in Statistics._fields})
         statistics = {name: array for name, array in new.items() if name in Statistics._fields}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType
 
 
 @cache
@@ -28,19 +27,3 @@ def missing() -> str | None:
     except Exception:  # each release of the bindings raises another
         return "NVRTC, the compiler of CUDA, is not installed (pip install nvidia-cuda-nvrtc)"
     return None
-
-
-class Engine:
-    """The package's modules that adapters call."""
-
-    def __init__(self) -> None:
-        from anynorm_cuda import _driver, _engine, _jobs, _launcher
-
-        self.run: ModuleType = _engine
-        self.jobs: ModuleType = _jobs
-        self.driver: ModuleType = _driver
-        self.launcher: ModuleType = _launcher
-
-
-# Imported when an adapter first asks.
-engine = cache(Engine)

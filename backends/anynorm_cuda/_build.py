@@ -1,4 +1,4 @@
-"""What a job is, and what those of lines and of columns are built from: macros, the argument, kernels both launch."""
+"""What a launch config is, and what those of rows and of columns share: macros, the argument, kernels both launch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from anynorm.backend import Plan
-from anynorm.backend import Five, Ints, View
+from anynorm.backend import Five, Ints, Plan, View
 from anynorm_cuda import _geometry as at
 from anynorm_cuda._program import Kernel, Launch
 from anynorm_cuda._teams import Device
 
-# Types of the source, and bytes of an element.
-KINDS = {"float16": ("f16", 2), "bfloat16": ("bf16", 2), "float32": ("f32", 4)}
+# By dtype: its type in the source, and bytes of an element.
+SOURCE_TYPES = {"float16": ("f16", 2), "bfloat16": ("bf16", 2), "float32": ("f32", 4)}
 
 # How weight and bias lie: absent, along lines, one number for a line (or a column), one for a row.
 NONE, VECTOR, LINE, ROW = 0, 1, 2, 3
@@ -32,24 +31,27 @@ DIFFER = "gradients of a weight and a bias that vary along different axes are wa
 APART = "the gradient of a weight is wanted that varies on both sides of an axis along which it does not"
 
 
-class Kinds(NamedTuple):
-    """Dtypes by name, of x, weight and bias; and what divides the addresses of x and all like it, and of both."""
+class Dtypes(NamedTuple):
+    """Dtypes of x, weight and bias, by name, and how their addresses are aligned.
+
+    A power of two that divides the bits set in the address of some array divides the address of each.
+    """
 
     x: str
     weight: str | None
     bias: str | None
-    bits: int = 0  # all bits that are set in the address of some array: what divides this divides each
-    parameter_bits: int = 0
+    address_bits: int = 0  # of x and all arrays of its shape
+    parameter_bits: int = 0  # of weight and bias
     dweight: str = "float32"  # of the gradients of weight and bias
     dbias: str = "float32"
 
 
-class Job(NamedTuple):
-    """What to launch, in order, and all of the argument but addresses."""
+class LaunchConfig(NamedTuple):
+    """How a pass is launched: its kernels, in order, and all of their argument but addresses."""
 
     view: View
     sets: int
-    keeps: bool  # whether statistics must be kept, because one kernel leaves them to another
+    keeps_residuals: bool  # whether they must be kept, because one kernel leaves them to another
     given: bool
     launches: tuple[Launch, ...]
     partial: int  # floats that chunks leave
@@ -58,21 +60,21 @@ class Job(NamedTuple):
     steps: Ints
 
     @property
-    def work(self) -> int:
-        """Bytes of memory to work in."""
+    def workspace_bytes(self) -> int:
+        """Return the bytes of memory that the kernels work in."""
         backward = len(self.view.steps) == 3
         return 4 * (self.partial + (2 * self.sets + 2 * self.sums if backward else 0))
 
 
-def as_rows(its: View) -> bool:
+def as_rows(view: View) -> bool:
     """Say whether sets lie as lines. It follows from the lengths of a set alone."""
-    _, r, _, s, p = its.lengths
+    _, r, _, s, p = view.lengths
     return (r == 1 or s * p >= SHORT) if p > 1 else (s > 1 and r == 1)
 
 
-def _widths(its: View, kinds: Kinds) -> tuple[int, int]:
+def _widths(view: View, dtypes: Dtypes) -> tuple[int, int]:
     """Return how many bytes at once can be read of x and all like it, and of weight and bias along lines."""
-    rows, several = as_rows(its), its.lengths[4] > 1
+    rows, several = as_rows(view), view.lengths[4] > 1
     # Where lines of a set, or rows of a table whose columns are sets, begin.
     places = ("ARBS" if several else "ARB") if rows else "AR"
     begins = ["ARBSP".index(place) for place in places]
@@ -80,11 +82,11 @@ def _widths(its: View, kinds: Kinds) -> tuple[int, int]:
     def divides(bits: int, size: int, tensors: Sequence[Five | None]) -> int:
         return math.gcd(WIDEST, bits, *[size * steps[place] for steps in tensors if steps for place in begins])
 
-    load = divides(kinds.bits, KINDS[kinds.x][1], its.steps)
+    load = divides(dtypes.address_bits, SOURCE_TYPES[dtypes.x][1], view.steps)
     if several or not rows:  # weight and bias are read number by number
         return load, WIDEST
-    own = ((kinds.weight, its.weight), (kinds.bias, its.bias))
-    widths = [divides(kinds.parameter_bits, KINDS[name][1], [steps]) for name, steps in own if name]
+    own = ((dtypes.weight, view.weight), (dtypes.bias, view.bias))
+    widths = [divides(dtypes.parameter_bits, SOURCE_TYPES[name][1], [steps]) for name, steps in own if name]
     return load, min(widths, default=WIDEST)
 
 
@@ -111,32 +113,32 @@ def sums_over(lengths: Ints, varies: Sequence[bool]) -> Sums | None:
 class Builder:
     """What both families share: a view, and how it becomes macros and an argument."""
 
-    def __init__(self, plan: Plan, its: View, kinds: Kinds, device: Device) -> None:
-        self.plan, self.its, self.kinds, self.device = plan, its, kinds, device
-        self.a, self.r, self.b, self.s, self.p = its.lengths
+    def __init__(self, plan: Plan, view: View, dtypes: Dtypes, device: Device) -> None:
+        self.plan, self.view, self.dtypes, self.device = plan, view, dtypes, device
+        self.a, self.r, self.b, self.s, self.p = view.lengths
         self.sets = self.a * self.b
         self.n = self.r * self.s * self.p
-        self.per_vector = WIDEST // KINDS[kinds.x][1]
-        self.load, self.wide = _widths(its, kinds)
+        self.per_vector = WIDEST // SOURCE_TYPES[dtypes.x][1]
+        self.load, self.wide = _widths(view, dtypes)
 
     def words(self, length: int, begins: int = 0) -> int:
         """Return the bytes of what lines of a length are moved in: whole vectors, or words of which they are made.
 
         Lines begin at multiples of so many elements, beside what is known of them.
         """
-        size = KINDS[self.kinds.x][1]
+        size = SOURCE_TYPES[self.dtypes.x][1]
         load = math.gcd(self.load, size * begins)
         return load if load == WIDEST else math.gcd(load, size * length)
 
     def macros(self, **own: int) -> tuple[tuple[str, str | int], ...]:
-        kinds = self.kinds
-        types = {"X": kinds.x, "W": kinds.weight or "float32", "B": kinds.bias or "float32"}
+        dtypes = self.dtypes
+        types = {"X": dtypes.x, "W": dtypes.weight or "float32", "B": dtypes.bias or "float32"}
         common = {
             "LOAD": self.load,
             "WIDE": self.wide,
             "CENTRES": int(self.plan.centres),
         }
-        return (*[(name, KINDS[its][0]) for name, its in types.items()], *{**common, **own}.items())
+        return (*[(name, SOURCE_TYPES[dtype][0]) for name, dtype in types.items()], *{**common, **own}.items())
 
     def counts(self, **own: int) -> Ints:
         common = {"sets": self.sets, "inner": self.b, "n": self.n, "rows": self.r, "chunks": 1, "share": 1}
@@ -145,9 +147,9 @@ class Builder:
         return (*[known[name] for name in at.COUNTS], *divisors)
 
     def steps(self, of_partial: tuple[int, int, int, int]) -> Ints:
-        tensors = {2: ("of_x", "of_y"), 3: ("of_x", "of_dy", "of_y")}[len(self.its.steps)]
-        five: dict[str, Five | None] = dict(zip(tensors, self.its.steps, strict=True))
-        five |= {"of_weight": self.its.weight, "of_bias": self.its.bias}
+        tensors = {2: ("of_x", "of_y"), 3: ("of_x", "of_dy", "of_y")}[len(self.view.steps)]
+        five: dict[str, Five | None] = dict(zip(tensors, self.view.steps, strict=True))
+        five |= {"of_weight": self.view.weight, "of_bias": self.view.bias}
         known = {name: (steps or (0,) * 5)[:4] for name, steps in five.items()} | {"of_partial": of_partial}
         return tuple([step for name in at.TENSORS for step in known.get(name, (0,) * 4)])
 
@@ -167,15 +169,16 @@ class Builder:
 
     def parameter_sums(self, sums: Sums) -> Launch:
         threads = 1024 if sums.outer * sums.within > 64 else 256
-        kinds = {"X": "float32", "W": "float32", "B": "float32", "DW": self.kinds.dweight, "DB": self.kinds.dbias}
-        types: list[tuple[str, str | int]] = [(name, KINDS[its][0]) for name, its in kinds.items()]
+        dtypes = {"X": "float32", "W": "float32", "B": "float32", "DW": self.dtypes.dweight, "DB": self.dtypes.dbias}
+        types: list[tuple[str, str | int]] = [(name, SOURCE_TYPES[dtype][0]) for name, dtype in dtypes.items()]
         macros = (*types, ("THREADS", threads), ("CTAS", 1))
         kernel = Kernel("parameter_sums", ("call", "formula", "parameters"), macros)
         return Launch(kernel, (-(-sums.kept // 32), 2), threads, 0)
 
     def varies(self) -> tuple[bool, bool, bool, bool] | None:
         """Return along which of A, R, B, S weight and bias vary; None if they differ in that."""
-        found = {tuple([step != 0 for step in its[:4]]) for its in (self.its.weight, self.its.bias) if its is not None}
+        both = self.view.weight, self.view.bias
+        found = {tuple([step != 0 for step in steps[:4]]) for steps in both if steps is not None}
         if len(found) > 1:
             return None
         return found.pop() if found else (False,) * 4  # type: ignore[return-value]

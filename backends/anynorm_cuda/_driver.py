@@ -65,7 +65,7 @@ class _Device:
         asked = attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
         with self._in_context(), _while_capturing():
             function = _ask("cuModuleGetFunction", _ask("cuModuleLoadData", code), kernel.name.encode())
-            return Loaded(function, *[_ask("cuFuncGetAttribute", its, function) for its in asked])
+            return Loaded(function, *[_ask("cuFuncGetAttribute", each, function) for each in asked])
 
     def make_room(self, loaded: Loaded, shared: int) -> None:
         attribute = _cuda().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

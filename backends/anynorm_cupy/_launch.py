@@ -1,91 +1,234 @@
-"""Kernels compiled and kept by CuPy, for its current stream; and what a device is. Knows no norm, no array."""
+"""CuPy's arrays by the CUDA engine: which kernels serve a signature, and their launch on addresses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import cupy
 
-from anynorm_cuda._compile import OPTIONS
-from anynorm_cuda._launcher import Launcher, Loaded, too_old
-from anynorm_cuda._program import CompileError, Kernel, Launch
-from anynorm_cuda._teams import Device
-
-driver: Any = cupy.cuda.driver
-runtime: Any = cupy.cuda.runtime
-
-
-def unfit(device: int) -> str | None:
-    """Return why no kernel runs on a device, or None."""
-    if runtime.is_hip:
-        return "the kernels are written for CUDA, and this CuPy is built for ROCm"
-    return too_old(facts(device))
-
-
-@cache
-def facts(device: int) -> Device:
-    """Return what a device is."""
-    its = runtime.getDeviceProperties(device)
-    return Device(10 * its["major"] + its["minor"], its["multiProcessorCount"], its["sharedMemPerBlockOptin"])
+from anynorm.backend import AnyResiduals, Executable, Ints, Operands, PackedResiduals, Plan, Statistics, formula
+from anynorm_cuda import engine
+from anynorm_cuda.engine import LaunchConfig, RefusedError, Run
+from anynorm_cupy._configs import (
+    FLOAT32,
+    Configs,
+    Parameter,
+    address,
+    c_strides,
+    forward_configs,
+    gradient_configs,
+    read,
+)
+from anynorm_cupy._device import launcher, on_current_stream, unfit
+from anynorm_cupy._memory import converted, dense, empty, ndarray, unreadable, workspace
+from anynorm_cupy._ops import OPS
 
 
-def current_device() -> int:
-    """Return the number of the device that CuPy works on in this thread."""
-    return runtime.getDevice()  # type: ignore[no-any-return]
+class OnDevice(Executable[Any]):
+    """A pass by the engine, until the device refuses to launch a kernel; from then on by the formula."""
+
+    engine = "anynorm_cuda"
+
+    def __init__(self, plan: Plan, x: Any, configs: Configs, strides: Ints, weight: Parameter | None) -> None:
+        super().__init__(plan, OPS, None)
+        self._configs = configs
+        self._strides = strides  # of the result, in bytes
+        self._weight = weight
+        self._device = x.data.device_id
+        self._launcher = launcher(self._device)
+
+    def _result(self, x: Any, out: Any) -> Any:
+        return empty(x.shape, x.dtype, self._strides) if out is None else out
+
+    def _run(self) -> Run:
+        """Return what runs launches on the current stream."""
+        return on_current_stream(self._launcher, self._device)
+
+    def _give_up(self, refused: RefusedError) -> None:
+        """Leave this call and later ones to the formula. Nothing is written yet: the last launch does that."""
+        self.engine, self.reason = "formula", str(refused)
 
 
-def current_stream(device: int) -> int:
-    """Return the handle of the stream that CuPy works on in this thread."""
-    return cupy.cuda.get_current_stream(device).ptr  # type: ignore[no-any-return]
+class Launch(OnDevice):
+    """A forward pass."""
 
+    def __init__(
+        self, plan: Plan, x: Any, configs: Configs, strides: Ints, weight: Parameter | None, bias: Parameter | None
+    ) -> None:
+        super().__init__(plan, x, configs, strides, weight)
+        self._bias = bias
 
-def capturing(device: int) -> bool:
-    """Say whether a CUDA graph is being captured on the stream that is current in this thread."""
-    return bool(runtime.streamIsCapturing(current_stream(device)))
+    @classmethod
+    def compiled(cls, plan: Plan, operands: Operands) -> Launch | str:
+        """Return what serves calls like this one, or why the engine does not. Nothing is allocated."""
+        x, weight, bias, mean, var, out, *_ = operands
+        reason = unreadable(x, weight, bias, mean, var, out) or unfit(x.data.device_id)
+        if reason is not None:
+            return reason
+        y = x if plan.function == "moments" else out
+        strides = dense(x.shape, x.strides, x.itemsize) if y is None else y.strides
+        parameters = Parameter.of(weight), Parameter.of(bias)
+        configs = forward_configs(plan, x, strides, *parameters)
+        as_is = [array for array, each in zip((weight, bias), parameters, strict=True) if each and not each.copies]
+        found = configs.at(address(x) | address(y), _bits(as_is))
+        return found if isinstance(found, str) else cls(plan, x, configs, strides, *parameters)
 
+    def forward(
+        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+    ) -> tuple[Any, Any]:
+        return self.ops.on_device(x, self._forward, x, weight, bias, eps, given, out, save)  # type: ignore[no-any-return]
 
-def on_current_stream(its: Launcher, device: int) -> Callable[[Launch, bytes], None]:
-    """Return what runs launches on the stream that is current in this thread, on the current device."""
-    _make_context()
-    return its.on(current_stream(device))
+    def _forward(
+        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+    ) -> tuple[Any, Any]:
+        if self.reason is None:
+            y = self._result(x, out)
+            found = self._launched(x, y, weight, bias, eps, given, save and given is None)
+            if found is not None:
+                if save and given is not None:
+                    return y, formula.residuals_of_given(self.plan, given, eps, x, ops=self.ops)
+                return y, found if save else None
+        return super().forward(x, weight, bias, eps, given, out, save)
 
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        found: Statistics = self.ops.on_device(x, self._measure, x, eps)
+        return found
 
-def _make_context() -> None:
-    """Make sure that a context is current: none is at a thread's first call, if it writes where another allocated."""
-    if not driver.ctxGetCurrent():
-        runtime.free(0)
+    def _measure(self, x: Any, eps: float) -> Statistics:
+        if self.reason is None and self.plan.function == "moments":  # other configs have launches that write y
+            found = self._launched(x, None, None, None, eps, None, True)
+            if found is not None:
+                return found.statistics()
+        return super().measure(x, eps)
 
-
-@cache
-def launcher(device: int) -> Launcher:
-    """Return what runs kernels on a device, which must be current."""
-    return Launcher(_Device(device))
-
-
-class _Device:
-    """A device, while it is current."""
-
-    def __init__(self, device: int) -> None:
-        self.device = device
-        # Straight to the driver, which takes the address of a list of arguments: CuPy's own call makes objects of each.
-        self.launch: Callable[..., None] = driver.launchKernel
-
-    def load(self, kernel: Kernel) -> Loaded:
-        # CuPy keeps what it compiles on disk, as `name_expressions` would prevent in some of its versions. It adds
-        # -ftz=true to the options.
-        raw: Any = cupy.RawKernel(kernel.source(), kernel.name, (*OPTIONS, *kernel.options()))
-        _make_context()
+    def _launched(
+        self, x: Any, y: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, save: bool
+    ) -> PackedResiduals | None:
+        """Write y, unless it is None, and return the residuals; None where no kernel runs."""
+        weight, bias = read(weight, self._weight), read(bias, self._bias)
+        config = self._configs.at(address(x) | address(y), address(weight) | address(bias))
+        if isinstance(config, str):
+            return None
+        array = ndarray((5, config.sets), FLOAT32) if save else None
+        residuals, memory = address(array), self._workspace(config, kept=save)
+        if config.keeps_residuals and not save:
+            residuals = memory.ptr + config.workspace_bytes
+        # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
+        mean, var = [None, None] if given is None else [converted(statistic, FLOAT32) for statistic in given]
         try:
-            function = raw.kernel.ptr
-        except cupy.cuda.compiler.CompileException as error:
-            raise CompileError(str(error)) from error
-        return Loaded(function, raw.shared_size_bytes, raw.max_threads_per_block, raw)
+            engine.forward(
+                config,
+                self._run(),
+                x=address(x),
+                y=address(y),
+                weight=address(weight),
+                bias=address(bias),
+                residuals=residuals,
+                workspace=0 if memory is None else memory.ptr,
+                eps=eps,
+                given=(address(mean), address(var)),
+            )
+        except RefusedError as refused:
+            self._give_up(refused)
+            return None
+        return PackedResiduals(array, self.plan, config.view, eps)
 
-    def make_room(self, loaded: Loaded, shared: int) -> None:
-        _make_context()
-        loaded.owner.max_dynamic_shared_size_bytes = shared
+    def _workspace(self, config: LaunchConfig, *, kept: bool) -> Any:
+        """Return what the kernels work in, and behind it residuals that nobody keeps; None if they need neither."""
+        if not config.partial and (kept or not config.keeps_residuals):
+            return None
+        return workspace(config.workspace_bytes + 5 * config.sets * FLOAT32.itemsize, self._device)
 
-    def clusters(self, loaded: Loaded, launch: Launch) -> None:
-        """Leave it to the launch itself to fail: CuPy has no call that asks."""
+
+class Gradient(OnDevice):
+    """A backward pass."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        x: Any,
+        configs: Configs,
+        strides: Ints,
+        weight: Parameter | None,
+        casts_dy: bool,
+        copies_dy: bool,
+    ) -> None:
+        super().__init__(plan, x, configs, strides, weight)
+        self._casts_dy = casts_dy
+        self._copies_dy = copies_dy
+
+    @classmethod
+    def compiled(cls, plan: Plan, operands: Operands) -> Gradient | str:
+        """Return what serves backward passes like this one, or why the engine does not. Nothing is allocated."""
+        x, weight, _, _, _, out, dy, residuals = operands
+        reason = unreadable(dy, weight, out)
+        if reason is not None or not isinstance(residuals, PackedResiduals):
+            return reason or "the forward pass was not the engine's"
+        casts = dy.dtype != x.dtype
+        if casts and (x.dtype != FLOAT32 or dy.itemsize > x.itemsize):
+            return "dy has digits that x's dtype has not"
+        of_dx = dense(x.shape, x.strides, x.itemsize) if out is None else out.strides
+        of_dy = c_strides(x.shape, x.itemsize) if casts else dy.strides
+        parameter = Parameter.of(weight, in_order=True)
+        parameter_bits = address(weight) if parameter is not None and not parameter.copies else 0
+        bits = address(x) | address(out)
+        configs, copies = gradient_configs(plan, x, of_dy, of_dx, parameter), False
+        found = configs.at(bits | (0 if casts else address(dy)), parameter_bits)
+        if isinstance(found, str) and of_dy != of_dx:
+            # A copy costs one pass over dy, the formula about ten.
+            configs, copies = gradient_configs(plan, x, of_dx, of_dx, parameter), True
+            found = configs.at(bits, parameter_bits)
+        return found if isinstance(found, str) else cls(plan, x, configs, of_dx, parameter, casts, copies)
+
+    def backward(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, out: Any) -> tuple[Any, Any, Any]:
+        return self.ops.on_device(x, self._backward, dy, x, weight, residuals, out)  # type: ignore[no-any-return]
+
+    def _backward(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, out: Any) -> tuple[Any, Any, Any]:
+        if self.reason is None and isinstance(residuals, PackedResiduals):
+            found = self._launched(dy, x, weight, residuals, out)
+            if found is not None:
+                return found
+        return super().backward(dy, x, weight, residuals, out)
+
+    def _launched(
+        self, dy: Any, x: Any, weight: Any, residuals: PackedResiduals, out: Any
+    ) -> tuple[Any, Any, Any] | None:
+        """Return the gradients, or None where no kernel runs."""
+        dx, weight = self._result(x, out), read(weight, self._weight)
+        if self._casts_dy:
+            dy = converted(dy, FLOAT32)
+        if self._copies_dy:
+            source, dy = dy, empty(x.shape, x.dtype, self._strides)
+            cupy.copyto(dy, source)
+        config = self._configs.at(address(x) | address(dy) | address(dx), address(weight))
+        if isinstance(config, str):
+            return None
+        dweight, dbias = [
+            None if shape is None else ndarray(shape, FLOAT32) for shape in (self.plan.weight, self.plan.bias)
+        ]
+        memory = workspace(config.workspace_bytes, self._device)
+        try:
+            engine.backward(
+                config,
+                self._run(),
+                x=address(x),
+                dy=address(dy),
+                dx=address(dx),
+                weight=address(weight),
+                residuals=address(residuals.array),
+                workspace=memory.ptr,
+                dweight=address(dweight),
+                dbias=address(dbias),
+            )
+        except RefusedError as refused:
+            self._give_up(refused)
+            return None
+        return dx, dweight, dbias
+
+
+def _bits(arrays: list[Any]) -> int:
+    """Return the bits that are set in the address of some array."""
+    bits = 0
+    for array in arrays:
+        bits |= address(array)
+    return bits

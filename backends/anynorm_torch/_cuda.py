@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anynorm.backend import AnyResiduals, Layout, Operands, PackedResiduals, Plan, Statistics
-from anynorm_cuda import _driver, _jobs
-from anynorm_cuda import _engine as engine
-from anynorm_cuda._jobs import Job as LaunchConfig
-from anynorm_cuda._launcher import Launcher, RefusedError, too_old
-from anynorm_cuda._program import Launch as KernelLaunch
-from anynorm_cuda._teams import Device
+from anynorm_cuda import engine
+from anynorm_cuda.engine import Device, Dtypes, LaunchConfig, Launcher, RefusedError, Run
 from anynorm_torch._autograd import recorded
 from anynorm_torch._launch import Gradient, Gradients, Launch, why_no_gradient
 from anynorm_torch._memory import LOW, WIDEST, check_storage, unaligned, written
@@ -26,7 +23,7 @@ OWN = (torch.float32, torch.float16, torch.bfloat16)
 
 def facts(device: int) -> Device:
     """Return what the engine asks of a device."""
-    return _driver.facts(device)
+    return engine.facts(device)
 
 
 def launcher(device: int) -> Launcher:
@@ -35,10 +32,10 @@ def launcher(device: int) -> Launcher:
     A kernel that a capture needs first is compiled and loaded amid it, with the driver's consent; all memory comes
     from torch's allocator, which knows of captures.
     """
-    return _driver.launcher(device)
+    return engine.launcher(device)
 
 
-def _on_current_stream(device: int) -> Callable[[KernelLaunch, bytes], None]:
+def _on_current_stream(device: int) -> Run:
     """Return what runs launches on the stream of a device that is current in this thread."""
     return launcher(device).on(_stream(device))
 
@@ -67,7 +64,7 @@ class CudaLaunch(Launch):
     def compiled(cls, plan: Plan, operands: Operands) -> CudaLaunch | str:
         """Return what serves calls like this one, or why the engine does not."""
         x, weight, bias, mean, var, out, *_ = operands
-        reason = too_old(facts(x.get_device()))
+        reason = engine.too_old(facts(x.get_device()))
         if reason is not None:
             return reason
         parameters = as_parameter(weight), as_parameter(bias)
@@ -78,7 +75,8 @@ class CudaLaunch(Launch):
         if reason is not None:
             return reason
         y = x if plan.function == "moments" else like(x, out)
-        config = _configured(plan, _jobs.forward_job, (x, y), parameters, layout_of(parameters[1], 1))
+        configure = partial(engine.configure_forward, only_measure=plan.function == "moments")
+        config = _configured(plan, configure, (x, y), parameters, layout_of(parameters[1], 1))
         return config if isinstance(config, str) else cls(plan, operands, config)
 
     def compile_gradient(self, operands: Operands) -> CudaGradient | str:
@@ -103,7 +101,7 @@ class CudaLaunch(Launch):
         # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
         flat = [] if given is None else [each.detach().reshape(-1).to(torch.float32).contiguous() for each in given]
         residuals = None
-        if given is not None or save or self._records or self._config.keeps:
+        if given is not None or save or self._records or self._config.keeps_residuals:
             residuals = _floats(x, 5, self._config.sets)
         try:
             self._run(x, y, read_weight, read_bias, eps, residuals, flat)
@@ -117,7 +115,7 @@ class CudaLaunch(Launch):
         return y, PackedResiduals(residuals, self.plan, self._config.view, eps) if save else None
 
     def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
-        if self.reason is None:
+        if self.reason is None and self.plan.function == "moments":  # other configs have launches that write y
             self._check_lengths(x, None)
             residuals = _floats(x, 5, self._config.sets)
             try:
@@ -152,8 +150,8 @@ class CudaLaunch(Launch):
             y=0 if y is None else addresses[1],
             weight=0 if weight is None else addresses[2],
             bias=0 if bias is None else addresses[3],
-            saved=0 if residuals is None else residuals.data_ptr(),
-            work=0 if work is None else work.data_ptr(),
+            residuals=0 if residuals is None else residuals.data_ptr(),
+            workspace=0 if work is None else work.data_ptr(),
             eps=eps,
             given=(addresses[4], addresses[5]) if given else (0, 0),
         )
@@ -194,10 +192,10 @@ class CudaGradient(Gradient):
         dx = like(x, out)
         # Bias is not read: its layout is that of its gradient.
         of_bias = None if plan.bias is None else dense(plan.bias, 1)  # type: ignore[arg-type]
-        config, copies = _configured(plan, _jobs.gradient_job, (x, dy, dx), (read, None), of_bias, dtypes), False
+        config, copies = _configured(plan, engine.configure_backward, (x, dy, dx), (read, None), of_bias, dtypes), False
         if isinstance(config, str) and dy.stride() != dx.stride():
             copies = True  # costs one pass over it, the formula about ten
-            config = _configured(plan, _jobs.gradient_job, (x, like(x, None), dx), (read, None), of_bias, dtypes)
+            config = _configured(plan, engine.configure_backward, (x, like(x, None), dx), (read, None), of_bias, dtypes)
         return config if isinstance(config, str) else cls(plan, config, copies, *targets)
 
     def backward(
@@ -222,7 +220,7 @@ class CudaGradient(Gradient):
         addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
         if min(addresses) < LOW:
             check_storage(*tensors)
-        work = _floats(x, config.work // 4)
+        work = _floats(x, config.workspace_bytes // 4)
         try:
             engine.backward(
                 config,
@@ -231,8 +229,8 @@ class CudaGradient(Gradient):
                 dy=addresses[1],
                 dx=addresses[2],
                 weight=0 if weight is None else addresses[3],
-                saved=addresses[4],
-                work=work.data_ptr(),
+                residuals=addresses[4],
+                workspace=work.data_ptr(),
                 dweight=0 if dweight is None else dweight.data_ptr(),
                 dbias=0 if dbias is None else dbias.data_ptr(),
             )
@@ -293,7 +291,7 @@ def _configured(
     addresses = [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
     parameter_bits = (addresses[0] | addresses[1]) % WIDEST
     dweight, dbias = [DTYPES[dtype][0] for dtype in gradients]
-    kinds = _jobs.Kinds(DTYPES[x.dtype][0], of_weight, of_bias, bits % WIDEST, parameter_bits, dweight, dbias)
+    dtypes = Dtypes(DTYPES[x.dtype][0], of_weight, of_bias, bits % WIDEST, parameter_bits, dweight, dbias)
     strides, device = tuple([strides_in(tensor, 1) for tensor in tensors]), x.get_device()
-    config = configure(plan, kinds, tuple(x.shape), strides, layout_of(parameters[0], 1), bias, facts(device))
+    config = configure(plan, dtypes, tuple(x.shape), strides, layout_of(parameters[0], 1), bias, facts(device))
     return config if isinstance(config, str) else launcher(device).why_not(config.launches) or config

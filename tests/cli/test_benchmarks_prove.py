@@ -176,8 +176,8 @@ def test_every_kernel_is_watched() -> None:
     launched = {
         (launch.kernel.name, dict(launch.kernel.macros)["CTAS"] != 1)
         for case in sanitize.CASES
-        for job in sanitize.jobs_of(case, DEVICE)
-        for launch in job.launches
+        for config in sanitize.configs_of(case, DEVICE)
+        for launch in config.launches
     }
     sources = [path.read_text() for path in FOLDER.glob("*.cu")]
     names = {name for text in sources for name in re.findall(r"\bKERNEL\((\w+)\)\(Call", text)}

@@ -84,7 +84,7 @@ def test_primitives(tmp_path: Path, arch: int, ctas: int, dtype: str) -> None:
     ],
 )
 def test_kernel(arch: int, launch: Launch) -> None:
-    """Every kernel that a job may launch compiles, keeps all it works on in registers, and a block of it can run."""
+    """Every kernel that a config may launch compiles, keeps all it works on in registers, and a block of it can run."""
     found = cubins.resources(_compile.cubin(launch.kernel, arch))
 
     assert set(found) == {launch.kernel.name}

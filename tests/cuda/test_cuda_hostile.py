@@ -20,8 +20,8 @@ from layouts import STRIDED
 from libraries import NumPyArray, numpy_dtype
 
 from anynorm._core.plan import over_axes
-from anynorm_cuda import _geometry, _jobs
-from anynorm_cuda._engine import Launcher
+from anynorm_cuda import _geometry
+from anynorm_cuda.engine import Dtypes, Run, configure_forward
 from tests.cuda.test_cuda_kernels import DTYPES, judge, launch, make
 from tests.numpy.test_numba_hostile import hostile_sets
 
@@ -53,16 +53,16 @@ FLAT = {name: form for name, form in FORMS.items() if not form.pairs}
 
 def both_passes(case: Case, dy: NumPyArray, backend: Backend) -> tuple[Any, Any]:
     """Return y and the gradients, both by the engine."""
-    before = len(backend.jobs)
+    before = len(backend.configs)
     y, pullback = vjp(case, case.arrays)
     found = pullback(dy)
-    assert len(backend.jobs) == before + 2, backend.declined
+    assert len(backend.configs) == before + 2, backend.declined
     return y, found
 
 
 @each_way
 @each_form
-def test_hostile_sets(form: Form, way: str, launch: Launcher) -> None:
+def test_hostile_sets(form: Form, way: str, launch: Run) -> None:
     """Sets of every kind beside each other are within the bounds, in both passes."""
     length, dtype, device = WAYS[way]
     eps = 1e-5 if way == "block" else 0.0
@@ -76,7 +76,7 @@ def test_hostile_sets(form: Form, way: str, launch: Launcher) -> None:
 
 @pytest.mark.parametrize("kind", HOSTILE)
 @each_dtype
-def test_hostile_numbers(kind: str, dtype: str, launch: Launcher) -> None:
+def test_hostile_numbers(kind: str, dtype: str, launch: Run) -> None:
     """What norms go wrong on is within the bound in every arrangement."""
     hostile = HOSTILE[kind]
     if dtype not in hostile.dtypes:
@@ -85,13 +85,13 @@ def test_hostile_numbers(kind: str, dtype: str, launch: Launcher) -> None:
         case = arrangement.case(hostile.rows(dtype), hostile.eps_for(dtype))
         with on_cuda(launch) as backend:
             verify(case.function()(case.arrays), case.arrays["x"], case.reference())
-        assert backend.jobs or backend.declined
+        assert backend.configs or backend.declined
 
 
 @pytest.mark.parametrize("poison", [np.nan, -np.inf])
 @each_way
 @each_form
-def test_nan_and_infinity(form: Form, way: str, poison: float, launch: Launcher) -> None:
+def test_nan_and_infinity(form: Form, way: str, poison: float, launch: Run) -> None:
     """A NaN or infinity, wherever in a set, makes that set's y and dx NaN, and changes no bit of another's."""
     length, dtype, device = WAYS[way]
     clean = np.random.default_rng(9).normal(3, 2, size=(6, form.runs * length)).astype(numpy_dtype(dtype))
@@ -116,7 +116,7 @@ def test_nan_and_infinity(form: Form, way: str, poison: float, launch: Launcher)
 
 @each_way
 @pytest.mark.parametrize("form", FLAT.values(), ids=FLAT)
-def test_a_set_has_its_bits_in_any_batch(form: Form, way: str, launch: Launcher) -> None:
+def test_a_set_has_its_bits_in_any_batch(form: Form, way: str, launch: Run) -> None:
     """y and dx of a set do not depend on how many others there are, nor on what these are."""
     length, dtype, device = WAYS[way]
     rows = np.random.default_rng(5).normal(3, 2, size=(40, form.runs * length)).astype(numpy_dtype(dtype))
@@ -131,7 +131,7 @@ def test_a_set_has_its_bits_in_any_batch(form: Form, way: str, launch: Launcher)
 
 
 @each_dtype
-def test_a_sample_has_its_bits_in_any_batch(dtype: str, launch: Launcher) -> None:
+def test_a_sample_has_its_bits_in_any_batch(dtype: str, launch: Run) -> None:
     """One sample of a batch has the bits it has alone, in group and instance norm, channels first and last."""
     for function, groups, options in (
         ("group_norm", (3,), {}),
@@ -165,7 +165,7 @@ def test_the_order_of_threads_changes_no_bit(form: Form, way: str, cuda_programs
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.name)
-def test_layouts(norm: Any, launch: Launcher) -> None:
+def test_layouts(norm: Any, launch: Run) -> None:
     """In whatever order axes lie, and whatever lies between, results are within the bounds, or the formula's."""
     served = 0
     for name, layout in STRIDED.items():
@@ -176,13 +176,13 @@ def test_layouts(norm: Any, launch: Launcher) -> None:
             y, pullback = vjp(case, case.arrays)
             verify(y, case.arrays["x"], case.reference())
             verify_gradients(pullback(layout(dy)), case, exact_gradients(case, dy))
-        assert backend.jobs or backend.declined, name
-        served += len(backend.jobs)
+        assert backend.configs or backend.declined, name
+        served += len(backend.configs)
     assert (served > 0) == (norm.name not in LEFT_TO_THE_FORMULA)
 
 
 @pytest.mark.parametrize("flush", ["left", "right"])
-def test_nothing_beyond_an_array_is_touched(flush: Any, launch: Launcher) -> None:
+def test_nothing_beyond_an_array_is_touched(flush: Any, launch: Run) -> None:
     """Kernels read and write within their arrays: on either side of each begins memory that is not there."""
     cases = [
         make("layer_norm", shape, dtype)
@@ -204,9 +204,7 @@ def test_nothing_beyond_an_array_is_touched(flush: Any, launch: Launcher) -> Non
 @pytest.mark.parametrize(("x_scale", "dy_scale", "eps"), [(2.0**51, 2.0**100, 1e-5), (2.0**-78, 2.0**-100, 0.0)])
 @each_way
 @each_form
-def test_gradients_far_from_one(
-    form: Form, way: str, x_scale: float, dy_scale: float, eps: float, launch: Launcher
-) -> None:
+def test_gradients_far_from_one(form: Form, way: str, x_scale: float, dy_scale: float, eps: float, launch: Run) -> None:
     """Where x is scaled and dy is as large or as small, dx is within its bound: no factor leaves the range before."""
     length, _, device = WAYS[way]
     rows = (x_scale * np.random.default_rng(1).normal(size=(4, form.runs * length))).astype("float32")
@@ -218,7 +216,7 @@ def test_gradients_far_from_one(
 
 
 @pytest.mark.parametrize("lines", [512, 4096, 20000])
-def test_many_short_lines(lines: int, launch: Launcher) -> None:
+def test_many_short_lines(lines: int, launch: Run) -> None:
     """Sets of thousands of lines of one vector are summed as trees are: numbers of one size, whose roundings add up."""
     random = np.random.default_rng(3)
     x = (random.choice([-1.0, 1.0], size=(1, lines, 2, 2)) / 3).astype("float32")
@@ -228,7 +226,7 @@ def test_many_short_lines(lines: int, launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("rows", [4096, 8192, 100_000])
-def test_many_rows(rows: int, launch: Launcher) -> None:
+def test_many_rows(rows: int, launch: Run) -> None:
     """Columns of thousands of numbers of one size are summed so that their roundings do not add up."""
     case = make("instance_norm", (1, rows, 5), "float32", (), channel_axis=-1)
     signs = np.where(np.random.default_rng(3).random(case.arrays["x"].shape) < 0.5, np.float32(-1), np.float32(1))
@@ -240,7 +238,7 @@ def test_many_rows(rows: int, launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("rows", [512, 4096, 5000])
-def test_squares_of_two_sizes(rows: int, launch: Launcher) -> None:
+def test_squares_of_two_sizes(rows: int, launch: Run) -> None:
     """Where each square but the first is just too small to change a sum it is added to, not all of them are lost."""
     signs = np.where(np.arange(rows) % 2, np.float32(1), np.float32(-1))
     for few in (rows // 32, 32, 1):
@@ -257,7 +255,7 @@ def test_squares_of_two_sizes(rows: int, launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("length", [4, 32, 128, 200, 3000])
-def test_slopes_of_two_sizes(length: int, launch: Launcher) -> None:
+def test_slopes_of_two_sizes(length: int, launch: Run) -> None:
     """The gradient of a bias misses no slopes that are each too small to change a sum they are added to."""
     rows = 40_000 if length < 100 else 700
     case = make("layer_norm", (rows, length), "float32")
@@ -268,7 +266,7 @@ def test_slopes_of_two_sizes(length: int, launch: Launcher) -> None:
     verify_gradients(found, case, exact_gradients(case, dy))
 
 
-def test_gradients_of_equal_numbers(launch: Launcher) -> None:
+def test_gradients_of_equal_numbers(launch: Run) -> None:
     """Sums of many equal slopes, as a mean sends them, and of a large one before small ones, are within the bounds."""
     case = make("instance_norm", (8192, 2, 2), "float32", channel_axis=1)
     dy = np.full_like(case.arrays["x"], 0.1)
@@ -282,7 +280,7 @@ def test_gradients_of_equal_numbers(launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("rows", [3, 33, 300, 9000])
-def test_what_is_not_there_has_no_gradient(rows: int, launch: Launcher) -> None:
+def test_what_is_not_there_has_no_gradient(rows: int, launch: Run) -> None:
     """Columns and lines of equal values near the largest have finite gradients, though 0 is out of range from there."""
     for case in (
         make("instance_norm", (1, rows, 5), "float32", channel_axis=-1),
@@ -302,15 +300,15 @@ def test_what_is_not_counted(shape: tuple[int, ...]) -> None:
     axis = (0, 2) if len(shape) == 3 else 1 if shape[0] > shape[1] else 0
     plan = over_axes(False, "layer_norm", shape, axis, True, None, None)
     steps = tuple([int(np.prod(shape[place + 1 :], dtype=object)) for place in range(len(shape))])
-    job = _jobs.forward_job(plan, _jobs.Kinds("float16", None, None), shape, (steps, steps), None, None, H200)
-    assert isinstance(job, str) or shape == (4, 2**30 + 2**29)
-    if not isinstance(job, str):
-        assert job.counts[_geometry.COUNTS.index("columns")] < 2**31
+    config = configure_forward(plan, Dtypes("float16", None, None), shape, (steps, steps), None, None, H200)
+    assert isinstance(config, str) or shape == (4, 2**30 + 2**29)
+    if not isinstance(config, str):
+        assert config.counts[_geometry.COUNTS.index("columns")] < 2**31
 
 
 @each_way
 @each_form
-def test_gradients_of_equal_values(form: Form, way: str, launch: Launcher) -> None:
+def test_gradients_of_equal_values(form: Form, way: str, launch: Run) -> None:
     """Equal values with the smallest eps, scaled to be measured, have the gradient of their own 1/√eps."""
     length, _, device = WAYS[way]
     values = np.asarray([[0], [2.0**100], [-(2.0**100)], [2.0**-100]], "float32")

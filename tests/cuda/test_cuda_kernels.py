@@ -19,8 +19,8 @@ from inputs import Case, Norm, verify
 from libraries import numpy_dtype
 
 from anynorm._core.plan import by_channel
-from anynorm_cuda._engine import Launcher
-from anynorm_cuda._jobs import Job, Kinds, forward_job, gradient_job
+from anynorm_cuda._configure import Dtypes, LaunchConfig, configure_backward, configure_forward
+from anynorm_cuda.engine import Run
 
 if cuda_host.missing() is not None:
     pytest.skip(str(cuda_host.missing()), allow_module_level=True)
@@ -29,7 +29,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @pytest.fixture
-def launch(cuda_programs: Path) -> Launcher:
+def launch(cuda_programs: Path) -> Run:
     """Return what runs a kernel on the CPU."""
     return cuda_host.launcher(cuda_programs)
 
@@ -41,8 +41,8 @@ def judge(case: Case, backend: Backend, *, both: bool = True) -> list[str]:
     verify(y, case.arrays["x"], case.reference())
     found = pullback(dy)
     verify_gradients(found, case, exact_gradients(case, dy))
-    assert len(backend.jobs) == 1 + both, backend.declined
-    return [launch.kernel.name for job in backend.jobs for launch in job.launches]
+    assert len(backend.configs) == 1 + both, backend.declined
+    return [launch.kernel.name for config in backend.configs for launch in config.launches]
 
 
 def make(
@@ -84,7 +84,7 @@ LONG = {3072: 3, 6000: 2, 6144: 2, 12000: 1, 20000: 1, 40000: 1, 70000: 1}
 
 
 @pytest.mark.parametrize("vectors", VECTORS)
-def test_rows(vectors: int, launch: Launcher) -> None:
+def test_rows(vectors: int, launch: Run) -> None:
     """Rows of every length of the table, whole vectors and a few elements less, are within the bounds."""
     number = list(VECTORS).index(vectors)
     for short in (0, 1):  # each dtype with both, in turns
@@ -96,7 +96,7 @@ def test_rows(vectors: int, launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("vectors", LONG)
-def test_long_rows(vectors: int, launch: Launcher) -> None:
+def test_long_rows(vectors: int, launch: Run) -> None:
     """Rows that take a cluster, or chunks, are within the bounds, in bfloat16 with an odd length too."""
     for dtype, short in (("float32", 0), ("bfloat16", 3)):
         length = vectors * 16 // numpy_dtype(dtype).itemsize - short
@@ -109,7 +109,7 @@ def test_long_rows(vectors: int, launch: Launcher) -> None:
 @pytest.mark.parametrize("parameters", [(), ("weight",), ("bias",)], ids=["none", "weight", "bias"])
 @pytest.mark.parametrize("function", ["layer_norm", "rms_norm"])
 @pytest.mark.parametrize("length", [24, 300, 5000])
-def test_rows_with_fewer_parameters(length: int, function: str, parameters: tuple[str, ...], launch: Launcher) -> None:
+def test_rows_with_fewer_parameters(length: int, function: str, parameters: tuple[str, ...], launch: Run) -> None:
     """Layer and RMS norm without weight or bias are within the bounds, and the gradient of what is absent is None."""
     with on_cuda(launch) as backend:
         judge(make(function, (9, length), "float32", parameters), backend)
@@ -133,7 +133,7 @@ CHANNELS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]
 
 
 @pytest.mark.parametrize("kind", CHANNELS)
-def test_channels(kind: str, launch: Launcher) -> None:
+def test_channels(kind: str, launch: Run) -> None:
     """Group, instance and batch norm, channels first and last, are within the bounds."""
     function, shape, groups, options = CHANNELS[kind]
     for dtype in ("float32", DTYPES[1 + list(CHANNELS).index(kind) % 2]):
@@ -143,7 +143,7 @@ def test_channels(kind: str, launch: Launcher) -> None:
 
 @pytest.mark.parametrize("parameters", [(), ("weight",), ("bias",)], ids=["none", "weight", "bias"])
 @pytest.mark.parametrize("kind", ["group", "instance", "batch", "group-last", "batch-last"])
-def test_channels_with_fewer_parameters(kind: str, parameters: tuple[str, ...], launch: Launcher) -> None:
+def test_channels_with_fewer_parameters(kind: str, parameters: tuple[str, ...], launch: Run) -> None:
     """Channel norms without weight or bias are within the bounds."""
     function, shape, groups, options = CHANNELS[kind]
     with on_cuda(launch) as backend:
@@ -174,18 +174,18 @@ TABLES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], bool, bool]] = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_columns(kind: str, launch: Launcher) -> None:
+def test_columns(kind: str, launch: Run) -> None:
     """Sets side by side are within the bounds, held by a block or a cluster where that can be, else by chunks."""
     function, shape, groups, *whole = TABLES[kind]
     for dtype in ("float32", "bfloat16"):
         with on_cuda(launch) as backend:
             judge(make(function, shape, dtype, groups=groups, channel_axis=-1), backend)
-        firsts = [job.launches[0].kernel.name for job in backend.jobs]
+        firsts = [config.launches[0].kernel.name for config in backend.configs]
         assert [name in ("columns", "column_gradients") for name in firsts] == whole
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_large_sets(kind: str, launch: Launcher) -> None:
+def test_large_sets(kind: str, launch: Run) -> None:
     """Sets that take a cluster, or that no team can hold, are within the bounds."""
     function, shape, groups = LARGE[kind]
     with on_cuda(launch) as backend:
@@ -194,7 +194,7 @@ def test_large_sets(kind: str, launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("device", [A100, RTX], ids=["without-clusters", "little-memory"])
-def test_other_devices(device: Any, launch: Launcher) -> None:
+def test_other_devices(device: Any, launch: Run) -> None:
     """Where blocks cannot read each other's memory, or have little, long sets are served otherwise."""
     for case in (
         make("layer_norm", (2, 4096), "float32"),
@@ -205,14 +205,14 @@ def test_other_devices(device: Any, launch: Launcher) -> None:
     ):
         with on_cuda(launch, device) as backend:
             judge(case, backend)
-        assert max(dict(its.kernel.macros)["CTAS"] for job in backend.jobs for its in job.launches) == 1
-        assert max(its.shared for job in backend.jobs for its in job.launches) <= device.shared
+        assert max(dict(its.kernel.macros)["CTAS"] for config in backend.configs for its in config.launches) == 1
+        assert max(its.shared for config in backend.configs for its in config.launches) <= device.shared
 
 
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("batch", "float32"), ("batch-last", "bfloat16"), ("batch-short", "float16")]
 )
-def test_given_statistics(kind: str, dtype: str, launch: Launcher) -> None:
+def test_given_statistics(kind: str, dtype: str, launch: Run) -> None:
     """Batch norm with statistics given is within the bounds; its gradients are the formula's."""
     function, shape, _, options = CHANNELS[kind]
     case = make(function, shape, dtype, ("weight", "bias", "mean", "var"), **options)
@@ -222,13 +222,13 @@ def test_given_statistics(kind: str, dtype: str, launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("share", [1, 3])
-def test_teams_take_several_sets(share: int, launch: Launcher) -> None:
+def test_teams_take_several_sets(share: int, launch: Run) -> None:
     """Where rows are more than a small device has room for, teams take several, and none is left out."""
     device = H200._replace(processors=1)
     for length in (16, 40, 100, 200, 520):
         with on_cuda(launch, device) as backend:
             judge(make("layer_norm", (300 * share + 1, length), "bfloat16"), backend)
-        gradient = backend.jobs[1]
+        gradient = backend.configs[1]
         assert gradient.counts[8] > 1
     heads = make("layer_norm", (70, 6, 40), "float32", ())
     parameters = np.random.default_rng(0).normal(size=(2, 1, 6, 40)).astype("float32")
@@ -239,19 +239,19 @@ def test_teams_take_several_sets(share: int, launch: Launcher) -> None:
 @pytest.mark.parametrize(("function", "groups"), [("batch_norm", None), ("group_norm", 8), ("instance_norm", None)])
 def test_images_share_kernels(function: str, groups: int | None) -> None:
     """What images of a hundred sizes and batches run is compiled for the few teams that take them, not for each."""
-    kernels, jobs = set(), 0
+    kernels, configs = set(), 0
     for batch, side, last in itertools.product((8, 16, 24, 32, 64), range(7, 64, 3), (False, True)):
         shape = (batch, side, side, 64) if last else (batch, 64, side, side)
         axis, batch_axis = 3 if last else 1, None if function == "batch_norm" else 0
         plan = by_channel(False, function, shape, axis, batch_axis, groups, False, (64,), (64,))
         steps = tuple(reversed([*itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1)]))
-        kinds, lies = Kinds("bfloat16", "float32", "float32", 256, 256), ((64,), (1,))
-        for job in (
-            forward_job(plan, kinds, shape, (steps, steps), lies, lies, H200),
-            gradient_job(plan, kinds, shape, (steps, steps, steps), lies, lies, H200),
+        dtypes, lies = Dtypes("bfloat16", "float32", "float32", 256, 256), ((64,), (1,))
+        for config in (
+            configure_forward(plan, dtypes, shape, (steps, steps), lies, lies, H200),
+            configure_backward(plan, dtypes, shape, (steps, steps, steps), lies, lies, H200),
         ):
-            assert isinstance(job, Job)
-            kernels |= {launch.kernel for launch in job.launches}
-            jobs += 1
-    assert jobs == 380
+            assert isinstance(config, LaunchConfig)
+            kernels |= {launch.kernel for launch in config.launches}
+            configs += 1
+    assert configs == 380
     assert len(kernels) <= 75

@@ -79,7 +79,7 @@ def test_alignment_changes_no_bit(move: str, offset: int, cuda_programs: Path) -
     for its in (case.with_x(shifted(case.arrays["x"], 0)), moved):
         with on_cuda(cuda_host.launcher(cuda_programs), MOVES[move][-1]) as backend:
             found.append(both_passes(its, dy))
-        macros = [dict(launch.kernel.macros) for job in backend.jobs for launch in job.launches]
+        macros = [dict(launch.kernel.macros) for config in backend.configs for launch in config.launches]
         loads.append({its["LOAD"] for its in macros if "HOLD" in its})
     assert found[0] == found[1]
     assert loads == [{16}, {offset}] or (move == "columns-strips" and loads == [{8}, {offset}])
@@ -104,7 +104,7 @@ def test_no_races(move: str, offset: int, cuda_programs: Path) -> None:
     order = ORDERS[list(MOVES).index(move) % len(ORDERS)]
     with on_cuda(cuda_host.launcher(cuda_programs, order=order, races=True), MOVES[move][-1]) as backend:
         both_passes(case, cotangent(case))
-    assert len(backend.jobs) == 2, backend.declined
+    assert len(backend.configs) == 2, backend.declined
 
 
 @pytest.mark.parametrize("gap", [1, 3, 5])
@@ -130,4 +130,4 @@ def test_words_divide_lines(length: int, load: int, cuda_programs: Path) -> None
         an.layer_norm(its.arrays["x"], its.arrays["weight"], its.arrays["bias"], out=y[:, :length])
     verify(y[:, :length], its.arrays["x"], its.reference())
     assert np.all(y[:, length:] == 7)
-    assert dict(backend.jobs[0].launches[0].kernel.macros)["LOAD"] == load
+    assert dict(backend.configs[0].launches[0].kernel.macros)["LOAD"] == load

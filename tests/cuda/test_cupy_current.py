@@ -18,10 +18,9 @@ import pytest
 from cupy_on_host import Host, normal, on_host
 
 import anynorm as an
-from anynorm import _dispatch
-from anynorm._calls import call_of
-from anynorm._dispatch import measure
-from anynorm._formula import Saved
+from anynorm._core.backends import ops_of
+from anynorm._core.dispatch import bound
+from anynorm.backend import Residuals, Statistics
 from anynorm.layers._running import accumulate, cumulative_share, over_samples
 
 if cupy_on_host.missing() is not None:
@@ -82,19 +81,18 @@ def elsewhere(request: pytest.FixtureRequest, cuda_programs: Path) -> Iterator[E
         answers: dict[str, Callable[[], Any]] = {
             "forward": lambda: (its.result, None),
             "backward": lambda: (its.result, None, None),
-            "moments": lambda: Saved(*[its.result] * 5),
-            "given": lambda: Saved(*[its.result] * 5),
+            "measure": lambda: Statistics(4, *[its.result] * 4),
+            "residuals_of_given": lambda: Residuals(*[its.result] * 5),
         }
         noted: dict[str, Any] = {name: its.noted(name, answer) for name, answer in answers.items()}
-        with mock.patch("cupy.cuda.Device", its.device), mock.patch.multiple("anynorm._formula", **noted):
+        with mock.patch("cupy.cuda.Device", its.device), mock.patch.multiple("anynorm._core.formula", **noted):
             host.current = request.param
             yield its
         assert host.current == request.param
 
 
 def test_engine_and_formula(elsewhere: Elsewhere) -> None:
-    """Both run while x's device is the current one, which is changed once a call, and only if it is another."""
-    measured = call_of("measure", an.moments, (an.moments,))
+    """Both run while x's device is the current one, which is changed only if it is another: to compile, and to run."""
     x, wide = normal(5, 24), normal(4, 6, dtype="float64")
     for its in (x, wide):
         elsewhere.result = its
@@ -102,9 +100,10 @@ def test_engine_and_formula(elsewhere: Elsewhere) -> None:
             y, pullback = an.vjp(an.layer_norm, its)
             assert y.data.device_id == pullback(y).x.data.device_id == 0
         an.layer_norm(its, out=y)
-        measure(measured(its))
-    assert elsewhere.asked == ["forward", "backward"] * 2 + ["forward", "moments"]
-    assert elsewhere.made_current == [0] * (12 * elsewhere.host.current)
+        _measured(its)
+    assert elsewhere.asked == ["forward", "backward"] * 2 + ["forward", "measure"]
+    # 12 calls; 7 signatures, since the gradient of what the formula computed is compiled for nowhere.
+    assert elsewhere.made_current == [0] * ((12 + 7) * elsewhere.host.current)
 
 
 CALLS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
@@ -112,12 +111,19 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "forward-off": (lambda x: _off(lambda: an.layer_norm(x)), ["forward"]),
     "out-off": (lambda x: _off(lambda: an.layer_norm(x, out=x)), ["forward"]),
     "pullback-off": (lambda x: _off(lambda: an.vjp(an.layer_norm, x))[1](x), ["forward", "backward"]),
-    "moments-off": (lambda x: _off(lambda: measure(call_of("m", an.moments, (an.moments,))(x))), ["moments"]),
+    "moments-off": (lambda x: _off(lambda: _measured(x)), ["measure"]),
     "empty": (lambda x: an.layer_norm(x[:0]), ["forward"]),
     "given": (lambda x: an.batch_norm(x, mean=x[0], var=x[1]), []),
     "given-wide": (lambda x: an.batch_norm(normal(4, 6, dtype="float64"), mean=x[0], var=x[1]), ["forward"]),
-    "pullback-given": (lambda x: an.vjp(an.batch_norm, x, mean=x[0], var=x[1])[1](x), ["given", "backward"]),
+    "pullback-given": (
+        lambda x: an.vjp(an.batch_norm, x, mean=x[0], var=x[1])[1](x),
+        ["residuals_of_given", "backward"],
+    ),
 }
+
+
+def _measured(x: Any) -> Statistics:
+    return bound(an.moments, (x,), {}).entry.executable.measure(x)
 
 
 def _off(call: Callable[[], Any]) -> Any:
@@ -142,10 +148,11 @@ MEASURED: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("which", MEASURED)
 def test_moments(which: str, elsewhere: Elsewhere) -> None:
-    """What was learned is brought into x's own units there."""
-    saved = Saved(*[Watched(elsewhere.host)] * 5)
+    """What was measured is brought into x's own units there."""
+    watched = Watched(elsewhere.host)
+    packed = mock.Mock(statistics=lambda: Statistics(4, *[watched] * 4), **dict.fromkeys(Residuals._fields, watched))
     with (
-        mock.patch("anynorm_cupy._engine.Learned", return_value=saved),
+        mock.patch("anynorm_cupy._launch.PackedResiduals", return_value=packed),
         mock.patch("array_api_compat.cupy.squeeze", lambda its, axis: its.squeeze(axis)),
         mock.patch("array_api_compat.cupy.zeros_like", lambda its: its + 0),
     ):
@@ -180,7 +187,7 @@ STATISTICS: dict[str, Callable[[an.Moments], Any]] = {
 @pytest.mark.parametrize("which", STATISTICS)
 def test_statistics(which: str, elsewhere: Elsewhere) -> None:
     """Statistics are merged, read and carried on where they lie."""
-    library = _dispatch.library_of("test", "x", normal(1))
-    with mock.patch.object(library, "_there", lambda x, *_: ("there", x.data.device_id), create=True):
+    ops = ops_of("test", "x", normal(1))
+    with mock.patch.object(ops, "on_device", lambda x, *_, **__: ("there", x.data.device_id)):
         assert STATISTICS[which](an.Moments(4, normal(6), normal(6))) == ("there", 0)
     assert not elsewhere.made_current

@@ -38,12 +38,12 @@ def host(cuda_programs: Path) -> Iterator[Host]:
 
 @pytest.mark.parametrize("name", FEW)
 def test_known_calls(name: str, host: Host) -> None:
-    """The second and later calls of a kind skip the checks and give the bits of the first."""
+    """The second and later calls of a signature skip the checks and give the bits of the first."""
     case = make_case(FEW[name], "float32")
     arrays = LIBRARY.make_all(case.arrays)
     first = to_numpy(case.function()(arrays))
     case.function()(arrays)
-    with mock.patch("anynorm._prepare._prepared", side_effect=AssertionError):
+    with mock.patch("anynorm._core.dispatch.checked_plan", side_effect=AssertionError):
         for _ in range(2):
             assert to_numpy(case.function()(arrays)).tobytes() == first.tobytes()
     assert len(host.kernels) == len({launch.kernel for launch in host.launches})
@@ -197,7 +197,7 @@ def test_elements_that_are_not_aligned(which: str, dtype: str, host: Host) -> No
         launched = len(host.launches)
         own = given | ({which: unaligned(which, dtype)} if strange else {})
         with mock.patch.multiple(
-            "anynorm._formula", forward=lambda *a, **_: (a[1], None), backward=mock.DEFAULT
+            "anynorm._core.formula", forward=lambda *a, **_: (a[1], None), backward=mock.DEFAULT
         ) as its:
             its["backward"].return_value = own["dx"], own["weight"], own["bias"]
             if which in ("dy", "dx"):

@@ -21,8 +21,7 @@ from inputs import NORMS, check, make_case, verify
 from layouts import LAYOUTS, STRIDED
 
 import anynorm as an
-from anynorm._calls import call_of
-from anynorm._dispatch import measure
+from anynorm._core.dispatch import bound
 
 if cupy_on_host.missing() is not None:
     pytest.skip(str(cupy_on_host.missing()), allow_module_level=True)
@@ -172,15 +171,15 @@ def test_memory_aligned_to_an_element(call: Any, host: Host) -> None:
 def test_moments(axis: Any, host: Host) -> None:
     """The engine measures x where only its moments are asked for, and writes nothing else."""
     x = normal(4, 6, 16)
-    call = call_of("measure", an.moments, (an.moments,))(x, axis=axis)
+    call = bound(an.moments, (x,), {"axis": axis})
     assert an.explain(an.moments, x, axis=axis).path == "anynorm_cuda"
-    learned = measure(call)
+    measured = call.entry.executable.measure(x)
     exact = viewed(x).astype(np.float64)
     mean = exact.mean(axis=axis, keepdims=True)
-    found = to_numpy(learned.mean) + to_numpy(learned.correction).astype(np.float64)
+    found = to_numpy(measured.mean) + to_numpy(measured.correction).astype(np.float64)
     np.testing.assert_allclose(found, mean, rtol=0, atol=4 * 2.0**-24 * np.abs(exact).max())
-    np.testing.assert_allclose(to_numpy(learned.m2), ((exact - mean) ** 2).sum(axis=axis, keepdims=True), rtol=1e-6)
-    assert (to_numpy(learned.scale) == 1).all()
+    np.testing.assert_allclose(to_numpy(measured.m2), ((exact - mean) ** 2).sum(axis=axis, keepdims=True), rtol=1e-6)
+    assert (to_numpy(measured.scale) == 1).all()
     assert host.launches[0].kernel.name in ("rows", "columns")
 
 
@@ -232,7 +231,7 @@ def test_dtype_of_dy(dtype: str) -> None:
     """dy of fewer digits than x is served in x's dtype; one of more goes to the formula, which keeps them."""
     x, dy = normal(5, 24), normal(5, 24, dtype=dtype)
     _, pullback = an.vjp(an.layer_norm, x)
-    with mock.patch("anynorm_cupy._gradients._formula.backward", return_value=(1, None, None)) as formula:
+    with mock.patch("anynorm._core.formula.backward", return_value=(1, None, None)) as formula:
         found = pullback(dy).x
     if dtype == "float64":
         formula.assert_called_once()
@@ -247,7 +246,7 @@ def test_gradient_in_another_order() -> None:
     x, weight = [make(LAYOUTS["transposed"](viewed(its))) for its in (normal(3, 6, 8), normal(6, 8))]
     assert an.explain(an.layer_norm, x, weight, axis=(1, 2)).path == "anynorm_cuda"
     _, pullback = an.vjp(an.layer_norm, x, weight, axis=(1, 2))
-    with mock.patch("anynorm._formula.backward", return_value=(x, weight, None)) as formula:
+    with mock.patch("anynorm._core.formula.backward", return_value=(x, weight, None)) as formula:
         pullback(x)
     formula.assert_called_once()
 

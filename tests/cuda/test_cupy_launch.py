@@ -76,13 +76,13 @@ class Driver:
 @pytest.fixture
 def driver() -> Iterator[Driver]:
     """Put a stand-in where CuPy's driver is."""
-    from anynorm_cupy import _launch
+    from anynorm_cupy import _device
 
     its = Driver()
     streams = {3: its}
     with (
-        mock.patch.object(_launch, "driver", its),
-        mock.patch.object(_launch, "runtime", its),
+        mock.patch.object(_device, "driver", its),
+        mock.patch.object(_device, "runtime", its),
         mock.patch("cupy.RawKernel", its.RawKernel),
         mock.patch("cupy.cuda.get_current_stream", lambda device: SimpleNamespace(ptr=streams[device].stream)),
     ):
@@ -90,13 +90,13 @@ def driver() -> Iterator[Driver]:
 
 
 def _launcher() -> Any:
-    from anynorm_cupy._launch import launcher
+    from anynorm_cupy._device import launcher
 
     return launcher.__wrapped__(3)
 
 
 def _run(launcher: Any, launch: Launch) -> None:
-    from anynorm_cupy._launch import on_current_stream
+    from anynorm_cupy._device import on_current_stream
 
     on_current_stream(launcher, 3)(launch, ARGUMENT)
 
@@ -174,12 +174,12 @@ def test_thread_without_context(shared: int, driver: Driver) -> None:
 
 def test_facts() -> None:
     """What a device is comes from CuPy's properties of it."""
-    from anynorm_cupy import _launch
+    from anynorm_cupy import _device
 
     properties = {"major": 12, "minor": 1, "multiProcessorCount": 48, "sharedMemPerBlockOptin": 101376, "name": b"a"}
     runtime = SimpleNamespace(getDeviceProperties=lambda device: properties if device == 5 else {}, is_hip=False)
-    with mock.patch.object(_launch, "runtime", runtime):
-        assert _launch.facts.__wrapped__(5) == Device(121, 48, 101376)
+    with mock.patch.object(_device, "runtime", runtime):
+        assert _device.facts.__wrapped__(5) == Device(121, 48, 101376)
 
 
 def test_what_the_adapter_asks_of_cupy_is_there() -> None:

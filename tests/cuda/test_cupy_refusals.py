@@ -18,9 +18,8 @@ from cupy_on_host import Host, normal, on_host, to_numpy, viewed
 from refusals import ASTRAY, AT_A_LAUNCH, BEFORE_A_LAUNCH, CAPTURED, said
 
 import anynorm as an
-from anynorm._calls import call_of
-from anynorm._dispatch import measure
-from anynorm._formula import Saved
+from anynorm._core.dispatch import bound
+from anynorm.backend import PackedResiduals, Residuals, Statistics
 
 if cupy_on_host.missing() is not None:
     pytest.skip(str(cupy_on_host.missing()), allow_module_level=True)
@@ -45,25 +44,25 @@ class Formula:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.y, self.saved = normal(2, 2), Saved(*[normal(4, 1) for _ in Saved._fields])
+        self.y, self.residuals = normal(2, 2), Residuals(*[normal(4, 1) for _ in Residuals._fields])
+        self.statistics = Statistics(6, *self.residuals[:4])
         self.dweight: Any = None
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """Return y and what was learned."""
+        """Return y and the residuals."""
         self.asked.append("forward")
-        return self.y, self.saved
+        return self.y, self.residuals
 
-    def backward(self, *arguments: Any, saved: Any = None, **__: Any) -> Any:
-        """Return gradients, of what this or the engine learned."""
-        saved = arguments[4] if saved is None else saved
-        assert isinstance(saved, Saved)
+    def backward(self, *arguments: Any, **__: Any) -> Any:
+        """Return gradients, by residuals of this or of the engine."""
+        assert isinstance(arguments[4], Residuals | PackedResiduals)
         self.asked.append("backward")
         return self.y, self.dweight, None
 
-    def moments(self, *_: Any, **__: Any) -> Any:
-        """Return what was learned."""
-        self.asked.append("moments")
-        return self.saved
+    def measure(self, *_: Any, **__: Any) -> Any:
+        """Return the statistics."""
+        self.asked.append("measure")
+        return self.statistics
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def formula(host: Host) -> Iterator[Formula]:
     """Put it where the formula is."""
     assert host.current == 0
     its = Formula()
-    with mock.patch.multiple("anynorm._formula", forward=its.forward, backward=its.backward, moments=its.moments):
+    with mock.patch.multiple("anynorm._core.formula", forward=its.forward, backward=its.backward, measure=its.measure):
         yield its
 
 
@@ -143,17 +142,16 @@ def test_moments_and_given_statistics(which: str, host: Host, formula: Formula) 
     refusal = REFUSALS[which]
     refusal.impose(host)
     x, channels = normal(*refusal.shape), [normal(refusal.shape[1]) for _ in range(2)]
-    call = call_of("measure", an.moments, (an.moments,))(x, axis=1)
     for _ in range(2):
-        assert measure(call) is formula.saved
+        assert bound(an.moments, (x,), {"axis": 1}).entry.executable.measure(x) is formula.statistics
         assert an.batch_norm(x, mean=channels[0], var=channels[1]) is formula.y
-    assert formula.asked == ["moments", "forward"] * 2
+    assert formula.asked == ["measure", "forward"] * 2
     assert not host.launches
 
 
 @each_refusal
 def test_pullback(which: str, host: Host, formula: Formula, said: list[Any]) -> None:
-    """Where the gradient's kernels alone are refused, the formula computes it of what the engine saved, each time."""
+    """Where the gradient's kernels alone are refused, the formula computes it by the engine's residuals, each time."""
     refusal = REFUSALS[which]
     x, weight = normal(*refusal.shape), normal(refusal.shape[1])
     _, pullback = an.vjp(an.layer_norm, x, weight)

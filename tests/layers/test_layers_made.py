@@ -96,7 +96,7 @@ def test_given_arrays(library: ArrayLibrary) -> None:
         (lambda: an.BatchNorm(3, momentum="0.1"), TypeError, "momentum must be a real"),  # type: ignore[arg-type]
         (lambda: an.BatchNorm(3, correction=-1), ValueError, "correction must be 0 or more"),
         (lambda: an.BatchNorm(3, track_running_stats=None), TypeError, "True or False"),  # type: ignore[arg-type]
-        (lambda: an.BatchNorm(3, xp="torch"), TypeError, "pass the module itself"),
+        (lambda: an.BatchNorm(3, xp="torch"), TypeError, "pass the module itself"),  # type: ignore[arg-type]
         (lambda: an.BatchNorm(3, dtype="int32"), TypeError, "float16, bfloat16, float32, float64"),
         (lambda: an.BatchNorm(3, device="gpu"), ValueError, "numpy cannot place arrays on device='gpu'"),
         (lambda: an.BatchNorm(3, weight=np.ones(4)), ValueError, r"weight has shape \(4,\)"),

@@ -9,15 +9,15 @@ import ctypes
 from typing import Any
 
 from anynorm_cuda import _geometry
-from anynorm_cuda._engine import Launcher
 from anynorm_cuda._launcher import Loaded
 from anynorm_cuda._program import Kernel, Launch
+from anynorm_cuda.engine import Run
 
 
 class HostDevice:
     """A device as `anynorm_cuda._launcher.Launcher` is told of it."""
 
-    def __init__(self, run: Launcher, device: int = 0) -> None:
+    def __init__(self, run: Run, device: int = 0) -> None:
         self.run, self.device = run, device
         self.kernels: list[Kernel] = []  # that were loaded
         self.launches: list[Launch] = []

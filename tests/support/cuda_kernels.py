@@ -1,4 +1,4 @@
-"""The kernels that jobs launch: for every row of the table of teams, norm and dtype. Compiles and runs none."""
+"""The kernels that configs launch: for every row of the table of teams, norm and dtype. Compiles and runs none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 from operator import mul
 
 from anynorm._core.plan import Plan, by_channel, over_axes
-from anynorm_cuda._jobs import Job, Kinds, forward_job, gradient_job
+from anynorm_cuda._configure import Dtypes, LaunchConfig, configure_backward, configure_forward
 from anynorm_cuda._program import Launch
 from anynorm_cuda._teams import Device
 
@@ -17,10 +17,10 @@ Ints = tuple[int, ...]
 # The last has clusters, and little shared memory.
 DEVICES = {80: Device(80, 108, 166912), 90: Device(90, 132, 232448), 120: Device(120, 188, 101376)}
 
-KINDS = {
-    "bfloat16": Kinds("bfloat16", "float32", "float32", dweight="bfloat16"),
-    "float16": Kinds("float16", "float16", "float16"),
-    "float32": Kinds("float32", "float32", "float32"),
+DTYPES = {
+    "bfloat16": Dtypes("bfloat16", "float32", "float32", dweight="bfloat16"),
+    "float16": Dtypes("float16", "float16", "float16"),
+    "float32": Dtypes("float32", "float32", "float32"),
 }
 
 # Bytes of a row, one for each row of the table; an odd number of elements among them.
@@ -46,8 +46,8 @@ CHANNEL_NORMS = (("batch_norm", None, None), ("group_norm", 0, 4), ("instance_no
 def launches_of(arch: int, dtype: str) -> tuple[Launch, ...]:
     """Return a launch of each kernel for a device and a dtype, that which needs the most memory."""
     device = device_of(arch)
-    jobs = [*_of_rows(KINDS[dtype], device), *_of_images(KINDS[dtype], device)]
-    launches = sorted([launch for job in jobs for launch in job.launches], key=lambda launch: launch.shared)
+    configs = [*_of_rows(DTYPES[dtype], device), *_of_images(DTYPES[dtype], device)]
+    launches = sorted([launch for config in configs for launch in config.launches], key=lambda launch: launch.shared)
     return tuple({launch.kernel: launch for launch in launches}.values())
 
 
@@ -56,36 +56,36 @@ def device_of(arch: int) -> Device:
     return DEVICES[max(known for known in DEVICES if known <= arch)]
 
 
-def _of_rows(kinds: Kinds, device: Device) -> Iterator[Job]:
+def _of_rows(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
     for size in ROWS:
-        length = size // (4 if kinds.x == "float32" else 2)
+        length = size // (4 if dtypes.x == "float32" else 2)
         own: tuple[tuple[bool, tuple[Ints, Ints] | None], ...] = ((True, ((length,), (1,))), (False, None))
         for centres, laid in own if size in BARE_ROWS else own[:1]:
             lies = None if laid is None else laid[0]
             plan = over_axes(False, "layer_norm", (64, length), -1, centres, lies, lies)
-            yield from _both(plan, kinds, (64, length), (length, 1), laid, device)
+            yield from _both(plan, dtypes, (64, length), (length, 1), laid, device)
         # So many rows that teams take more than they can add up in one sum.
         many = (2**28 // size, length)
         plan = over_axes(False, "layer_norm", many, -1, True, (length,), (length,))
-        yield from _both(plan, kinds, many, (length, 1), ((length,), (1,)), device)
+        yield from _both(plan, dtypes, many, (length, 1), ((length,), (1,)), device)
 
 
-def _of_images(kinds: Kinds, device: Device) -> Iterator[Job]:
+def _of_images(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
     for shape in IMAGES:
         n, channels, *inner = shape
         last, first = _dense((n, *inner, channels)), _dense(shape)
         for function, batch_axis, groups in CHANNEL_NORMS:
             plan = by_channel(False, function, shape, 1, batch_axis, groups, False, (channels,), (channels,))
             for steps in (first, (last[0], last[-1], *last[1:-1])):
-                yield from _both(plan, kinds, shape, steps, ((channels,), (1,)), device)
+                yield from _both(plan, dtypes, shape, steps, ((channels,), (1,)), device)
 
 
 def _both(
-    plan: Plan, kinds: Kinds, shape: Ints, steps: Ints, laid: tuple[Ints, Ints] | None, device: Device
-) -> list[Job]:
-    forward = forward_job(plan, kinds, shape, (steps, steps), laid, laid, device)
-    backward = gradient_job(plan, kinds, shape, (steps, steps, steps), laid, laid, device)
-    return [job for job in (forward, backward) if not isinstance(job, str)]
+    plan: Plan, dtypes: Dtypes, shape: Ints, steps: Ints, laid: tuple[Ints, Ints] | None, device: Device
+) -> list[LaunchConfig]:
+    forward = configure_forward(plan, dtypes, shape, (steps, steps), laid, laid, device)
+    backward = configure_backward(plan, dtypes, shape, (steps, steps, steps), laid, laid, device)
+    return [config for config in (forward, backward) if not isinstance(config, str)]
 
 
 def _dense(shape: Ints) -> Ints:

@@ -18,14 +18,10 @@ from unittest import mock
 import cuda_host
 import numpy as np
 from cuda_device import HostDevice
-from libraries import ArrayLibrary, NumPyArray, numpy_dtype
+from libraries import ArrayLibrary, NumPyArray, nothing_known, numpy_dtype
 
 import anynorm as an
-from anynorm import _dispatch
-from anynorm_cuda._engine import Launcher
-from anynorm_cuda._launcher import Loaded
-from anynorm_cuda._program import Kernel
-from anynorm_cuda._teams import Device
+from anynorm_cuda.engine import Device, Kernel, Loaded, Run
 
 H200 = Device(90, 132, 232448)
 
@@ -43,7 +39,7 @@ def missing() -> str | None:
 class Host(HostDevice):
     """What stands for a device: its memory, its kernels and what was asked of it."""
 
-    def __init__(self, run: Launcher, facts: Device) -> None:
+    def __init__(self, run: Run, facts: Device) -> None:
         super().__init__(run, DEVICE)
         self.facts = facts
         self.stream = STREAM
@@ -169,22 +165,23 @@ def explained(case: Any, arrays: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def on_host(launch: Launcher, device: Device = H200) -> Iterator[Host]:
+def on_host(launch: Run, device: Device = H200) -> Iterator[Host]:
     """Let CuPy's arrays lie in host memory, and its kernels run on the CPU as on a device of this model."""
     import array_api_compat.cupy
     import cupy
 
-    from anynorm_cupy import _launch
+    from anynorm_cupy import _device
 
     host = Host(launch, device)
     before = cupy.cuda.get_allocator()
     with ExitStack() as stack:
         patch = mock.patch.object
         for its in (
-            patch(_launch, "driver", host.driver),
-            patch(_launch, "runtime", host.runtime),
-            patch(_launch, "current_stream", lambda _: host.stream),
-            patch(_launch, "_Device", lambda _: host),
+            patch(_device, "driver", host.driver),
+            patch(_device, "runtime", host.runtime),
+            patch(_device, "current_stream", lambda _: host.stream),
+            patch(_device, "_Device", lambda _: host),
+            nothing_known(),
             patch(cupy, "ascontiguousarray", _converted),
             patch(cupy, "copyto", _copyto),
             patch(array_api_compat.cupy, "astype", _astype),
@@ -200,14 +197,8 @@ def on_host(launch: Launcher, device: Device = H200) -> Iterator[Host]:
 
 
 def _forget() -> None:
-    """Forget what was decided for a device that is now another."""
-    import cupy
+    """Forget what was asked of a device that is now another."""
+    from anynorm_cupy import _device
 
-    from anynorm_cupy import _jobs, _launch
-
-    _launch.facts.cache_clear()
-    _launch.launcher.cache_clear()
-    _jobs._met.clear()
-    library = _dispatch._libraries.get(cupy.ndarray)
-    if library is not None:
-        library.known.clear()
+    _device.facts.cache_clear()
+    _device.launcher.cache_clear()

@@ -49,9 +49,8 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
     import torch
 
     import anynorm_cuda
-    from anynorm_cuda import _engine as engine
-    from anynorm_cuda._launcher import Launcher
-    from anynorm_cuda._teams import Device
+    from anynorm_cuda import engine
+    from anynorm_cuda.engine import Device, Launcher
     from anynorm_torch import _cuda, _memory, _signature
 
     device = Device(90, 132, 232448) if device is None else device

@@ -74,7 +74,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         """Return the weight of the new batch: momentum, or what makes running statistics the average of all batches."""
         if self.momentum is not None:
             return float(self.momentum)
-        if self.num_batches_tracked is None:
+        if self.num_batches_tracked is None or self.running_mean is None:
             return 0.0
         return cumulative_share(self.num_batches_tracked, self.running_mean, batch)
 

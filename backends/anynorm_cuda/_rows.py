@@ -1,11 +1,10 @@
-"""Jobs of sets of lines: in one go where a team can hold a set, else chunk by chunk."""
+"""Launch configs of sets of lines: in one go where a team can hold a set, else chunk by chunk."""
 
 from __future__ import annotations
 
 import math
 
-from anynorm.backend import Plan
-from anynorm.backend import Five, Ints, View
+from anynorm.backend import Five, Ints, Plan, View
 from anynorm_cuda._build import (
     APART,
     DIFFER,
@@ -16,8 +15,8 @@ from anynorm_cuda._build import (
     VECTOR,
     WIDEST,
     Builder,
-    Job,
-    Kinds,
+    Dtypes,
+    LaunchConfig,
     Sums,
     sums_over,
 )
@@ -43,8 +42,8 @@ DECLARED = 36 << 10
 class Rows(Builder):
     """Sets of lines."""
 
-    def __init__(self, plan: Plan, its: View, kinds: Kinds, device: Device) -> None:
-        super().__init__(plan, its, kinds, device)
+    def __init__(self, plan: Plan, view: View, dtypes: Dtypes, device: Device) -> None:
+        super().__init__(plan, view, dtypes, device)
         self.lines, self.run = (self.r * self.s, self.p) if self.p > 1 else (1, self.s)
         # Lines that lie along two axes, R and S, or along one alone.
         self.split = self.p > 1 and self.r > 1 and self.s > 1
@@ -75,8 +74,8 @@ class Rows(Builder):
             LINES=int(self.lines == 1),
             SPLIT=int(self.split),
             TAIL=int(self.run % self.per_vector != 0),
-            WEIGHT=self.lies(self.its.weight),
-            BIAS=self.lies(self.its.bias),
+            WEIGHT=self.lies(self.view.weight),
+            BIAS=self.lies(self.view.bias),
             **own,
         )
         return Kernel(name, ("call", "formula", "hold", "team", "lines", part), macros)
@@ -117,7 +116,7 @@ class Rows(Builder):
         kernel = self.kernel(name, part, team, **own)
         return Launch(kernel, self.grid(team), team.threads, team.room(tensors))
 
-    def forward(self, *, only_measure: bool) -> Job | str:
+    def forward(self, *, only_measure: bool) -> LaunchConfig | str:
         team = self.held(forward_team(self.lines, self.vectors, self.device))
         if self.plan.given and not team.chunked:
             team = chunk_team(self.vectors, 8)
@@ -137,10 +136,10 @@ class Rows(Builder):
             launches = (launch("rows"),)
         plane = self.sets * chunks
         of_partial = (self.b, 0, 1, 0) if self.plan.given else (self.b * chunks, 1, chunks, 0)
-        return Job(
-            view=self.its,
+        return LaunchConfig(
+            view=self.view,
             sets=self.sets,
-            keeps=team.chunked,
+            keeps_residuals=team.chunked,
             given=self.plan.given,
             launches=launches,
             partial=5 * plane if team.chunked and not self.plan.given else 0,
@@ -149,7 +148,7 @@ class Rows(Builder):
             steps=self.steps(of_partial),
         )
 
-    def backward(self) -> Job | str:
+    def backward(self) -> LaunchConfig | str:
         varies = self.varies()
         if varies is None:
             return DIFFER
@@ -157,7 +156,7 @@ class Rows(Builder):
             return self._along_lines(varies)
         team = self.held(gradient_team(self.lines, self.vectors, self.device))
         pieces = self.pieces(team)
-        wanted = self.its.weight is not None or self.its.bias is not None
+        wanted = self.view.weight is not None or self.view.bias is not None
         by_line = varies[1] or varies[3]
         kind = (PIECES_SUMS if by_line else SETS_SUMS) if wanted else NO_SUMS
         if kind == SETS_SUMS and team.chunked:
@@ -169,10 +168,12 @@ class Rows(Builder):
         sums = sums_over(lengths, along)
         if sums is None and wanted:
             return APART
-        return self._job(team, kind, sums if wanted else None, math.prod(lengths))
+        return self._config(team, kind, sums if wanted else None, math.prod(lengths))
 
-    def _job(self, team: Team, kind: int, sums: Sums | None, count: int, *beside: Launch, **own: int) -> Job | str:
-        """Return the job of a backward pass: what writes dx, in one go or chunk by chunk, then what runs beside."""
+    def _config(
+        self, team: Team, kind: int, sums: Sums | None, count: int, *beside: Launch, **own: int
+    ) -> LaunchConfig | str:
+        """Return the config of a backward pass: what writes dx, in one go or chunk by chunk, then what runs beside."""
         chunks = self.chunks(team)
         plane = self.sets * chunks
 
@@ -187,18 +188,18 @@ class Rows(Builder):
         if sums is not None:
             launches.append(self.parameter_sums(sums))
         counts = self.lengths(team) | {"chunks": chunks, "plane": plane} | own
-        return self._gradient_job(launches, 2 * plane if team.chunked else 0, sums, count, **counts)
+        return self._backward_config(launches, 2 * plane if team.chunked else 0, sums, count, **counts)
 
-    def _gradient_job(
+    def _backward_config(
         self, launches: list[Launch], partial: int, sums: Sums | None, count: int, **counts: int
-    ) -> Job | str:
+    ) -> LaunchConfig | str:
         if any(launch.grid[0] > LONGEST or launch.grid[1] > MOST_ROWS for launch in launches):
             return "there are too many sets"
         chunks = counts.get("chunks", 1)
-        return Job(
-            view=self.its,
+        return LaunchConfig(
+            view=self.view,
             sets=self.sets,
-            keeps=True,
+            keeps_residuals=True,
             given=False,
             launches=tuple(launches),
             partial=partial,
@@ -207,8 +208,8 @@ class Rows(Builder):
             steps=self.steps((self.b * chunks, 1, chunks, 0)),
         )
 
-    def _along_lines(self, varies: tuple[bool, bool, bool, bool]) -> Job | str:
-        """Return the job for a weight that lies along the lines."""
+    def _along_lines(self, varies: tuple[bool, bool, bool, bool]) -> LaunchConfig | str:
+        """Return the config for a weight that lies along the lines."""
         if varies[0]:
             return "the gradient of a weight or bias of each sample is wanted"
         team = parameter_team(self.vectors, self.device)
@@ -229,7 +230,7 @@ class Rows(Builder):
             32 * stages * team.items * team.threads + folded,
         )
         sums = Sums(teams, of_b * self.run, 1)
-        return self._gradient_job(
+        return self._backward_config(
             [launch, self.parameter_sums(sums)], 0, sums, teams * of_b * self.run, rows=rows, share=share
         )
 
@@ -241,7 +242,7 @@ class Rows(Builder):
         """Return the bytes of what the threads of a team gathered of dweight and dbias, float32."""
         return 2 * 4 * self.per_vector * team.items * team.threads
 
-    def _along_long_lines(self, varies: tuple[bool, bool, bool, bool]) -> Job | str:
+    def _along_long_lines(self, varies: tuple[bool, bool, bool, bool]) -> LaunchConfig | str:
         if varies[2] and self.b > 1:
             return f"lines of {self.run} elements with a weight of their own are too long"
         strips = -(-self.vectors // 256)
@@ -254,4 +255,4 @@ class Rows(Builder):
         team = self.held(gradient_team(self.lines, self.vectors, self.device))
         gather = Launch(kernel, (strips, teams), 256, 0)
         # One argument for all: `share` and `columns` are for the parameters.
-        return self._job(team, NO_SUMS, sums, teams * self.run, gather, share=share, columns=self.run)
+        return self._config(team, NO_SUMS, sums, teams * self.run, gather, share=share, columns=self.run)

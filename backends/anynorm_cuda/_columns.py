@@ -1,12 +1,11 @@
-"""Jobs of sets side by side, the columns of a table: in one go where a cluster can hold them, else chunk by chunk."""
+"""Launch configs of sets side by side, columns of a table: at once where a cluster can hold them, else in chunks."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from anynorm.backend import Plan
-from anynorm.backend import Five, Ints, View
+from anynorm.backend import Five, Ints, Plan, View
 from anynorm_cuda._build import (
     APART,
     DIFFER,
@@ -16,8 +15,8 @@ from anynorm_cuda._build import (
     ROW,
     WIDEST,
     Builder,
-    Job,
-    Kinds,
+    Dtypes,
+    LaunchConfig,
     Sums,
     sums_over,
 )
@@ -44,8 +43,8 @@ class Cut(NamedTuple):
 class Columns(Builder):
     """Sets side by side."""
 
-    def __init__(self, plan: Plan, its: View, kinds: Kinds, device: Device) -> None:
-        super().__init__(plan, its, kinds, device)
+    def __init__(self, plan: Plan, view: View, dtypes: Dtypes, device: Device) -> None:
+        super().__init__(plan, view, dtypes, device)
         self.columns, self.of_set = self.b * self.s * self.p, self.s * self.p
 
     def lies(self, steps: Five | None) -> int:
@@ -77,8 +76,8 @@ class Columns(Builder):
             JOINT=int(cut.whole),
             OF_SET=self.of_set,
             PLACES=self.p,
-            WEIGHT=self.lies(self.its.weight),
-            BIAS=self.lies(self.its.bias),
+            WEIGHT=self.lies(self.view.weight),
+            BIAS=self.lies(self.view.bias),
         )
         parts = ("column_gradients",) if tensors == 2 else ()
         kernel = Kernel(name, ("call", "formula", "hold", "columns", *parts), macros)
@@ -87,22 +86,22 @@ class Columns(Builder):
     def merge(self, name: str, cut: Cut, *, weighted: bool) -> Launch:
         return self.settle(name, cut.chunks * self.of_set, self.of_set, self.p, weighted)
 
-    def forward(self, *, only_measure: bool) -> Job | str:
+    def forward(self, *, only_measure: bool) -> LaunchConfig | str:
         cut = self.cut(1)
         write = () if only_measure else (self.launch("columns_write", cut, 1),)
         if self.plan.given:
-            return self._job(cut, (self.given(), *write), 0, None)
+            return self._config(cut, (self.given(), *write), 0, None)
         if cut.whole:
-            return self._job(cut, (self.launch("columns", cut, 1),), 0, None)
+            return self._config(cut, (self.launch("columns", cut, 1),), 0, None)
         launches = (self.launch("columns_measure", cut, 1), self.merge("settle", cut, weighted=False), *write)
-        return self._job(cut, launches, 5, None)
+        return self._config(cut, launches, 5, None)
 
-    def backward(self) -> Job | str:
+    def backward(self) -> LaunchConfig | str:
         varies = self.varies()
         if varies is None:
             return DIFFER
         cut = self.cut(2)
-        weighted = self.its.weight is not None and not varies[1]
+        weighted = self.view.weight is not None and not varies[1]
         launches = (
             (self.launch("column_gradients", cut, 2),)
             if cut.whole
@@ -112,8 +111,8 @@ class Columns(Builder):
                 self.launch("column_slopes", cut, 2),
             )
         )
-        if self.its.weight is None and self.its.bias is None:
-            return self._job(cut, launches, 2, None)
+        if self.view.weight is None and self.view.bias is None:
+            return self._config(cut, launches, 2, None)
         lengths: Ints = (self.a, cut.chunks, self.b, self.s, self.p)
         along: tuple[bool, ...] = (varies[0], False, varies[2], varies[3], False)
         if varies[1]:
@@ -122,20 +121,22 @@ class Columns(Builder):
         if sums is None:
             return APART
         count = math.prod(lengths) if varies[1] else 0
-        return self._job(cut, (*launches, self.parameter_sums(sums)), 2, sums, count)
+        return self._config(cut, (*launches, self.parameter_sums(sums)), 2, sums, count)
 
-    def _job(self, cut: Cut, launches: tuple[Launch, ...], planes: int, sums: Sums | None, count: int = 0) -> Job | str:
-        """Return a job; `planes` of what chunks leave for each column, `count` numbers to sum for each parameter."""
+    def _config(
+        self, cut: Cut, launches: tuple[Launch, ...], planes: int, sums: Sums | None, count: int = 0
+    ) -> LaunchConfig | str:
+        """Return a config; `planes` of what chunks leave for each column, `count` numbers to sum for each parameter."""
         if any(launch.grid[0] > LONGEST for launch in launches):
             return "there are too many sets"
         plane = self.a * cut.chunks * self.columns
         given = self.plan.given
         steps = (self.b, 0, 1, 0) if given else (cut.chunks * self.columns, self.columns, self.of_set, 1)
         own = {"columns": self.columns, "chunks": cut.chunks, "plane": plane, "items": cut.strip.items}
-        return Job(
-            view=self.its,
+        return LaunchConfig(
+            view=self.view,
             sets=self.sets,
-            keeps=not cut.whole,
+            keeps_residuals=not cut.whole,
             given=given,
             launches=launches,
             partial=planes * plane,

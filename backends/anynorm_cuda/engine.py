@@ -1,0 +1,49 @@
+"""What adapters call: from a plan and strides to a launch config, and that run on addresses of a device's memory.
+
+Importing it imports no CUDA. A `Launcher`, one for each device, loads and runs the launches of a config. `launcher`
+makes one by the CUDA driver; CuPy's adapter makes its own, by CuPy.
+"""
+
+from __future__ import annotations
+
+from anynorm_cuda._build import WIDEST as WIDEST
+from anynorm_cuda._build import Dtypes as Dtypes
+from anynorm_cuda._build import LaunchConfig as LaunchConfig
+from anynorm_cuda._compile import OPTIONS as OPTIONS
+from anynorm_cuda._configure import configure_backward as configure_backward
+from anynorm_cuda._configure import configure_forward as configure_forward
+from anynorm_cuda._driver import facts as facts
+from anynorm_cuda._driver import launcher as launcher
+from anynorm_cuda._engine import Run as Run
+from anynorm_cuda._engine import backward as backward
+from anynorm_cuda._engine import forward as forward
+from anynorm_cuda._launcher import Launcher as Launcher
+from anynorm_cuda._launcher import Loaded as Loaded
+from anynorm_cuda._launcher import RefusedError as RefusedError
+from anynorm_cuda._launcher import too_old as too_old
+from anynorm_cuda._program import CompileError as CompileError
+from anynorm_cuda._program import Kernel as Kernel
+from anynorm_cuda._program import Launch as Launch
+from anynorm_cuda._teams import Device as Device
+
+__all__ = [
+    "OPTIONS",
+    "WIDEST",
+    "CompileError",
+    "Device",
+    "Dtypes",
+    "Kernel",
+    "Launch",
+    "LaunchConfig",
+    "Launcher",
+    "Loaded",
+    "RefusedError",
+    "Run",
+    "backward",
+    "configure_backward",
+    "configure_forward",
+    "facts",
+    "forward",
+    "launcher",
+    "too_old",
+]

@@ -1,0 +1,58 @@
+"""The backend: which calls are alike, and what serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from anynorm.backend import Backend, Declined, Executable, Memory, Operands, Plan, apart, reach, refuses_out
+from anynorm_cuda.engine import WIDEST
+from anynorm_cupy._launch import Gradient, Launch
+from anynorm_cupy._memory import ndarray
+from anynorm_cupy._ops import OPS
+
+
+class CuPyBackend(Backend):
+    """Serves exactly ndarray on device memory, subclasses by the formula, whose arithmetic is theirs."""
+
+    def __init__(self) -> None:
+        super().__init__(OPS)
+
+    def signature(
+        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
+    ) -> Hashable | None:
+        found: list[Hashable] = []
+        # Of a backward pass, what decides beside dy and `out` is in the signature of its forward pass.
+        for array in (x, weight, bias, mean, var, out) if dy is None else (dy, out):
+            if array is None:
+                found.append(None)
+            elif type(array) is ndarray:
+                memory = array.data
+                found.append((array.dtype, array.shape, array.strides, memory.ptr % WIDEST, memory.device_id))
+            else:
+                return None
+        if out is not None:
+            others = (weight, bias, mean, var, dy) if out is x and dy is None else (x, weight, bias, mean, var, dy)
+            if not apart(_span(out), [_span(array) for array in others if array is not None]):
+                return None
+        return tuple(found)
+
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:
+        compiled = Launch.compiled if operands.dy is None else Gradient.compiled
+        found: Executable[Any] | str = self.ops.on_device(operands.x, compiled, plan, operands)
+        return Declined(found) if isinstance(found, str) else found
+
+    def refuses_out(self, out: Any, x: Any, others: dict[str, Any]) -> str | None:
+        itself = None if x is None else _memory(x)
+        return refuses_out(_memory(out), itself, {name: _memory(array) for name, array in others.items()})
+
+
+def _span(array: Any) -> tuple[int, int]:
+    """Return between which addresses an array lies."""
+    first, last = reach(array.shape, array.strides)
+    begin = array.data.ptr
+    return begin + first, begin + last + array.itemsize
+
+
+def _memory(array: Any) -> Memory:
+    return Memory(array.data.ptr, array.shape, array.strides, array.itemsize)

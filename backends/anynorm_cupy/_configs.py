@@ -1,0 +1,124 @@
+"""From CuPy's arrays to the engine's launch configs: dtypes, strides and how memory is aligned. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import cupy
+
+from anynorm.backend import Ints, Layout, Plan
+from anynorm_cuda import engine
+from anynorm_cuda.engine import WIDEST, Dtypes, LaunchConfig
+from anynorm_cupy._device import facts, launcher
+from anynorm_cupy._memory import converted, dense
+
+FLOAT32: Any = cupy.dtype(cupy.float32)
+FLOAT64: Any = cupy.dtype(cupy.float64)
+
+
+class Parameter(NamedTuple):
+    """Weight or bias as the engine reads it: no wider than float32, some axis without gaps, no step back."""
+
+    dtype: Any
+    shape: Ints
+    strides: Ints  # in bytes
+    copies: bool  # because it lies in memory otherwise
+
+    @classmethod
+    def of(cls, array: Any, *, in_order: bool = False) -> Parameter | None:
+        """Return how an array is read; `in_order`: in C order alone."""
+        if array is None:
+            return None
+        strides = [stride for stride, length in zip(array.strides, array.shape, strict=True) if length > 1]
+        fits = array.flags.c_contiguous or (min(strides) == array.itemsize and not in_order)
+        if fits and array.dtype != FLOAT64:
+            return cls(array.dtype, array.shape, array.strides, copies=False)
+        return cls.in_c_order(array.shape, FLOAT32 if array.dtype == FLOAT64 else array.dtype)
+
+    @classmethod
+    def in_c_order(cls, shape: Ints, dtype: Any = FLOAT32) -> Parameter:
+        """Return how a new array is read."""
+        return cls(dtype, shape, c_strides(shape, dtype.itemsize), copies=True)
+
+    def layout(self) -> Layout:
+        """Return shape, and strides in elements."""
+        return self.shape, tuple([stride // self.dtype.itemsize for stride in self.strides])
+
+
+def read(array: Any, parameter: Parameter | None) -> Any:
+    """Return weight or bias as `parameter` says that it is read."""
+    return converted(array, parameter.dtype) if parameter is not None and parameter.copies else array
+
+
+def address(array: Any) -> int:
+    """Return where an array begins; 0 where there is none."""
+    return 0 if array is None else array.data.ptr
+
+
+def c_strides(shape: Ints, itemsize: int) -> Ints:
+    """Return the strides in bytes of an array in C order."""
+    return dense(shape, tuple(range(len(shape), 0, -1)), itemsize)
+
+
+class Configs:
+    """The launch configs of one signature, by how the arrays are aligned that each call makes."""
+
+    def __init__(
+        self,
+        configure: Callable[..., LaunchConfig | str],
+        plan: Plan,
+        x: Any,
+        strides: tuple[Ints, ...],  # in bytes, of x and each array of its shape
+        weight: Parameter | None,
+        bias: Parameter | None,
+    ) -> None:
+        self._configure = configure
+        self._plan = plan
+        self._dtype, self._shape, self._device = x.dtype, x.shape, x.data.device_id
+        self._strides = tuple([tuple([stride // x.itemsize for stride in each]) for each in strides])
+        self._parameters = weight, bias
+        self._by_alignment: dict[Ints, LaunchConfig | str] = {}
+
+    def at(self, bits: int, parameter_bits: int) -> LaunchConfig | str:
+        """Return the config, whose kernels are loaded, or half a sentence that says why there is none.
+
+        `bits` are those that are set in the address of x or of an array of its shape, `parameter_bits` of weight or
+        bias.
+        """
+        alignment = bits % WIDEST, parameter_bits % WIDEST
+        return self._by_alignment.get(alignment) or self._configured(alignment)
+
+    def _configured(self, alignment: tuple[int, int]) -> LaunchConfig | str:
+        if alignment[0] % self._dtype.itemsize:
+            return "an allocator gives memory in which no element can lie"
+        weight, bias = [None if each is None else each.dtype.name for each in self._parameters]
+        layouts = [None if each is None else each.layout() for each in self._parameters]
+        config = self._configure(
+            self._plan,
+            Dtypes(self._dtype.name, weight, bias, *alignment),
+            self._shape,
+            self._strides,
+            *layouts,
+            facts(self._device),
+        )
+        if not isinstance(config, str):
+            config = launcher(self._device).why_not(config.launches) or config
+        self._by_alignment[alignment] = config
+        return config
+
+
+def forward_configs(plan: Plan, x: Any, y: Ints, weight: Parameter | None, bias: Parameter | None) -> Configs:
+    """Return the configs of a forward pass to a y with these strides."""
+
+    def configure(*arguments: Any) -> LaunchConfig | str:
+        return engine.configure_forward(*arguments, only_measure=plan.function == "moments")
+
+    return Configs(configure, plan, x, (x.strides, y), weight, bias)
+
+
+def gradient_configs(plan: Plan, x: Any, dy: Ints, dx: Ints, weight: Parameter | None) -> Configs:
+    """Return the configs of a backward pass from a dy to a dx with these strides."""
+    # Bias is not read: its layout is that of its gradient.
+    bias = None if plan.bias is None else Parameter.in_c_order(cast("Ints", plan.bias))
+    return Configs(engine.configure_backward, plan, x, (x.strides, dy, dx), weight, bias)

@@ -128,8 +128,8 @@ def _compiled(x: Any, weight: Any, bias: Any) -> dict[str, Call]:
     layouts = (weight.shape, weight.strides), (bias.shape, bias.strides)
     config = engine.configure(plan, "float32", x.shape, strides, *layouts, engine.threads_for(x.size))
     assert not isinstance(config, str)
-    addresses = [engine.address(array) for array in (x, y, weight, bias)]
-    engine.forward(config, *addresses, 0, 1e-5)  # so that it is compiled
+    addresses = at_x, at_y, at_weight, at_bias = engine.addresses(x, y, weight, bias)
+    engine.forward(config, at_x, at_y, at_weight, at_bias, 0, 1e-5)  # so that it is compiled
     kept = config, y  # memory behind the addresses
     rest = (config.address, *addresses, 0, 0, 0, 1e-5)
 

@@ -7,8 +7,9 @@ if FILE has another. ANYNORM_REQUIRE, a list of packages with commas between, fa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -57,6 +58,18 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         # Workers share the cores: torch, not imported yet, would start as many threads in each as there are.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // worker["workercount"])))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a file that imports the kernels of numba where numba is not installed."""
+    report = yield
+    if report.failed and "No module named 'numba'" in str(report.longrepr) and find_spec("numba") is None:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, "Skipped: numba is not installed")
+    return report
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen

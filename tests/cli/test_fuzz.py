@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,15 +89,26 @@ def _module(name: str) -> Any:
 def _on_result(change: Callable[[Any, Any], Any]) -> Callable[[pytest.MonkeyPatch], None]:
     """Return what makes every norm's result that of `change`, which is given the call and y."""
 
+    class Faulty:
+        def __init__(self, executable: Any) -> None:
+            self._executable = executable
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._executable, name)
+
+        def forward(self, x: Any, *arguments: Any) -> Any:
+            y, residuals = self._executable.forward(x, *arguments)
+            return change(SimpleNamespace(x=x, out=arguments[4]), y), residuals
+
     def plant(monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("layer_norm", "group_norm", "batch_norm"):
-            original = _module(f"anynorm.{name}").run
+        dispatch = _module("anynorm._core.dispatch")
+        original = dispatch.entry_for
 
-            def run(call: Any, *, original: Any = original, **options: Any) -> Any:
-                y, saved = original(call, **options)
-                return change(call, y), saved
+        def entry_for(*arguments: Any) -> Any:
+            entry = original(*arguments)
+            return dispatch.Entry(entry.backend, entry.plan, Faulty(entry.executable), entry.cached)
 
-            monkeypatch.setattr(_module(f"anynorm.{name}"), "run", run)
+        monkeypatch.setattr(dispatch, "entry_for", entry_for)
 
     return plant
 

@@ -31,6 +31,7 @@ from anynorm._core.arrays import FLOAT32 as FLOAT32
 from anynorm._core.arrays import FLOAT64 as FLOAT64
 from anynorm._core.arrays import Array as Array
 from anynorm._core.arrays import Format as Format
+from anynorm._core.arrays import Operand as Operand
 from anynorm._core.arrays import Shape as Shape
 from anynorm._core.arrays import dtype_name as dtype_name
 from anynorm._core.arrays import tree_sum as tree_sum
@@ -79,6 +80,7 @@ __all__ = [
     "Ints",
     "Layout",
     "Memory",
+    "Operand",
     "Operands",
     "Ops",
     "PackedResiduals",

@@ -135,7 +135,7 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-def _ask(call: str, *arguments: Any) -> list[Any]:
+def _ask(call: str, *arguments: object) -> list[Any]:
     answer: list[Any]
     error, *answer = getattr(_nvrtc(), call)(*arguments)
     if error:
@@ -144,12 +144,12 @@ def _ask(call: str, *arguments: Any) -> list[Any]:
     return answer
 
 
-def _words(error: Any) -> str:
+def _words(error: object) -> str:
     text: bytes = _nvrtc().nvrtcGetErrorString(error)[1]
     return text.decode()
 
 
-def _text(program: Any, what: str) -> bytes:
+def _text(program: object, what: str) -> bytes:
     (size,) = _ask(f"nvrtcGet{what}Size", program)
     room = bytearray(size)  # not bytes: of those with one character Python has one object for all, which is written to
     _ask(f"nvrtcGet{what}", program, room)

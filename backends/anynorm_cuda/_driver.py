@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import ModuleType
 from typing import Any, NoReturn
 
 from anynorm_cuda import _compile
@@ -49,7 +50,7 @@ class _Device:
         self._current = cuda.cuCtxGetCurrent
         self._launch = cuda.cuLaunchKernel
 
-    def launch(self, *given: Any) -> None:
+    def launch(self, *given: object) -> None:
         error, current = self._current()
         if not error and int(current) == self._number:
             (error,) = self._launch(*given)
@@ -114,14 +115,14 @@ def _cuda() -> Any:
     return driver
 
 
-def _ask(call: str, *arguments: Any) -> Any:
+def _ask(call: str, *arguments: object) -> Any:
     error, *answer = getattr(_cuda(), call)(*arguments)
     if error:
         _fail(_cuda(), call, error)
     return answer[0] if answer else None
 
 
-def _fail(cuda: Any, call: str, error: Any) -> NoReturn:
+def _fail(cuda: ModuleType, call: str, error: object) -> NoReturn:
     words: list[bytes | None] = [cuda.cuGetErrorName(error)[1], cuda.cuGetErrorString(error)[1]]
     name, text = (str(error) if word is None else word.decode() for word in words)
     msg = f"{call}: {name}: {text}."

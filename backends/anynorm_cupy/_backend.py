@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import cupy
+
 from anynorm.backend import Backend, Declined, Executable, Memory, Operands, Plan, apart, reach, refuses_out
 from anynorm_cuda.engine import WIDEST
 from anynorm_cupy._launch import Gradient, Launch
@@ -19,7 +21,14 @@ class CuPyBackend(Backend):
         super().__init__(OPS)
 
     def signature(
-        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
+        self,
+        x: cupy.ndarray,
+        weight: cupy.ndarray | None,
+        bias: cupy.ndarray | None,
+        mean: cupy.ndarray | None,
+        var: cupy.ndarray | None,
+        out: cupy.ndarray,
+        dy: cupy.ndarray | None = None,
     ) -> Hashable | None:
         found: list[Hashable] = []
         # Of a backward pass, what decides beside dy and `out` is in the signature of its forward pass.
@@ -42,17 +51,17 @@ class CuPyBackend(Backend):
         found: Executable[Any] | str = self.ops.on_device(operands.x, compiled, plan, operands)
         return Declined(found) if isinstance(found, str) else found
 
-    def refuses_out(self, out: Any, x: Any, others: dict[str, Any]) -> str | None:
+    def refuses_out(self, out: cupy.ndarray, x: cupy.ndarray, others: dict[str, Any]) -> str | None:
         itself = None if x is None else _memory(x)
         return refuses_out(_memory(out), itself, {name: _memory(array) for name, array in others.items()})
 
 
-def _span(array: Any) -> tuple[int, int]:
+def _span(array: cupy.ndarray) -> tuple[int, int]:
     """Return between which addresses an array lies."""
     first, last = reach(array.shape, array.strides)
     begin = array.data.ptr
     return begin + first, begin + last + array.itemsize
 
 
-def _memory(array: Any) -> Memory:
+def _memory(array: cupy.ndarray) -> Memory:
     return Memory(array.data.ptr, array.shape, array.strides, array.itemsize)

@@ -26,7 +26,7 @@ class Parameter(NamedTuple):
     copies: bool  # because it lies in memory otherwise
 
     @classmethod
-    def of(cls, array: Any, *, in_order: bool = False) -> Parameter | None:
+    def of(cls, array: cupy.ndarray | None, *, in_order: bool = False) -> Parameter | None:
         """Return how an array is read; `in_order`: in C order alone."""
         if array is None:
             return None
@@ -37,7 +37,7 @@ class Parameter(NamedTuple):
         return cls.in_c_order(array.shape, FLOAT32 if array.dtype == FLOAT64 else array.dtype)
 
     @classmethod
-    def in_c_order(cls, shape: Ints, dtype: Any = FLOAT32) -> Parameter:
+    def in_c_order(cls, shape: Ints, dtype: cupy.dtype = FLOAT32) -> Parameter:
         """Return how a new array is read."""
         return cls(dtype, shape, c_strides(shape, dtype.itemsize), copies=True)
 
@@ -46,12 +46,12 @@ class Parameter(NamedTuple):
         return self.shape, tuple([stride // self.dtype.itemsize for stride in self.strides])
 
 
-def read(array: Any, parameter: Parameter | None) -> Any:
+def read(array: cupy.ndarray | None, parameter: Parameter | None) -> Any:
     """Return weight or bias as `parameter` says that it is read."""
     return converted(array, parameter.dtype) if parameter is not None and parameter.copies else array
 
 
-def address(array: Any) -> int:
+def address(array: cupy.ndarray | None) -> int:
     """Return where an array begins; 0 where there is none."""
     return 0 if array is None else array.data.ptr
 
@@ -68,7 +68,7 @@ class Configs:
         self,
         configure: Callable[..., LaunchConfig | str],
         plan: Plan,
-        x: Any,
+        x: cupy.ndarray,
         strides: tuple[Ints, ...],  # in bytes, of x and each array of its shape
         weight: Parameter | None,
         bias: Parameter | None,
@@ -108,7 +108,7 @@ class Configs:
         return config
 
 
-def forward_configs(plan: Plan, x: Any, y: Ints, weight: Parameter | None, bias: Parameter | None) -> Configs:
+def forward_configs(plan: Plan, x: cupy.ndarray, y: Ints, weight: Parameter | None, bias: Parameter | None) -> Configs:
     """Return the configs of a forward pass to a y with these strides."""
 
     def configure(*arguments: Any) -> LaunchConfig | str:
@@ -117,7 +117,7 @@ def forward_configs(plan: Plan, x: Any, y: Ints, weight: Parameter | None, bias:
     return Configs(configure, plan, x, (x.strides, y), weight, bias)
 
 
-def gradient_configs(plan: Plan, x: Any, dy: Ints, dx: Ints, weight: Parameter | None) -> Configs:
+def gradient_configs(plan: Plan, x: cupy.ndarray, dy: Ints, dx: Ints, weight: Parameter | None) -> Configs:
     """Return the configs of a backward pass from a dy to a dx with these strides."""
     # Bias is not read: its layout is that of its gradient.
     bias = None if plan.bias is None else Parameter.in_c_order(cast("Ints", plan.bias))

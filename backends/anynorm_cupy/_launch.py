@@ -29,7 +29,7 @@ class OnDevice(Executable[Any]):
 
     engine = "anynorm_cuda"
 
-    def __init__(self, plan: Plan, x: Any, configs: Configs, strides: Ints, weight: Parameter | None) -> None:
+    def __init__(self, plan: Plan, x: cupy.ndarray, configs: Configs, strides: Ints, weight: Parameter | None) -> None:
         super().__init__(plan, OPS, None)
         self._configs = configs
         self._strides = strides  # of the result, in bytes
@@ -37,7 +37,7 @@ class OnDevice(Executable[Any]):
         self._device = x.data.device_id
         self._launcher = launcher(self._device)
 
-    def _result(self, x: Any, out: Any) -> Any:
+    def _result(self, x: cupy.ndarray, out: cupy.ndarray | None) -> Any:
         return empty(x.shape, x.dtype, self._strides) if out is None else out
 
     def _run(self) -> Run:
@@ -53,7 +53,13 @@ class Launch(OnDevice):
     """A forward pass."""
 
     def __init__(
-        self, plan: Plan, x: Any, configs: Configs, strides: Ints, weight: Parameter | None, bias: Parameter | None
+        self,
+        plan: Plan,
+        x: cupy.ndarray,
+        configs: Configs,
+        strides: Ints,
+        weight: Parameter | None,
+        bias: Parameter | None,
     ) -> None:
         super().__init__(plan, x, configs, strides, weight)
         self._bias = bias
@@ -74,12 +80,26 @@ class Launch(OnDevice):
         return found if isinstance(found, str) else cls(plan, x, configs, strides, *parameters)
 
     def forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+        self,
+        x: cupy.ndarray,
+        weight: cupy.ndarray | None,
+        bias: cupy.ndarray | None,
+        eps: float,
+        given: tuple[Any, Any] | None,
+        out: cupy.ndarray | None,
+        save: bool,
     ) -> tuple[Any, Any]:
         return self.ops.on_device(x, self._forward, x, weight, bias, eps, given, out, save)  # type: ignore[no-any-return]
 
     def _forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+        self,
+        x: cupy.ndarray,
+        weight: cupy.ndarray | None,
+        bias: cupy.ndarray | None,
+        eps: float,
+        given: tuple[Any, Any] | None,
+        out: cupy.ndarray | None,
+        save: bool,
     ) -> tuple[Any, Any]:
         if self.reason is None:
             y = self._result(x, out)
@@ -90,11 +110,11 @@ class Launch(OnDevice):
                 return y, found if save else None
         return super().forward(x, weight, bias, eps, given, out, save)
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: cupy.ndarray, eps: float = 0.0) -> Statistics:
         found: Statistics = self.ops.on_device(x, self._measure, x, eps)
         return found
 
-    def _measure(self, x: Any, eps: float) -> Statistics:
+    def _measure(self, x: cupy.ndarray, eps: float) -> Statistics:
         if self.reason is None and self.plan.function == "moments":  # other configs have launches that write y
             found = self._launched(x, None, None, None, eps, None, True)
             if found is not None:
@@ -102,7 +122,14 @@ class Launch(OnDevice):
         return super().measure(x, eps)
 
     def _launched(
-        self, x: Any, y: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, save: bool
+        self,
+        x: cupy.ndarray,
+        y: cupy.ndarray,
+        weight: cupy.ndarray | None,
+        bias: cupy.ndarray | None,
+        eps: float,
+        given: tuple[Any, Any] | None,
+        save: bool,
     ) -> PackedResiduals | None:
         """Write y, unless it is None, and return the residuals; None where no kernel runs."""
         weight, bias = read(weight, self._weight), read(bias, self._bias)
@@ -146,7 +173,7 @@ class Gradient(OnDevice):
     def __init__(
         self,
         plan: Plan,
-        x: Any,
+        x: cupy.ndarray,
         configs: Configs,
         strides: Ints,
         weight: Parameter | None,
@@ -180,10 +207,24 @@ class Gradient(OnDevice):
             found = configs.at(bits, parameter_bits)
         return found if isinstance(found, str) else cls(plan, x, configs, of_dx, parameter, casts, copies)
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self,
+        dy: cupy.ndarray,
+        x: cupy.ndarray,
+        weight: cupy.ndarray | None,
+        residuals: AnyResiduals,
+        out: cupy.ndarray | None,
+    ) -> tuple[Any, Any, Any]:
         return self.ops.on_device(x, self._backward, dy, x, weight, residuals, out)  # type: ignore[no-any-return]
 
-    def _backward(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, out: Any) -> tuple[Any, Any, Any]:
+    def _backward(
+        self,
+        dy: cupy.ndarray,
+        x: cupy.ndarray,
+        weight: cupy.ndarray | None,
+        residuals: AnyResiduals,
+        out: cupy.ndarray | None,
+    ) -> tuple[Any, Any, Any]:
         if self.reason is None and isinstance(residuals, PackedResiduals):
             found = self._launched(dy, x, weight, residuals, out)
             if found is not None:
@@ -191,7 +232,12 @@ class Gradient(OnDevice):
         return super().backward(dy, x, weight, residuals, out)
 
     def _launched(
-        self, dy: Any, x: Any, weight: Any, residuals: PackedResiduals, out: Any
+        self,
+        dy: cupy.ndarray,
+        x: cupy.ndarray,
+        weight: cupy.ndarray | None,
+        residuals: PackedResiduals,
+        out: cupy.ndarray | None,
     ) -> tuple[Any, Any, Any] | None:
         """Return the gradients, or None where no kernel runs."""
         dx, weight = self._result(x, out), read(weight, self._weight)

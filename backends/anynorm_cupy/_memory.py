@@ -13,7 +13,7 @@ from anynorm_cupy._device import capturing
 ndarray: Any = cupy.ndarray
 
 
-def unreadable(*arrays: Any) -> str | None:
+def unreadable(*arrays: cupy.ndarray | None) -> str | None:
     """Return why the memory of an array is not to be touched, or None; None stands for no array."""
     for array in arrays:
         if array is None:
@@ -54,17 +54,17 @@ def workspace(size: int, device: int) -> Any:
     return memory
 
 
-def empty(shape: Ints, dtype: Any, strides: Ints) -> Any:
+def empty(shape: Ints, dtype: cupy.dtype, strides: Ints) -> Any:
     """Return a new array without gaps; strides in bytes."""
     made = ndarray(shape, dtype)
     return made if made.strides == strides else ndarray(shape, dtype, made.data, strides)
 
 
-def empty_like(x: Any) -> Any:
+def empty_like(x: cupy.ndarray) -> Any:
     """Return a new array without gaps whose axes lie in memory in the order of x's."""
     return empty(x.shape, x.dtype, dense(x.shape, x.strides, x.itemsize))
 
 
-def converted(array: Any, dtype: Any) -> Any:
+def converted(array: cupy.ndarray, dtype: cupy.dtype) -> Any:
     """Return an array in another dtype, or with its gaps closed, in C order."""
     return cupy.ascontiguousarray(array, dtype=dtype)

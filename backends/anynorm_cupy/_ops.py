@@ -23,14 +23,14 @@ class CuPyOps(ArrayOps[Any]):
     def __init__(self) -> None:
         super().__init__("cupy", xp)
 
-    def on_device(self, x: Any, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+    def on_device(self, x: cupy.ndarray, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         device = x.data.device_id
         if device == current_device():
             return function(*arguments, **options)
         with cupy.cuda.Device(device):
             return function(*arguments, **options)
 
-    def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
+    def sum(self, x: cupy.ndarray, axes: tuple[int, ...]) -> Any:
         # CuPy's own sum over a leading axis leaves a sixteenth of it to each thread, so that 2²⁰ float32 come out tens
         # of eps off. float32 is summed in float64, which every GPU has; float64 in blocks.
         if x.dtype == cupy.float32:
@@ -39,7 +39,7 @@ class CuPyOps(ArrayOps[Any]):
             x = _sum_in_blocks(x, axis)
         return x
 
-    def with_layout_of(self, y: Any, x: Any) -> Any:
+    def with_layout_of(self, y: cupy.ndarray, x: cupy.ndarray) -> Any:
         # CuPy's arithmetic leaves axes in C order.
         like = empty_like(x)
         if like.strides == y.strides:
@@ -48,7 +48,7 @@ class CuPyOps(ArrayOps[Any]):
         return like
 
 
-def _sum_in_blocks(x: Any, axis: int) -> Any:
+def _sum_in_blocks(x: cupy.ndarray, axis: int) -> Any:
     while x.shape[axis] > BLOCK:
         before, after = x.shape[:axis], x.shape[axis + 1 :]
         blocks, left = divmod(x.shape[axis], BLOCK)

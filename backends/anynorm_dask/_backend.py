@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import array_api_compat.dask.array as xp
+import dask.array
 
 from anynorm.backend import ArrayOps, Backend, Shape
 from anynorm_dask._blocks import largest, reshaped, shape_of, sum_over
@@ -17,16 +18,16 @@ class DaskOps(ArrayOps[Any]):
     def __init__(self) -> None:
         super().__init__("dask", xp)
 
-    def shape(self, x: Any) -> Shape:
+    def shape(self, x: dask.array.Array) -> Shape:
         return shape_of(x)
 
-    def reshape(self, x: Any, shape: Shape) -> Any:
+    def reshape(self, x: dask.array.Array, shape: Shape) -> Any:
         return reshaped(x, shape)
 
-    def sum(self, x: Any, axes: tuple[int, ...]) -> Any:
+    def sum(self, x: dask.array.Array, axes: tuple[int, ...]) -> Any:
         return sum_over(x, axes)
 
-    def peak(self, x: Any, axes: tuple[int, ...]) -> Any:
+    def peak(self, x: dask.array.Array, axes: tuple[int, ...]) -> Any:
         return largest(x, axes)
 
 
@@ -38,8 +39,8 @@ class DaskBackend(Backend):
     def __init__(self) -> None:
         super().__init__(DaskOps())
 
-    def refuses(self, x: Any) -> str | None:
+    def refuses(self, x: dask.array.Array) -> str | None:
         return refuses(x)
 
-    def refuses_beside(self, array: Any, x: Any) -> str | None:
+    def refuses_beside(self, array: dask.array.Array, x: dask.array.Array) -> str | None:
         return refuses_beside(array, x)

@@ -8,38 +8,38 @@ from typing import Any
 import dask.array
 from array_api_compat import array_namespace
 
-from anynorm.backend import Shape, tree_sum
+from anynorm.backend import Operand, Shape, tree_sum
 from anynorm_dask._chunks import refuses_chunk
 
 da: Any = dask.array  # its functions are not annotated
 
 
-def shape_of(x: Any) -> Shape:
+def shape_of(x: dask.array.Array) -> Shape:
     """Return x's shape, with None for a length that is not known yet."""
     # Dask writes it as NaN, the only number that differs from itself.
     return tuple([None if length != length else length for length in x.shape])
 
 
-def sum_over(x: Any, axes: tuple[int, ...]) -> Any:
+def sum_over(x: dask.array.Array, axes: tuple[int, ...]) -> Any:
     """Sum over `axes`, kept as length 1, by a halving tree within chunks and over the chunks' sums."""
     return da.reduction(
         x, chunk=_sum_of_block, aggregate=_sum_of_block, axis=axes, keepdims=True, dtype=x.dtype, concatenate=True
     )
 
 
-def _sum_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -> Any:  # noqa: ARG001  they are always kept
+def _sum_of_block(block: Operand, axis: int | tuple[int, ...], keepdims: bool) -> Any:  # noqa: ARG001  they are always kept
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     return tree_sum(block, axes)
 
 
-def largest(x: Any, axes: tuple[int, ...]) -> Any:
+def largest(x: dask.array.Array, axes: tuple[int, ...]) -> Any:
     """Return the largest magnitude over `axes`, kept as length 1; chunks may be empty, which Dask's max refuses."""
     return da.reduction(
         abs(x), chunk=_largest_of_block, aggregate=_largest_of_block, axis=axes, keepdims=True, dtype=x.dtype
     )
 
 
-def _largest_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -> Any:
+def _largest_of_block(block: Operand, axis: int | tuple[int, ...], keepdims: bool) -> Any:
     refusal = refuses_chunk(block)
     if refusal is not None:  # Dask had been told of another kind of chunk
         msg = f"anynorm: a Dask array {refusal} To Dask they are another kind: pass meta= where it is made."
@@ -51,7 +51,7 @@ def _largest_of_block(block: Any, axis: int | tuple[int, ...], keepdims: bool) -
     return reduction(block, axis=axes, keepdims=keepdims)
 
 
-def reshaped(x: Any, lengths: Shape) -> Any:
+def reshaped(x: dask.array.Array, lengths: Shape) -> Any:
     """Reshape; where a length is unknown, split one axis in two or join two.
 
     Dask's own reshape refuses every unknown length, also along an axis it would leave alone.
@@ -70,14 +70,14 @@ def reshaped(x: Any, lengths: Shape) -> Any:
         x = x.rechunk({axis: -1})
         first, second = lengths[axis : axis + 2]
         chunks = (*x.chunks[:axis], (first,), (second,), *x.chunks[axis + 1 :])
-        return x.map_blocks(_split, axis, first, dtype=x.dtype, chunks=chunks, new_axis=axis + 1)
+        return da.map_blocks(_split, x, axis, first, dtype=x.dtype, chunks=chunks, new_axis=axis + 1)
     axis = _pair(known, lengths)
     x = x.rechunk({axis: -1, axis + 1: -1})
     chunks = (*x.chunks[:axis], (lengths[axis],), *x.chunks[axis + 2 :])
-    return x.map_blocks(_join, axis, dtype=x.dtype, chunks=chunks, drop_axis=axis + 1)
+    return da.map_blocks(_join, x, axis, dtype=x.dtype, chunks=chunks, drop_axis=axis + 1)
 
 
-def _without_empty_chunks(x: Any) -> Any:
+def _without_empty_chunks(x: dask.array.Array) -> Any:
     """Return x in one chunk along axes of length 1: beside an empty one Dask broadcasts the other into its place."""
     split = [axis for axis, length in enumerate(x.shape) if length == 1 and len(x.chunks[axis]) > 1]
     return x.rechunk(dict.fromkeys(split, -1)) if split else x

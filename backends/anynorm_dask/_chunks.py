@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import dask.array
 import numpy as np
 
 from anynorm.backend import conversion, type_name, unsuited
@@ -12,12 +11,12 @@ from anynorm.backend import conversion, type_name, unsuited
 SERVED = {"numpy", "cupy"}
 
 
-def refuses(x: Any) -> str | None:
+def refuses(x: dask.array.Array) -> str | None:
     """Return why no norm can take this array, or None. Nothing is computed: Dask knows an empty chunk of it."""
     return refuses_chunk(x._meta)
 
 
-def refuses_beside(value: Any, x: Any) -> str | None:
+def refuses_beside(value: dask.array.Array, x: dask.array.Array) -> str | None:
     """Return why an array cannot be used beside x, or None."""
     own, others = _maker(value._meta), _maker(x._meta)
     if own == others or not {own, others} <= SERVED:
@@ -29,7 +28,7 @@ def refuses_beside(value: Any, x: Any) -> str | None:
     )
 
 
-def refuses_chunk(block: Any) -> str | None:
+def refuses_chunk(block: object) -> str | None:
     """Return why no norm can be computed on chunks like this one, or None."""
     if type(block) is np.ndarray:
         return None
@@ -45,6 +44,6 @@ def refuses_chunk(block: Any) -> str | None:
     return None
 
 
-def _maker(block: Any) -> str:
+def _maker(block: object) -> str:
     """Return the library that chunks like this one belong to."""
     return "numpy" if isinstance(block, np.ndarray) else type(block).__module__.partition(".")[0]

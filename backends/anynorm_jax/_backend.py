@@ -37,7 +37,14 @@ class JaxBackend(Backend):
         super().__init__(OPS)
 
     def signature(
-        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        mean: Array | None,
+        var: Array | None,
+        out: Array | None,
+        dy: Array | None = None,
     ) -> Hashable | None:
         array_type = type(x)
         if out is not None or isinstance(x, Tracer):
@@ -60,7 +67,7 @@ class JaxBackend(Backend):
                 return Declined("JAX is tracing the call and compiles the formula with what surrounds it")
         return _compiled(plan)
 
-    def refuses(self, x: Any) -> str | None:
+    def refuses(self, x: Array) -> str | None:
         if x.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             return (
                 "is float64, which JAX has switched off and would round to float32. Cast it, e.g. "

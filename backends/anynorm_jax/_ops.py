@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,7 +29,7 @@ class JaxOps(ArrayOps[jax.Array]):
     def broadcast(self, x: jax.Array, shape: Shape) -> jax.Array:
         return broadcast(x, shape)
 
-    def fused(self, x: jax.Array, function: Callable[..., Any], /, *arrays: Any, **options: Any) -> Any:  # noqa: ARG002
+    def fused(self, x: jax.Array, function: Callable[..., Any], /, *arrays: object, **options: Hashable) -> Any:  # noqa: ARG002
         # Merging Moments step by step takes 0.8 ms.
         return _fused(function, tuple(options.items()))(*arrays)
 

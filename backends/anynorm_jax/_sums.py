@@ -6,7 +6,7 @@ they are made of shows in the compiled program alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -43,17 +43,17 @@ def broadcast(x: jax.Array, shape: Shape) -> jax.Array:
     return y
 
 
-def _plain_sum(x: Any, axes: tuple[int, ...]) -> Any:
+def _plain_sum(x: jax.Array, axes: tuple[int, ...]) -> Any:
     return jnp.sum(x, axis=axes, keepdims=True)
 
 
-def _plain_broadcast(x: Any, shape: tuple[Any, ...], sharding: Any) -> Any:
+def _plain_broadcast(x: jax.Array, shape: tuple[Any, ...], sharding: NamedSharding | None) -> Any:
     if sharding is None:
         return jnp.broadcast_to(x, shape)
     return _jax.lax.broadcast_in_dim(x, shape, tuple(range(x.ndim)), out_sharding=sharding)
 
 
-def _sum_in_float64(x: Any, axes: tuple[int, ...]) -> Any:
+def _sum_in_float64(x: jax.Array, axes: tuple[int, ...]) -> Any:
     """Sum float32 in float64, whether or not the caller has that enabled.
 
     XLA adds plainly, in blocks of 16 or in one loop over several axes as it sees fit, and no barrier keeps the loops
@@ -65,7 +65,7 @@ def _sum_in_float64(x: Any, axes: tuple[int, ...]) -> Any:
         return _plain_sum(x.astype(jnp.float64), axes).astype(jnp.float32)
 
 
-def _sum_by_halves(x: Any, axes: tuple[int, ...]) -> Any:
+def _sum_by_halves(x: jax.Array, axes: tuple[int, ...]) -> Any:
     """Sum by a tree of additions of whole arrays, which XLA leaves as they are.
 
     Plainly where a length is a symbol or 0, and along what is split over an explicit axis of a mesh, where no half is
@@ -78,7 +78,7 @@ def _sum_by_halves(x: Any, axes: tuple[int, ...]) -> Any:
     return x
 
 
-def _explicit_sharding(aval: Any) -> Any:
+def _explicit_sharding(aval: object) -> Any:
     """Return the sharding that is part of an array's type, or None."""
     sharding = getattr(aval, "sharding", None)
     return sharding if any(getattr(sharding, "spec", ())) else None
@@ -98,20 +98,28 @@ def _program(function: Callable[..., Any]) -> Any:
     return mlir.lower_fun(function, multiple_results=False)
 
 
-def _transposed_sum(cotangent: Any, x: Any, *, axes: tuple[int, ...]) -> list[Any]:  # noqa: ARG001
+def _transposed_sum(cotangent: jax.Array, x: ad.UndefinedPrimal, *, axes: tuple[int, ...]) -> list[Any]:  # noqa: ARG001
     return [_broadcast.bind(cotangent, shape=x.aval.shape, sharding=_explicit_sharding(x.aval))]
 
 
-def _transposed_broadcast(cotangent: Any, x: Any, *, shape: tuple[Any, ...], sharding: Any) -> list[Any]:  # noqa: ARG001
+def _transposed_broadcast(
+    cotangent: jax.Array,
+    x: ad.UndefinedPrimal,
+    *,
+    shape: tuple[Any, ...],
+    sharding: NamedSharding | None,  # noqa: ARG001
+) -> list[Any]:
     return [sum_over(cotangent, tuple([axis for axis, length in enumerate(x.aval.shape) if length != shape[axis]]))]
 
 
-def _batched_sum(operands: Any, batch_axes: Any, *, axes: tuple[int, ...]) -> tuple[Any, int]:
+def _batched_sum(operands: Sequence[jax.Array], batch_axes: Sequence[int], *, axes: tuple[int, ...]) -> tuple[Any, int]:
     x = jnp.moveaxis(operands[0], batch_axes[0], 0)
     return sum_over(x, tuple([axis + 1 for axis in axes])), 0
 
 
-def _batched_broadcast(operands: Any, batch_axes: Any, *, shape: tuple[Any, ...], sharding: Any) -> tuple[Any, int]:
+def _batched_broadcast(
+    operands: Sequence[jax.Array], batch_axes: Sequence[int], *, shape: tuple[Any, ...], sharding: NamedSharding | None
+) -> tuple[Any, int]:
     x = jnp.moveaxis(operands[0], batch_axes[0], 0)
     if sharding is not None:
         sharding = NamedSharding(sharding.mesh, _PartitionSpec(jax.typeof(x).sharding.spec[0], *sharding.spec))
@@ -119,18 +127,18 @@ def _batched_broadcast(operands: Any, batch_axes: Any, *, shape: tuple[Any, ...]
 
 
 @lru_cache(maxsize=1024)
-def _jitted(primitive: Any, parameters: tuple[tuple[str, Any], ...]) -> Any:
+def _jitted(primitive: Primitive, parameters: tuple[tuple[str, Any], ...]) -> Any:
     return jax.jit(partial(primitive.bind, **dict(parameters)))
 
 
-def _define(primitive: Any, meaning: Callable[..., Any], lowering: Callable[..., Any]) -> None:
+def _define(primitive: Primitive, meaning: Callable[..., Any], lowering: Callable[..., Any]) -> None:
     """Tell JAX what a primitive computes: its type by a function of JAX's own operations, its program by another."""
 
-    def compute(x: Any, **parameters: Any) -> Any:
+    def compute(x: jax.Array, **parameters: Hashable) -> Any:
         with jax.disable_jit(False):  # or it would come here again
             return _jitted(primitive, tuple(parameters.items()))(x)
 
-    def result_type(x: Any, **parameters: Any) -> Any:
+    def result_type(x: jax.Array, **parameters: Hashable) -> Any:
         # What JAX says of its own operation: over which devices the result varies and is sharded, too.
         return jax.make_jaxpr(partial(meaning, **parameters))(x).out_avals[0]
 

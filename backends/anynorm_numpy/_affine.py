@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from anynorm.backend import Plan
+from anynorm.backend import Ints, Plan
+from anynorm_numpy._arrays import Array
 from anynorm_numpy._sets import Sets
 
 # A factor of normalization and weight within these bounds, or their inverse, loses neither range nor precision; by the
@@ -18,16 +19,16 @@ _LIMIT = {4: 2.0**100, 8: 2.0**900}
 class Affine:
     """The scale and shift that follow normalization."""
 
-    def __init__(self, plan: Plan, weight: Any, bias: Any) -> None:
-        scale = None if weight is None else _Parameter(plan, weight, plan.weight)
-        shift = None if bias is None else _Parameter(plan, bias, plan.bias)
+    def __init__(self, plan: Plan, weight: Array | None, bias: Array | None) -> None:
+        scale = None if weight is None else _Parameter(plan, weight, cast("Ints", plan.weight))
+        shift = None if bias is None else _Parameter(plan, bias, cast("Ints", plan.bias))
         # What is constant within a set is folded into the one factor and the one shift that normalization needs anyway.
         folds_scale = scale is None or scale.is_column
         folds_shift = shift is None or (folds_scale and shift.is_column)
         self._folded = scale if folds_scale else None, shift if folds_shift else None
         self._spread = None if folds_scale else scale, None if folds_shift else shift
 
-    def apply(self, e: Any, factor: Any, rest: Any, sets: range, span: range, out: Any) -> None:
+    def apply(self, e: Array, factor: Array, rest: Array | None, sets: range, span: range, out: Array) -> None:
         """Put (e − rest)·factor·weight + bias into `out`; factor and rest, None for 0, are one number per set."""
         scale, shift = [None if p is None else p.column(sets) for p in self._folded]  # type: Any, Any
         whole = factor if scale is None else factor * scale
@@ -47,7 +48,7 @@ class Affine:
             out += np.where(extreme, -0.0 if shift is None else shift, -0.0).astype(out.dtype)
         self._apply_spread(out, sets, span)
 
-    def _apply_spread(self, out: Any, sets: range, span: range) -> None:
+    def _apply_spread(self, out: Array, sets: range, span: range) -> None:
         """Multiply and add what varies within a set."""
         scale, shift = self._spread
         if scale is not None:
@@ -58,7 +59,7 @@ class Affine:
             view += values
 
 
-def _extreme(whole: Any, factor: Any, scale: Any, dtype: Any) -> Any:
+def _extreme(whole: Array, factor: Array, scale: Array, dtype: np.dtype[Any]) -> Any:
     """Return which sets must not fold their weight into the factor, or None if all may."""
     size, limit = np.abs(whole), _LIMIT[dtype.itemsize]
     # A product that underflowed to 0 is extreme; one with a factor of 0 is not.
@@ -69,7 +70,7 @@ def _extreme(whole: Any, factor: Any, scale: Any, dtype: Any) -> Any:
 class _Parameter:
     """A weight or a bias. Where sets differ in it, it is read block by block: for all it may grow to x's size."""
 
-    def __init__(self, plan: Plan, parameter: Any, laid_out: Any) -> None:
+    def __init__(self, plan: Plan, parameter: Array, laid_out: Ints) -> None:
         laid_out_values = parameter.reshape(laid_out).transpose(plan.kept + plan.reduced)
         kept, own = laid_out_values.shape[: len(plan.kept)], laid_out_values.shape[len(plan.kept) :]
         shape = cast(tuple[int, ...], plan.shape)
@@ -89,7 +90,7 @@ class _Parameter:
         """Return the one value of each set, as float64, or the one of all sets."""
         return self._of(sets, range(1)).astype(np.float64)
 
-    def against(self, e: Any, sets: range, span: range) -> tuple[Any, Any]:
+    def against(self, e: Array, sets: range, span: range) -> tuple[Any, Any]:
         """Return a view of e, an array (elements, sets), and values that broadcast against it."""
         if self.is_column:
             return e, self._of(sets, range(1))
@@ -104,7 +105,7 @@ class _Parameter:
         whole.read(range(1) if one else sets, span, flat)
         return e, flat
 
-    def _of(self, sets: range, elements: range, like: Any = None) -> Any:
+    def _of(self, sets: range, elements: range, like: Array | None = None) -> Any:
         """Return the values of ranges of sets and elements as an array (elements, sets or 1), laid out like another."""
         if self._sets is None:
             return self._values[:, elements.start : elements.stop].T

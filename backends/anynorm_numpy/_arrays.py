@@ -30,7 +30,7 @@ def dtypes_of(x: Array) -> tuple[str, Any]:
         return found
 
 
-def as_parameter(array: Any, compute: Any) -> Any:
+def as_parameter(array: Array | None, compute: np.dtype[Any]) -> Any:
     """Return weight or bias in the compute dtype, as the engine reads it: some axis without gaps, no step back."""
     if array is None:
         return None
@@ -45,6 +45,6 @@ def _dense(shape: Ints, strides: Ints, itemsize: int) -> bool:
     return min((step for step, length in zip(strides, shape, strict=True) if length > 1), default=itemsize) == itemsize
 
 
-def layout_of(array: Any) -> Layout | None:
+def layout_of(array: Array | None) -> Layout | None:
     """Return a parameter's shape and strides."""
     return None if array is None else (array.shape, array.strides)

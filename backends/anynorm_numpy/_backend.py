@@ -35,7 +35,14 @@ class NumPyBackend(Backend):
         super().__init__(OPS)
 
     def signature(
-        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        mean: Array | None,
+        var: Array | None,
+        out: Array | None,
+        dy: Array | None = None,
     ) -> Hashable | None:
         if dy is not None:
             return _signature_of_gradient(x, weight, bias, mean, var, out, dy)
@@ -73,7 +80,7 @@ class NumPyBackend(Backend):
         return refuses_out(_memory(out), itself, {name: _memory(array) for name, array in others.items()})
 
 
-def _signature_beside(out: Any, x: Array, others: tuple[Any, ...]) -> Hashable | None:
+def _signature_beside(out: Array | None, x: Array, others: tuple[Any, ...]) -> Hashable | None:
     """Return the part of a signature that `out` and given statistics have in it, the last two others; or None."""
     beside = *others[2:], out
     if any(array is not None and type(array) is not np.ndarray for array in beside):
@@ -83,7 +90,15 @@ def _signature_beside(out: Any, x: Array, others: tuple[Any, ...]) -> Hashable |
     return tuple([None if array is None else _layout(array) for array in beside])
 
 
-def _signature_of_gradient(x: Array, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any) -> Hashable | None:
+def _signature_of_gradient(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array | None,
+    var: Array | None,
+    out: Array | None,
+    dy: Array,
+) -> Hashable | None:
     """Return what decides about a backward pass beside the signature of its forward pass, or None."""
     if type(dy) is not np.ndarray:
         return None

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from anynorm_numpy._arrays import Array
 from anynorm_numpy._sets import Sets
 
 # A chunk is summed in the block's dtype by NumPy's pairwise sum, which takes up to 128 contiguous elements at once, in
@@ -39,7 +41,7 @@ class Block:
         self._held: Any = None
         self.restart()
 
-    def restart(self, scale: Any = None) -> None:
+    def restart(self, scale: Array | None = None) -> None:
         """Read the elements anew, multiplied by `scale`, which stays until another is given."""
         if scale is not None:
             self._scale = scale
@@ -47,7 +49,7 @@ class Block:
         if len(self._spans) == 1:
             self._held = self._load(self._spans[0])
 
-    def subtract(self, offset: Any) -> Any:
+    def subtract(self, offset: Array) -> Any:
         """Take an offset off each set, and return it as it was rounded to the block's dtype."""
         rounded = offset.astype(self._buffers[0].dtype, copy=False)
         self._offsets.append(rounded)
@@ -125,14 +127,14 @@ def partition(source: Sets) -> list[tuple[range, list[range]]]:
     return [(range(start, min(start + together, sets)), spans) for start in range(0, sets, together)]
 
 
-def buffers(parts: list[tuple[range, list[range]]], dtype: Any) -> tuple[Any, Any]:
+def buffers(parts: list[tuple[range, list[range]]], dtype: DTypeLike) -> tuple[Any, Any]:
     """Return room for the largest block and as much scratch."""
     sets, spans = parts[0]
     size = len(sets) * len(spans[0])
     return np.empty(size, dtype), np.empty(size, dtype)
 
 
-def _chunk_sums(e: Any) -> list[Any]:
+def _chunk_sums(e: Array) -> list[Any]:
     """Return the sums of chunks of each set, as arrays (chunks, sets) in float64."""
     length, sets = e.shape
     whole = length - length % CHUNK
@@ -140,7 +142,7 @@ def _chunk_sums(e: Any) -> list[Any]:
     return [*sums, _sum(e[None, whole:])] if whole < length else sums
 
 
-def _sum(e: Any) -> Any:
+def _sum(e: Array) -> Any:
     """Return the sums over axis 1 of an array (chunks, at most CHUNK elements, sets), in float64."""
     if e.strides[1] == e.itemsize:
         return np.add.reduce(e, axis=1).astype(np.float64)

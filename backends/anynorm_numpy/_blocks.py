@@ -30,7 +30,14 @@ class Blocks(Executable[Array]):
     engine = "anynorm_numpy"
 
     def forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        given: tuple[Array, Array] | None,
+        out: Array | None,
+        save: bool,
     ) -> tuple[Any, Residuals | None]:
         plan, compute = self.plan, _compute(x)
         y = np.empty_like(x, subok=False) if out is None else out
@@ -50,13 +57,13 @@ class Blocks(Executable[Array]):
                 return y, formula.residuals_of_given(plan, given, eps, x, ops=self.ops)
             return y, _residuals(measured, plan, x)
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: Array, eps: float = 0.0) -> Statistics:
         with np.errstate(all="ignore"):
             found = _residuals(list(_lanes(self.plan, x, eps, None)), self.plan, x)
         return Statistics(self.plan.n, found.mean, found.correction, found.m2, found.scale)
 
 
-def _flat(statistic: Any, compute: Format) -> Any:
+def _flat(statistic: Array, compute: Format) -> Any:
     """Return a given statistic as float64, as it is rounded to the compute dtype: an array (1, sets)."""
     return statistic.astype(compute.name).astype(np.float64).reshape(1, -1)
 
@@ -77,7 +84,7 @@ def _write(lanes: list[_Lane], affine: Affine, target: Sets) -> None:
             target.write(sets, span, y)
 
 
-def _compute(x: Any) -> Format:
+def _compute(x: Array) -> Format:
     # Of the accepted dtypes only float64 has eight bytes; a comparison would miss the big-endian one.
     return FLOAT64 if x.dtype.itemsize == 8 else FLOAT32
 
@@ -104,14 +111,14 @@ class _Lane(NamedTuple):
         return np.stack(np.broadcast_arrays(*found))
 
 
-def _more_scale(factor: Any) -> Any:
+def _more_scale(factor: Array) -> Any:
     """Return powers of two, 1 but where a factor of normalization or its square is beyond float32."""
     _, exponent = np.frexp(factor)
     extreme = np.isfinite(factor) & (np.abs(exponent) > 50)
     return np.ldexp(1.0, np.where(extreme, np.clip(exponent, -100, 126), 0))
 
 
-def _lanes(plan: Plan, x: Any, eps: float, given: list[Any] | None) -> Iterator[list[_Lane]]:
+def _lanes(plan: Plan, x: Array, eps: float, given: list[Any] | None) -> Iterator[list[_Lane]]:
     """Yield block after block of x, centred and measured: in the compute dtype, and again if some sets need it."""
     compute, source = _compute(x), Sets.of(x, plan)
     parts = partition(source)
@@ -170,14 +177,14 @@ def _centre(plan: Plan, block: Block) -> tuple[Any, Any, Any]:
     return pivot.astype(np.float64), rest, np.maximum(squares - rest * rest, 0)
 
 
-def _given(block: Block, eps: float, compute: Format, mean: Any, var: Any) -> _Lane:
+def _given(block: Block, eps: float, compute: Format, mean: Array, var: Array) -> _Lane:
     """Shift a block by given means; those so large that x − mean may overflow are for the next lane."""
     block.subtract(mean)
     serves = (np.abs(mean) <= formula.LARGE[compute]) & (var <= formula.LARGE[compute])
     return _Lane(block, serves, _rsqrt(var + eps, formula.rsqrt_eps(eps)), None)
 
 
-def _given_again(block: Block, eps: float, mean: Any, var: Any) -> _Lane:
+def _given_again(block: Block, eps: float, mean: Array, var: Array) -> _Lane:
     """Shift a block by given means in float64, means and variances scaled by a quarter where they are large."""
     scale, shrink = [np.where(np.abs(a) > formula.LARGE[FLOAT64], 0.25, 1.0) for a in (mean, var)]
     block.restart(scale)
@@ -187,12 +194,12 @@ def _given_again(block: Block, eps: float, mean: Any, var: Any) -> _Lane:
     )
 
 
-def _rsqrt(v: Any, where_zero: Any) -> Any:
+def _rsqrt(v: Array, where_zero: float) -> Any:
     """Return 1/√v, and `where_zero` where v is 0."""
     return np.where(v == 0, where_zero, 1 / np.sqrt(v))
 
 
-def _residuals(measured: list[list[_Lane]], plan: Plan, x: Any) -> Residuals:
+def _residuals(measured: list[list[_Lane]], plan: Plan, x: Array) -> Residuals:
     """Return the statistics of all blocks in the compute dtype, the mean as two numbers of it."""
     compute, shape = _compute(x).name, cast(tuple[int, ...], plan.statistic)
     columns = []

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm.backend import Executable, Ints, Operands, PackedResiduals, Plan, Statistics
+from anynorm.backend import AnyResiduals, Executable, Ints, Operands, PackedResiduals, Plan, Statistics
 from anynorm_numba import engine
 from anynorm_numba.engine import LaunchConfig, address, addresses
 from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
@@ -19,7 +19,15 @@ class _Engine(Executable[Array]):
 
     engine = "anynorm_numba"
 
-    def __init__(self, plan: Plan, x: Array, beside: tuple[Array, ...], weight: Any, bias: Any, reads: Any) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        x: Array,
+        beside: tuple[Array, ...],
+        weight: Array | None,
+        bias: Array | None,
+        reads: tuple[bool, bool],
+    ) -> None:
         super().__init__(plan, OPS, None)
         dtype, self._compute = dtypes_of(x)
         strides = (x.strides, *[array.strides for array in beside])
@@ -67,7 +75,14 @@ class Launch(_Engine):
         return launch.why_not(x, y) or launch
 
     def forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        given: tuple[Array, Array] | None,
+        out: Array | None,
+        save: bool,
     ) -> tuple[Any, Any]:
         y = np.empty_like(x, subok=False) if out is None else out
         config = self._serial or self._config()
@@ -95,7 +110,7 @@ class Launch(_Engine):
         )
         return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
 
-    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+    def measure(self, x: Array, eps: float = 0.0) -> Statistics:
         config = self._serial or self._config()
         packed = engine.empty_residuals(config)
         engine.forward(config, address(x), 0, config.absent_weight, config.absent_bias, address(packed), eps)
@@ -132,7 +147,9 @@ class Gradient(_Engine):
     _copies_dy = False
     _shapes: list[Any]  # of dweight and dbias
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals, out: Array | None
+    ) -> tuple[Any, Any, Any]:
         dx = np.empty_like(x, subok=False) if out is None else out
         if self._copies_dy:
             source, dy = dy, np.empty_like(dx)
@@ -144,7 +161,7 @@ class Gradient(_Engine):
         dweight = None if of_weight is None else np.empty(of_weight, self._compute)
         dbias = None if of_bias is None else np.empty(of_bias, self._compute)
         at_x, at_dy, at_dx, at_weight = addresses(x, dy, dx, weight)
-        _, at_residuals, at_dweight, at_dbias = addresses(None, residuals.array, dweight, dbias)
+        _, at_residuals, at_dweight, at_dbias = addresses(None, residuals.array, dweight, dbias)  # type: ignore[union-attr]  # `compiled` took no others
         at_weight = at_weight or config.absent_weight
         engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
         return dx, dweight, dbias

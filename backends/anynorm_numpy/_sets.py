@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from anynorm.backend import Plan
+from anynorm_numpy._arrays import Array
 
 Index = tuple[slice, ...]
 
@@ -23,7 +24,7 @@ SIDE_BY_SIDE = 32
 class Sets:
     """An array laid out as (axes of the sets, axes of their elements), addressed by ranges of sets and of elements."""
 
-    def __init__(self, laid: Any, set_axes: int) -> None:
+    def __init__(self, laid: Array, set_axes: int) -> None:
         self._rows, self._columns, self.interleaved = _merged(laid.shape, laid.strides, set_axes)
         # Merged axes lie evenly in memory, so this reshape is a view.
         self._view = laid.reshape(self._rows + self._columns)
@@ -31,26 +32,26 @@ class Sets:
         self.side_by_side = self.interleaved >= SIDE_BY_SIDE or self.n < SIDE_BY_SIDE
 
     @classmethod
-    def of(cls, array: Any, plan: Plan) -> Sets:
+    def of(cls, array: Array, plan: Plan) -> Sets:
         """Lay out an array of x's shape."""
         if plan.shape != array.shape:
             array = array.reshape(plan.shape)
         return cls(array.transpose(plan.kept + plan.reduced), len(plan.kept))
 
-    def direct(self, sets: range, elements: range, dtype: Any) -> Any:
+    def direct(self, sets: range, elements: range, dtype: object) -> Any:
         """Return the ranges as a view (elements, sets), or None where memory holds them in another order or dtype."""
         view = self._view
         if view.ndim != 2 or view.dtype != dtype or view.strides[not self.side_by_side] != view.itemsize:
             return None
         return view[sets.start : sets.stop, elements.start : elements.stop].T
 
-    def read(self, sets: range, elements: range, into: Any) -> None:
+    def read(self, sets: range, elements: range, into: Array) -> None:
         """Copy a range of elements of a range of sets into an array (elements, sets), cast to its dtype."""
         for rows, index in self._pieces(sets, elements):
             piece = self._view[index]
             into.T[rows].reshape(piece.shape)[...] = piece
 
-    def write(self, sets: range, elements: range, values: Any) -> None:
+    def write(self, sets: range, elements: range, values: Array) -> None:
         """Copy an array (elements, sets) back to where `read` takes it from, cast to the array's dtype."""
         for rows, index in self._pieces(sets, elements):
             piece = self._view[index]

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from anynorm.backend import Executable, Ops, PackedResiduals, Plan, Residuals, formula
+from anynorm.backend import AnyResiduals, Executable, Ops, PackedResiduals, Plan, Residuals, formula
 from anynorm_numpy._arrays import Array
 
 # Elements in a slice; the formula makes about eight arrays of that size. On five shapes of 4 to 8 million float32, half
@@ -31,7 +31,9 @@ class Slices(Executable[Array]):
 
     engine = "anynorm_numpy"
 
-    def backward(self, dy: Any, x: Any, weight: Any, residuals: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals, out: Array | None
+    ) -> tuple[Any, Any, Any]:
         if isinstance(residuals, PackedResiduals):
             residuals = residuals.residuals()
         dx = np.empty_like(x, subok=False) if out is None else out
@@ -40,14 +42,14 @@ class Slices(Executable[Array]):
 
 
 def _in_slices(
-    plan: Plan, dy: Any, x: Any, dx: Any, weight: Any, residuals: Residuals, ops: Ops
+    plan: Plan, dy: Array, x: Array, dx: Array, weight: Array | None, residuals: Residuals, ops: Ops
 ) -> tuple[Any, Any, Any]:
     # NumPy knows every length.
     shape, statistic = cast(Shape, plan.shape), cast(Shape, plan.statistic)
     parameters = cast("tuple[Shape | None, ...]", (plan.weight, plan.bias))
     # Splitting an axis, as group norm does, never copies.
     source, gradient, target = [array.reshape(shape) for array in (x, dy, dx)]
-    full_weight = None if weight is None else weight.reshape(plan.weight)
+    full_weight = None if weight is None else weight.reshape(cast(Shape, plan.weight))
     totals = [None if own is None else np.zeros(own) for own in parameters]
     for index in _slices(parameters, source.strides, shape, plan.kept):
         part = source[index]

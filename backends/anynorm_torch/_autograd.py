@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -59,7 +60,13 @@ class _Normalized(torch.autograd.Function):
     """x, weight, bias -> y by an engine. Its gradient has a gradient by the formula."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, computed: tuple[Tensor, Any, Any]) -> Tensor:  # noqa: ARG004
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,  # noqa: ARG004
+        computed: tuple[Tensor, Any, Any],
+    ) -> Tensor:
         y, residuals, ctx.kept = computed
         # Not bias, whose values may change meanwhile.
         ctx.save_for_backward(x, weight, residuals)
@@ -118,17 +125,21 @@ def _packed(kept: Kept, residuals: Tensor | None) -> PackedResiduals:
     return PackedResiduals(array, kept.launch.plan, kept.view, kept.eps)
 
 
-def _like(gradients: tuple[Any, Any, Any], weight: Any, bias: Parameter | None, needs: Any) -> list[Tensor | None]:
+def _like(
+    gradients: tuple[Any, Any, Any], weight: Tensor | None, bias: Parameter | None, needs: Sequence[bool]
+) -> list[Tensor | None]:
     """Return the gradients that are needed, those of weight and bias in their own dtype and shape."""
     dx, dweight, dbias = gradients
     return [
         dx if needs[0] else None,
-        dweight.to(weight.dtype).reshape(weight.shape) if needs[1] else None,
+        dweight.to(weight.dtype).reshape(weight.shape) if needs[1] and weight is not None else None,
         dbias.to(bias.dtype).reshape(bias.shape) if needs[2] and bias is not None else None,
     ]
 
 
-def _differentiable(kept: Kept, dy: Tensor, x: Tensor, weight: Any, residuals: Any, needs: Any) -> list[Tensor | None]:
+def _differentiable(
+    kept: Kept, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Tensor | None, needs: Sequence[bool]
+) -> list[Tensor | None]:
     """Return the gradients as the formula has them, recorded for a gradient of their own."""
     launch = kept.launch
     plan, described = launch.plan, launch.bias

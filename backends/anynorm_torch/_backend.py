@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,14 @@ class TorchBackend(Backend):
         super().__init__(OPS)
 
     def signature(
-        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        out: Tensor | None,
+        dy: Tensor | None = None,
     ) -> Hashable | None:
         if watches():
             return None
@@ -118,7 +124,15 @@ def _compiled(memory: str, plan: Plan, operands: Operands) -> Executable[Tensor]
 _NAMES = ("x", "weight", "bias", "mean", "var", "dy", "out")
 
 
-def _signature_beside(x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any) -> Hashable | None:
+def _signature_beside(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    out: Tensor | None,
+    dy: Tensor | None,
+) -> Hashable | None:
     """Return the signature of a call with given statistics or `out`, or None."""
     in_place = out is x and dy is None
     names, tensors = [], []

@@ -55,7 +55,7 @@ def _differentiated(x: Tensor) -> bool:
     return not jit.is_tracing()
 
 
-def _plus(a: Any, b: Any) -> Any:
+def _plus(a: Tensor | None, b: Tensor) -> Any:
     """Return a + b, where a may be missing."""
     return b if a is None else a + b
 
@@ -67,12 +67,12 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(z: Any, plan: Plan, eps: float, ops: ArrayOps[Tensor]) -> Any:
+    def forward(z: Tensor, plan: Plan, eps: float, ops: ArrayOps[Tensor]) -> Any:
         xhat, residuals = formula.normalize(plan, z, eps, ops=ops)
         return xhat, *residuals
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, ctx.plan, _, ctx.ops = inputs
         xhat, _, correction, rstd, scale, m2 = output
         ctx.mark_non_differentiable(correction, scale, m2)
@@ -83,7 +83,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_forward(xhat, rstd, scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         g, of_mean, of_rstd = gradients[0], gradients[1], gradients[3]
         xhat, rstd, scale = ctx.saved_tensors
         residuals, n = Residuals(None, None, rstd, scale, None), ctx.plan.n
@@ -101,7 +101,7 @@ class _NormalizeWithTangent(_Normalize):
     generate_vmap_rule = True
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
         xhat, rstd, scale = ctx.saved_tensors
         residuals, plan, ops = Residuals(None, None, rstd, scale, None), ctx.plan, ctx.ops
         change = formula.dz_of(plan, tangents[0], xhat, residuals, ops=ops)
@@ -114,17 +114,17 @@ class _Broadcast(torch.autograd.Function):
     """Broadcasting by views. Its gradient is differentiable as any sum is."""
 
     @staticmethod
-    def forward(x: Any, shape: tuple[int, ...]) -> Any:
+    def forward(x: Tensor, shape: tuple[int, ...]) -> Any:
         return x.expand(shape)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         x, ctx.shape = inputs
         ctx.set_materialize_grads(False)
         ctx.axes = tuple([axis for axis, length in enumerate(x.shape) if length == 1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         return None if gradients[0] is None else accurate_sum(gradients[0], ctx.axes), None
 
 
@@ -134,5 +134,5 @@ class _BroadcastWithTangent(_Broadcast):
     generate_vmap_rule = True
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
         return tangents[0].expand(ctx.shape)

@@ -133,7 +133,7 @@ def _make_dask(array: NumPyArray) -> Any:
 
     # Two chunks of unequal length along every axis: what a reduction may get wrong lies at the seams.
     chunks = tuple([length // 2 + 1 for length in array.shape])
-    return da.from_array(array, chunks=chunks)  # type: ignore[no-untyped-call]
+    return da.from_array(array, chunks=chunks)
 
 
 def _from_dask(array: Any) -> NumPyArray:

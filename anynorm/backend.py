@@ -47,6 +47,7 @@ from anynorm._core.formula import Statistics as Statistics
 from anynorm._core.frames import users_level as users_level
 from anynorm._core.memory import Memory as Memory
 from anynorm._core.memory import apart as apart
+from anynorm._core.memory import may_be_written as may_be_written
 from anynorm._core.memory import reach as reach
 from anynorm._core.memory import refuses_out as refuses_out
 from anynorm._core.ops import ArrayOps as ArrayOps
@@ -94,6 +95,7 @@ __all__ = [
     "conversion",
     "dtype_name",
     "formula",
+    "may_be_written",
     "reach",
     "refuses_out",
     "tree_sum",

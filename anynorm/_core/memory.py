@@ -1,9 +1,9 @@
-"""Whether strided arrays overlap in memory, from addresses and strides alone. No array enters here."""
+"""Whether strided arrays overlap in memory, from addresses and strides alone. Knows no array library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 # Steps after which the search gives up and assumes an overlap. Arrays whose axes nest, as slices' do, take two an axis.
 PATIENCE = 1000
@@ -34,6 +34,25 @@ def refuses_out(out: Memory, x: Memory | None, others: dict[str, Memory]) -> str
         if not apart(span, [_span(array)]) and overlap(out, array):
             return f"out overlaps {name} in memory. Pass {instead}."
     return None
+
+
+def may_be_written(
+    out: Any,
+    x: Any | None,
+    others: Sequence[Any],
+    span: Callable[[Any], tuple[int, int]],
+    memory: Callable[[Any], Memory],
+) -> bool:
+    """Say whether `out` is x or shares no memory with it, and none with the others; x and others may be None.
+
+    `span` tells between which addresses an array lies: most often that says enough.
+    """
+    given = [array for array in others if array is not None]
+    if apart(span(out), [span(array) for array in (given if x is None or out is x else (x, *given))]):
+        return True
+    # `out` may be a view of x, or other columns of the same array.
+    named = {str(place): memory(array) for place, array in enumerate(given)}
+    return refuses_out(memory(out), None if x is None else memory(x), named) is None
 
 
 def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import cupy
 
-from anynorm.backend import Backend, Declined, Executable, Memory, Operands, Plan, apart, reach, refuses_out
+from anynorm.backend import Backend, Declined, Executable, Memory, Operands, Plan, may_be_written, reach, refuses_out
 from anynorm_cuda.engine import WIDEST
 from anynorm_cupy._launch import Gradient, Launch
 from anynorm_cupy._memory import ndarray
@@ -30,8 +30,9 @@ class CuPyBackend(Backend):
         out: cupy.ndarray,
         dy: cupy.ndarray | None = None,
     ) -> Hashable | None:
-        found: list[Hashable] = []
-        # Of a backward pass, what decides beside dy and `out` is in the signature of its forward pass.
+        # Of a backward pass, what decides beside dy and `out` is in the signature of its forward pass. x's shape, like
+        # which dx is made, can be changed in place since.
+        found: list[Hashable] = [x.shape]
         for array in (x, weight, bias, mean, var, out) if dy is None else (dy, out):
             if array is None:
                 found.append(None)
@@ -41,8 +42,8 @@ class CuPyBackend(Backend):
             else:
                 return None
         if out is not None:
-            others = (weight, bias, mean, var, dy) if out is x and dy is None else (x, weight, bias, mean, var, dy)
-            if not apart(_span(out), [_span(array) for array in others if array is not None]):
+            itself, beside = (x, None) if dy is None else (None, x)
+            if not may_be_written(out, itself, (beside, weight, bias, mean, var, dy), _span, _memory):
                 return None
         return tuple(found)
 

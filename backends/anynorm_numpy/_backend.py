@@ -14,9 +14,10 @@ from anynorm.backend import (
     Memory,
     Operands,
     Plan,
-    apart,
+    may_be_written,
     reach,
     refuses_out,
+    unsuited,
 )
 from anynorm_numba.engine import address
 from anynorm_numpy._arrays import PLAIN, Array
@@ -46,15 +47,15 @@ class NumPyBackend(Backend):
     ) -> Hashable | None:
         if dy is not None:
             return _signature_of_gradient(x, weight, bias, mean, var, out, dy)
-        if type(x) is not np.ndarray:
+        if type(x) is not np.ndarray and not _is_mapped(x):
             return None
         of_weight = of_bias = beside = None
         if weight is not None:
-            if type(weight) is not np.ndarray:
+            if type(weight) is not np.ndarray and not _is_mapped(weight):
                 return None
             of_weight = weight.dtype, weight.shape, weight.strides, weight.flags.aligned
         if bias is not None:
-            if type(bias) is not np.ndarray:
+            if type(bias) is not np.ndarray and not _is_mapped(bias):
                 return None
             of_bias = bias.dtype, bias.shape, bias.strides, bias.flags.aligned
         if mean is not None or out is not None:
@@ -83,9 +84,9 @@ class NumPyBackend(Backend):
 def _signature_beside(out: Array | None, x: Array, others: tuple[Any, ...]) -> Hashable | None:
     """Return the part of a signature that `out` and given statistics have in it, the last two others; or None."""
     beside = *others[2:], out
-    if any(array is not None and type(array) is not np.ndarray for array in beside):
+    if any(array is not None and type(array) is not np.ndarray and not _is_mapped(array) for array in beside):
         return None
-    if out is not None and not (out.flags.writeable and _lies_apart(out, x, others)):
+    if out is not None and not (out.flags.writeable and may_be_written(out, x, others, _span, _memory)):
         return None
     return tuple([None if array is None else _layout(array) for array in beside])
 
@@ -99,24 +100,27 @@ def _signature_of_gradient(
     out: Array | None,
     dy: Array,
 ) -> Hashable | None:
-    """Return what decides about a backward pass beside the signature of its forward pass, or None."""
-    if type(dy) is not np.ndarray:
+    """Return what decides about a backward pass beside the signature of its forward pass, or None.
+
+    x's shape is asked again: `x.shape = ...` and `x.resize` change it in place, and dx is made like x.
+    """
+    if type(dy) is not np.ndarray and not _is_mapped(dy):
         return None
     if out is None:
-        return dy.dtype, dy.shape, dy.strides, dy.flags.aligned
-    if type(out) is not np.ndarray or not out.flags.writeable:
+        return x.shape, dy.dtype, dy.shape, dy.strides, dy.flags.aligned
+    if (type(out) is not np.ndarray and not _is_mapped(out)) or not out.flags.writeable:
         return None
-    return (_layout(dy), _layout(out)) if _lies_apart(out, None, (x, weight, bias, mean, var, dy)) else None
+    fits = may_be_written(out, None, (x, weight, bias, mean, var, dy), _span, _memory)
+    return (x.shape, _layout(dy), _layout(out)) if fits else None
+
+
+def _is_mapped(array: Any) -> bool:
+    """Say whether an array is a plain one in a file. Unlike an ndarray it may have been given a mask or a unit."""
+    return type(array) is np.memmap and unsuited(array) is None
 
 
 def _layout(array: Array) -> Hashable:
     return array.dtype, array.shape, array.strides, array.flags.aligned
-
-
-def _lies_apart(out: Array, x: Array | None, others: tuple[Any, ...]) -> bool:
-    """Say whether `out` is x or lies outside of it, and outside of the others; False is no answer."""
-    beside = others if out is x or x is None else (x, *others)
-    return apart(_span(out), [_span(array) for array in beside if array is not None])
 
 
 def _span(array: Array) -> tuple[int, int]:

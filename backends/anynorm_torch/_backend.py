@@ -152,4 +152,9 @@ def _signature_beside(
     begins = [tensor.data_ptr() for tensor in tensors]
     spans = [(begin, begin + length) for begin, length in zip(begins, found.lengths, strict=True)]
     target = spans.pop(0 if in_place else -1)
-    return found if apart(target, spans) else None
+    if apart(target, spans):
+        return found
+    # A view of x, or other columns of the same tensor.
+    named = dict(zip(_NAMES, (x, weight, bias, mean, var, dy), strict=False))
+    others = {name: tensor for name, tensor in named.items() if tensor is not None and (name != "x" or dy is not None)}
+    return found if _memory.refuses_out(out, x if dy is None else None, others) is None else None

@@ -214,6 +214,29 @@ def test_numpy_memmap(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(an.layer_norm(x)), an.layer_norm(X))
 
 
+def test_numpy_memmap_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls on arrays in files are checked and compiled once; what such an array was given itself still counts."""
+    x: Any = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
+    x[...] = X
+    weight: Any = np.memmap(tmp_path / "weight", np.float32, "w+", shape=X.shape[-1:])
+    weight[...] = 2
+    plain = an.layer_norm(X, np.asarray(weight))
+    an.layer_norm(x, weight)
+    y, pullback = an.vjp(an.layer_norm, x, weight)
+    expected = pullback(x).x
+    with monkeypatch.context() as patched:
+        patched.setattr(dispatch, "checked_plan", None)
+        patched.setattr(dispatch, "check_gradient", None)
+        np.testing.assert_array_equal(an.layer_norm(x, weight), plain)
+        np.testing.assert_array_equal(pullback(x).x, expected)
+    assert type(y) is np.ndarray
+    for array, name in ((x, "x"), (weight, "weight")):
+        array.unit = "m"
+        with pytest.raises(TypeError, match=f"{name} is numpy.memmap, which has a unit"):
+            an.layer_norm(x, weight)
+        del array.unit
+
+
 def test_numpy_subclass() -> None:
     """Another subclass of ndarray is left to the formula, with a reason and with the right numbers."""
 

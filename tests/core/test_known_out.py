@@ -15,6 +15,7 @@ from libraries import ArrayLibrary, NumPyArray, each_library, without_engine
 
 import anynorm as an
 from anynorm._core import dispatch
+from anynorm.backend import may_be_written
 
 pytest.importorskip("numba")
 
@@ -90,8 +91,8 @@ def test_out_that_overlaps(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatc
 
 
 @each_library(["numpy", "torch"])
-def test_out_beside_arrays_with_gaps(library: ArrayLibrary) -> None:
-    """`out` may lie between the elements of x, or be an x that has gaps where a new result has none."""
+def test_out_beside_arrays_with_gaps(library: ArrayLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`out` may lie between the elements of x, or be an x that has gaps, or a view of it; such calls are known, too."""
     room, parameters = library.make(np.zeros((6, 16), np.float32)), library.make(np.ones(16, np.float32))
     x, out, weight = room[:, :8], room[:, 8:], parameters[::2]
     x[:] = library.make(X[:, :, 0].copy())
@@ -103,6 +104,23 @@ def test_out_beside_arrays_with_gaps(library: ArrayLibrary) -> None:
         x[:] = library.make(X[:, :, 0].copy())
         assert an.layer_norm(x, weight, out=x) is x
         np.testing.assert_array_equal(library.to_numpy(x), y)
+    _known(monkeypatch, an.layer_norm, x, weight, out=out)
+    _known(monkeypatch, an.layer_norm, x, weight, out=x[:])
+    x[:] = library.make(X[:, :, 0].copy())
+    an.layer_norm(x, weight, out=x[:])
+    np.testing.assert_array_equal(library.to_numpy(x), y)
+    with pytest.raises(ValueError, match="out overlaps weight in memory"):
+        an.layer_norm(x, x[0], out=x[:])
+    with pytest.raises(ValueError, match="out overlaps x in memory"):
+        an.layer_norm(x, weight, out=room[:, 4:12])
+    _, pullback = an.vjp(an.layer_norm, x, weight)
+    with monkeypatch.context() as patched:
+        for _ in range(2):
+            pullback(x, out=out)
+        patched.setattr(dispatch, "check_gradient", None)
+        pullback(x, out=out)
+    with pytest.raises(ValueError, match=r"out overlaps (x|dy) in memory"):
+        pullback(x, out=x[:])
 
 
 @each_library(["numpy", "torch"])
@@ -304,7 +322,10 @@ def test_limits_of_given_statistics_are_the_formulas() -> None:
 
 def test_memory_of_numpy_that_is_apart() -> None:
     """Memory that touches is apart; what is not certain is not said to be."""
-    from anynorm_numpy._backend import _lies_apart
+    from anynorm_numpy._backend import _memory, _span
+
+    def _lies_apart(out: NumPyArray, x: NumPyArray, others: tuple[NumPyArray | None, ...]) -> bool:
+        return may_be_written(out, x, others, _span, _memory)
 
     room: NumPyArray = np.zeros(64, np.float32)
     x, out = room[:16], room[16:32]
@@ -315,3 +336,7 @@ def test_memory_of_numpy_that_is_apart() -> None:
     assert not _lies_apart(room[::4], x, ())
     assert not _lies_apart(out[::-1], room[1:17], ())
     assert _lies_apart(out[::-2], x[::-2], (room[32:40:3],))
+    assert _lies_apart(room[::2], room[1::2], ())
+    assert _lies_apart(x[:], x, ())
+    assert not _lies_apart(x[::-1], x, ())
+    assert not _lies_apart(x[:], x, (x[3:4],))

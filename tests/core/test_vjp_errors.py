@@ -278,3 +278,16 @@ def test_pullback_takes_one_argument(args: tuple[Any, ...]) -> None:
     pullback: Any = _pullback("layer_norm", np.ones(SHAPE))
     with pytest.raises(TypeError, match="positional argument"):
         pullback(*args)
+
+
+def test_an_x_that_was_resized_since() -> None:
+    """dx is made like x, so an x of another shape than the forward pass saw is refused, in known calls as well."""
+    x, dy = np.ones((60, 80), np.float32), np.ones((60, 80), np.float32)
+    _, pullback = an.vjp(an.layer_norm, x)
+    pullback(dy)
+    pullback(dy, out=np.empty_like(x))
+    out = np.empty((1, 80), np.float32)
+    x.resize((1, 80), refcheck=False)
+    for options in ({}, {"out": out}):
+        with pytest.raises(ValueError, match=r"dy has shape \(60, 80\), x has \(1, 80\)"):
+            pullback(dy, **options)

@@ -11,11 +11,11 @@ import anynorm_cuda
 import anynorm_numba
 from anynorm.backend import AnyResiduals, Backend, Declined, Executable, Operands, Plan, Statistics, apart
 from anynorm_torch import _memory
-from anynorm_torch._launch import Differentiable, gradient_wanted
+from anynorm_torch._launch import Differentiable, Gradients, gradient_wanted
 from anynorm_torch._memory import check_storage, length_of, unreadable, watched, watches
 from anynorm_torch._ops import OPS
 from anynorm_torch._signature import signature_of
-from anynorm_torch._slow import SIZABLE, say_if_slow
+from anynorm_torch._slow import say_if_slow
 from anynorm_torch._tensors import Parameter
 
 
@@ -48,7 +48,7 @@ class TorchBackend(Backend):
         return signature_of("x, weight, bias", x, weight, bias)
 
     def compile(self, plan: Plan, operands: Operands) -> Executable[Tensor] | Declined:
-        x, weight, _, mean, var, _, dy, _ = operands
+        x, weight, *_, dy, _ = operands
         if dy is not None and gradient_wanted(x, dy, weight):
             return Differentiable(plan, OPS, "the gradient may be differentiated again")
         arrays = operands.arrays().values()
@@ -56,16 +56,8 @@ class TorchBackend(Backend):
         if reason is not None:
             return Declined(reason)
         check_storage(*arrays)
-        if gradient_wanted(mean, var):
-            return Declined("a gradient is wanted for mean or var")
-        if plan.function == "moments" and gradient_wanted(x):
-            return Declined("a gradient is wanted for the moments")
-        memory = _memory.memory_of(x)
-        reason = _missing(memory)
-        if reason is not None:
-            return Slow(plan, OPS, reason) if dy is None and x.numel() >= SIZABLE else Declined(reason)
-        found = _compiled(memory, plan, operands)
-        return Declined(found) if isinstance(found, str) else found
+        found = _compiled(plan, operands)
+        return ByFormula(plan, OPS, found) if isinstance(found, str) else found
 
     def refuses(self, x: Tensor) -> str | None:
         return _memory.refuses(x)
@@ -77,8 +69,11 @@ class TorchBackend(Backend):
         return True
 
 
-class Slow(Executable[Tensor]):
-    """The formula where an engine would serve if it were installed: it says so when it first runs."""
+class ByFormula(Executable[Tensor]):
+    """The formula on tensors that are read from memory: where a storage was freed, torch's own arithmetic would crash.
+
+    Where an engine would serve if it were installed, it says so when it first runs.
+    """
 
     def forward(
         self,
@@ -91,10 +86,18 @@ class Slow(Executable[Tensor]):
         save: bool,
     ) -> tuple[Tensor, AnyResiduals | None]:
         say_if_slow(str(self.reason), x)
+        check_storage(x, weight, bias, *(given or ()), out)
         return super().forward(x, weight, bias, eps, given, out, save)
+
+    def backward(
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
+    ) -> Gradients:
+        check_storage(dy, x, weight, out)
+        return super().backward(dy, x, weight, residuals, out)
 
     def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
         say_if_slow(str(self.reason), x)
+        check_storage(x)
         return super().measure(x, eps)
 
 
@@ -105,9 +108,17 @@ def _missing(memory: str) -> str | None:
     return "the CUDA engine's kernels do not run on ROCm" if torch.version.hip is not None else anynorm_cuda.missing()
 
 
-def _compiled(memory: str, plan: Plan, operands: Operands) -> Executable[Tensor] | str:
-    """Return what serves calls like this one by the engine for a memory, or why that does not."""
-    weight, bias = operands.weight, operands.bias
+def _compiled(plan: Plan, operands: Operands) -> Executable[Tensor] | str:
+    """Return what serves calls like this one by the engine for x's memory, or why that does not."""
+    x, weight, bias, mean, var, *_ = operands
+    if gradient_wanted(mean, var):
+        return "a gradient is wanted for mean or var"
+    if plan.function == "moments" and gradient_wanted(x):
+        return "a gradient is wanted for the moments"
+    memory = _memory.memory_of(x)
+    reason = _missing(memory)
+    if reason is not None:
+        return reason
     if memory == "cpu":
         from anynorm_torch._cpu import CpuGradient, CpuLaunch  # here, because it imports the engine
 

@@ -370,3 +370,20 @@ def test_weight_in_half_precision_must_not_change() -> None:
         leaves[1].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(y, leaves, dy)
+
+
+@pytest.mark.parametrize("gone", ["x", "weight", "dy"])
+def test_freed_storage_where_the_formula_serves(gone: str) -> None:
+    """A known call that the formula serves is refused as well: torch would read a freed storage and crash."""
+    x, weight, dy = torch.ones(4, 6, 3), torch.ones(6), torch.ones(4, 6, 3)
+    mean, var = torch.zeros(6, requires_grad=True), torch.ones(6)
+    for _ in range(2):
+        assert an.explain(an.batch_norm, x, weight=weight, mean=mean, var=var).path == "formula"
+        _, pullback = an.vjp(an.batch_norm, x, weight=weight, mean=mean, var=var)
+        pullback(dy)
+    {"x": x, "weight": weight, "dy": dy}[gone].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="freed or cut"):
+        pullback(dy)
+    if gone != "dy":
+        with pytest.raises(ValueError, match="freed or cut"):
+            an.batch_norm(x, weight=weight, mean=mean, var=var)

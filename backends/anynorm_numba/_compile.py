@@ -100,7 +100,12 @@ def compiled(function: Callable[..., Any], signature: Any, **options: Any) -> An
     """
     key = function, signature
     built = _built.get(key)
-    return _build(key, _njit, function, signature, **options) if built is None else built
+    if built is None:
+        built = _build(key, _njit, function, signature, **options)
+    # Not the dispatcher, which looks at the type of each argument before it calls the only function there is: 0.7 µs
+    # for thirteen of them, and 0.5 without.
+    (only,) = built.overloads.values()
+    return only.entry_point
 
 
 def _njit(signature: Any, **options: Any) -> Any:

@@ -26,6 +26,8 @@ from anynorm_numpy._launch import Gradient, Launch
 from anynorm_numpy._ops import OPS
 from anynorm_numpy._slices import Slices
 
+_ndarray = np.ndarray  # two look-ups less per array
+
 
 class NumPyBackend(Backend):
     """Serves exactly ndarray and memmap on raw memory, subclasses by the formula, whose arithmetic is theirs."""
@@ -47,15 +49,15 @@ class NumPyBackend(Backend):
     ) -> Hashable | None:
         if dy is not None:
             return _signature_of_gradient(x, weight, bias, mean, var, out, dy)
-        if type(x) is not np.ndarray and not _is_mapped(x):
+        if type(x) is not _ndarray and not _is_mapped(x):
             return None
         of_weight = of_bias = beside = None
         if weight is not None:
-            if type(weight) is not np.ndarray and not _is_mapped(weight):
+            if type(weight) is not _ndarray and not _is_mapped(weight):
                 return None
             of_weight = weight.dtype, weight.shape, weight.strides, weight.flags.aligned
         if bias is not None:
-            if type(bias) is not np.ndarray and not _is_mapped(bias):
+            if type(bias) is not _ndarray and not _is_mapped(bias):
                 return None
             of_bias = bias.dtype, bias.shape, bias.strides, bias.flags.aligned
         if mean is not None or out is not None:

@@ -1,4 +1,4 @@
-"""python -m benchmarks numpy|cpu|gpu|prove|fuzz: the command line. What is done is in the modules of those names."""
+"""python -m benchmarks: the command line. What a command does is in the module of its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anynorm._cli import UsageError, piped
-from benchmarks import rows
+from benchmarks import bits, rows
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +22,15 @@ def main() -> int:
     """Run a benchmark, print its tables, and write rows and a picture if asked to; return the exit code."""
     options = _parser().parse_args()
     try:
-        commands = {"numpy": _numpy, "cpu": _cpu, "gpu": _gpu, "prove": _prove, "fuzz": _fuzz}
+        commands = {
+            "numpy": _numpy,
+            "cpu": _cpu,
+            "gpu": _gpu,
+            "prove": _prove,
+            "fuzz": _fuzz,
+            "bits": _bits,
+            "before": _before,
+        }
         return piped(lambda: commands[options.what](options))
     except UsageError as error:
         print(f"python -m benchmarks {options.what}: {error}", file=sys.stderr)
@@ -51,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         "--only", metavar="PATTERN", default="", type=_expression, help="only calls whose description matches"
     )
     fuzzer.add_argument("--libraries", metavar="NAMES", help="with commas between; default: all")
+    grid = commands.add_parser("bits", help="hashes of the results of a grid of calls, compared with another version's")
+    bits.add_arguments(grid)
+    before = commands.add_parser("before", help="small calls of a previous version and of this one, timed in turn")
+    before.add_argument("previous", type=Path, metavar="PREVIOUS", help="a checkout, or a folder with the packages")
+    before.add_argument("--rounds", type=int, default=150, help="more are quieter (150)")
+    before.add_argument("--only", metavar="PATTERN", default="", type=_expression, help="only calls that match")
     return parser
 
 
@@ -219,6 +233,24 @@ def _fuzz(options: argparse.Namespace) -> int:
         raise UsageError(msg)
     print(run.report(outcome, time.monotonic() - began))
     return 1 if outcome.findings else 0
+
+
+def _bits(options: argparse.Namespace) -> int:
+    _check_installed("ml_dtypes", "torch", "jax", "dask", "array_api_strict")
+    return bits.run(options)
+
+
+def _before(options: argparse.Namespace) -> int:
+    from benchmarks import before
+
+    try:
+        rows = before.measure(options.previous, re.compile(options.only).search, options.rounds)
+        print(before.HEAD)
+        for row in rows:
+            print(before.line(row), flush=True)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from None
+    return 0
 
 
 def _numpy(options: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ class Launch(OnDevice):
         strides = dense(x.shape, x.strides, x.itemsize) if y is None else y.strides
         parameters = Parameter.of(weight), Parameter.of(bias)
         configs = forward_configs(plan, x, strides, *parameters)
-        as_is = [array for array, each in zip((weight, bias), parameters, strict=True) if each and not each.copies]
+        as_is = [array for array, own in zip((weight, bias), parameters, strict=True) if own and not own.copies]
         found = configs.at(address(x) | address(y), _bits(as_is))
         return found if isinstance(found, str) else cls(plan, x, configs, strides, *parameters)
 

@@ -38,7 +38,6 @@ from anynorm._core.arrays import tree_sum as tree_sum
 from anynorm._core.executable import AnyResiduals as AnyResiduals
 from anynorm._core.executable import Declined as Declined
 from anynorm._core.executable import Executable as Executable
-from anynorm._core.executable import Formula as Formula
 from anynorm._core.executable import Operands as Operands
 from anynorm._core.files import write_whole as write_whole
 from anynorm._core.formula import GradientSums as GradientSums
@@ -75,7 +74,6 @@ __all__ = [
     "Executable",
     "Five",
     "Format",
-    "Formula",
     "GradientSums",
     "Ints",
     "Layout",

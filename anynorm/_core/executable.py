@@ -130,6 +130,3 @@ class Executable(Generic[X]):
         """Return dx by sums over the sets, the second half of `backward`."""
         options: dict[str, Any] = {"out": out, "ops": self.ops}
         return self.ops.on_device(x, formula.gradient, self.plan, dy, x, weight, residuals, sums, **options)
-
-
-Formula = Executable

@@ -46,20 +46,14 @@ class JaxBackend(Backend):
         out: Array | None,
         dy: Array | None = None,
     ) -> Hashable | None:
-        array_type = type(x)
         if out is not None or isinstance(x, Tracer):
             return None
-        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # float64 is refused without
-        if dy is not None:
-            # A traced dy is compiled for as an eager one is: `jax.vmap(pullback)` compiles nothing anew.
-            fits = (type(dy) is array_type or isinstance(dy, Tracer)) and dy.shape == x.shape
-            return (dy.dtype, x64) if fits else None
-        avals = [x.aval]
-        for array in (weight, bias, mean, var):
+        array_type, avals = type(x), [x.aval]
+        for array in (weight, bias, mean, var) if dy is None else (dy,):
             if array is not None and type(array) is not array_type:
                 return None
             avals.append(None if array is None else array.aval)
-        return (*avals, x64)
+        return (*avals, jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # float64 is refused without
 
     def compile(self, plan: Plan, operands: Operands) -> Executable[Array] | Declined:
         for array in operands[:5]:

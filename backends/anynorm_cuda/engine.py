@@ -25,25 +25,3 @@ from anynorm_cuda._program import CompileError as CompileError
 from anynorm_cuda._program import Kernel as Kernel
 from anynorm_cuda._program import Launch as Launch
 from anynorm_cuda._teams import Device as Device
-
-__all__ = [
-    "OPTIONS",
-    "WIDEST",
-    "CompileError",
-    "Device",
-    "Dtypes",
-    "Kernel",
-    "Launch",
-    "LaunchConfig",
-    "Launcher",
-    "Loaded",
-    "RefusedError",
-    "Run",
-    "backward",
-    "configure_backward",
-    "configure_forward",
-    "facts",
-    "forward",
-    "launcher",
-    "too_old",
-]

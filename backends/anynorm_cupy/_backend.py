@@ -9,7 +9,7 @@ import cupy
 
 from anynorm.backend import Backend, Declined, Executable, Memory, Operands, Plan, apart, reach, refuses_out
 from anynorm_cuda.engine import WIDEST
-from anynorm_cupy._launch import Gradient, Launch
+from anynorm_cupy._launch import Launch
 from anynorm_cupy._memory import ndarray
 from anynorm_cupy._ops import OPS
 
@@ -47,8 +47,8 @@ class CuPyBackend(Backend):
         return tuple(found)
 
     def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:
-        compiled = Launch.compiled if operands.dy is None else Gradient.compiled
-        found: Executable[Any] | str = self.ops.on_device(operands.x, compiled, plan, operands)
+        compiled = Launch.forwards if operands.dy is None else Launch.backwards
+        found: Launch | str = self.ops.on_device(operands.x, compiled, plan, operands)
         return Declined(found) if isinstance(found, str) else found
 
     def refuses_out(self, out: cupy.ndarray, x: cupy.ndarray, others: dict[str, Any]) -> str | None:

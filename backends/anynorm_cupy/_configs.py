@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import cupy
@@ -56,6 +57,11 @@ def address(array: cupy.ndarray | None) -> int:
     return 0 if array is None else array.data.ptr
 
 
+def fixed_bits(array: cupy.ndarray | None, parameter: Parameter | None) -> int:
+    """Return the address of a weight or bias that is read where it lies; 0 of one that each call copies."""
+    return 0 if parameter is None or parameter.copies else address(array)
+
+
 def c_strides(shape: Ints, itemsize: int) -> Ints:
     """Return the strides in bytes of an array in C order."""
     return dense(shape, tuple(range(len(shape), 0, -1)), itemsize)
@@ -79,6 +85,21 @@ class Configs:
         self._strides = tuple([tuple([stride // x.itemsize for stride in of_array]) for of_array in strides])
         self._parameters = weight, bias
         self._by_alignment: dict[Ints, LaunchConfig | str] = {}
+
+    @classmethod
+    def forwards(
+        cls, plan: Plan, x: cupy.ndarray, y: Ints, weight: Parameter | None, bias: Parameter | None
+    ) -> Configs:
+        """Return the configs of a forward pass to a y with these strides."""
+        configure = partial(engine.configure_forward, only_measure=plan.function == "moments")
+        return cls(configure, plan, x, (x.strides, y), weight, bias)
+
+    @classmethod
+    def backwards(cls, plan: Plan, x: cupy.ndarray, dy: Ints, dx: Ints, weight: Parameter | None) -> Configs:
+        """Return the configs of a backward pass from a dy to a dx with these strides."""
+        # Bias is not read: its layout is that of its gradient.
+        bias = None if plan.bias is None else Parameter.in_c_order(cast("Ints", plan.bias))
+        return cls(engine.configure_backward, plan, x, (x.strides, dy, dx), weight, bias)
 
     def at(self, bits: int, parameter_bits: int) -> LaunchConfig | str:
         """Return the config, whose kernels are loaded, or half a sentence that says why there is none.
@@ -106,19 +127,3 @@ class Configs:
             config = launcher(self._device).why_not(config.launches) or config
         self._by_alignment[alignment] = config
         return config
-
-
-def forward_configs(plan: Plan, x: cupy.ndarray, y: Ints, weight: Parameter | None, bias: Parameter | None) -> Configs:
-    """Return the configs of a forward pass to a y with these strides."""
-
-    def configure(*arguments: Any) -> LaunchConfig | str:
-        return engine.configure_forward(*arguments, only_measure=plan.function == "moments")
-
-    return Configs(configure, plan, x, (x.strides, y), weight, bias)
-
-
-def gradient_configs(plan: Plan, x: cupy.ndarray, dy: Ints, dx: Ints, weight: Parameter | None) -> Configs:
-    """Return the configs of a backward pass from a dy to a dx with these strides."""
-    # Bias is not read: its layout is that of its gradient.
-    bias = None if plan.bias is None else Parameter.in_c_order(cast("Ints", plan.bias))
-    return Configs(engine.configure_backward, plan, x, (x.strides, dy, dx), weight, bias)

@@ -1,34 +1,12 @@
-"""The backend: which Dask arrays the formula serves, and with which operations."""
+"""The backend: which Dask arrays the formula serves. There is nothing faster to compile."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import array_api_compat.dask.array as xp
 import dask.array
 
-from anynorm.backend import ArrayOps, Backend, Shape
-from anynorm_dask._blocks import largest, reshaped, shape_of, sum_over
-from anynorm_dask._chunks import refuses, refuses_beside
-
-
-class DaskOps(ArrayOps[Any]):
-    """Dask's operations."""
-
-    def __init__(self) -> None:
-        super().__init__("dask", xp)
-
-    def shape(self, x: dask.array.Array) -> Shape:
-        return shape_of(x)
-
-    def reshape(self, x: dask.array.Array, shape: Shape) -> Any:
-        return reshaped(x, shape)
-
-    def sum(self, x: dask.array.Array, axes: tuple[int, ...]) -> Any:
-        return sum_over(x, axes)
-
-    def peak(self, x: dask.array.Array, axes: tuple[int, ...]) -> Any:
-        return largest(x, axes)
+from anynorm.backend import Backend
+from anynorm_dask._chunks import SERVED, maker, refuses_chunk
+from anynorm_dask._ops import DaskOps
 
 
 class DaskBackend(Backend):
@@ -40,7 +18,14 @@ class DaskBackend(Backend):
         super().__init__(DaskOps())
 
     def refuses(self, x: dask.array.Array) -> str | None:
-        return refuses(x)
+        return refuses_chunk(x._meta)  # an empty chunk, which Dask knows: nothing is computed
 
     def refuses_beside(self, array: dask.array.Array, x: dask.array.Array) -> str | None:
-        return refuses_beside(array, x)
+        own, others = maker(array._meta), maker(x._meta)
+        if own == others or not {own, others} <= SERVED:
+            return None
+        convert = "cupy.asnumpy" if own == "cupy" else "cupy.asarray"
+        return (
+            f"has chunks of {own}, and those of x are of {others}. Nothing is moved silently: convert it first, with "
+            f".map_blocks({convert})."
+        )

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import dask.array
 import numpy as np
 
 from anynorm.backend import conversion, type_name, unsuited
 
 # Whose chunks Dask's own arithmetic leaves what they are.
 SERVED = {"numpy", "cupy"}
-
-
-def refuses(x: dask.array.Array) -> str | None:
-    """Return why no norm can take this array, or None. Nothing is computed: Dask knows an empty chunk of it."""
-    return refuses_chunk(x._meta)
-
-
-def refuses_beside(value: dask.array.Array, x: dask.array.Array) -> str | None:
-    """Return why an array cannot be used beside x, or None."""
-    own, others = _maker(value._meta), _maker(x._meta)
-    if own == others or not {own, others} <= SERVED:
-        return None
-    convert = "cupy.asnumpy" if own == "cupy" else "cupy.asarray"
-    return (
-        f"has chunks of {own}, and those of x are of {others}. Nothing is moved silently: convert it first, with "
-        f".map_blocks({convert})."
-    )
 
 
 def refuses_chunk(block: object) -> str | None:
@@ -35,7 +17,7 @@ def refuses_chunk(block: object) -> str | None:
     reason = unsuited(block, chunks=True)
     if reason is not None:
         return reason
-    if _maker(block) not in SERVED or isinstance(block, np.matrix):
+    if maker(block) not in SERVED or isinstance(block, np.matrix):
         # Dask's own arithmetic turns such chunks into NumPy's on the way, some here and some there, or fails.
         return (
             f"has chunks of {type_name(block)}, and on Dask norms are computed on those of NumPy or CuPy. Convert them "
@@ -44,6 +26,6 @@ def refuses_chunk(block: object) -> str | None:
     return None
 
 
-def _maker(block: object) -> str:
+def maker(block: object) -> str:
     """Return the library that chunks like this one belong to."""
     return "numpy" if isinstance(block, np.ndarray) else type(block).__module__.partition(".")[0]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from anynorm.backend import ArrayOps, Plan, Residuals, Shape
 from anynorm_jax._derivatives import normalize, vary_like
-from anynorm_jax._sums import broadcast, sum_over
+from anynorm_jax._sums import broadcast_p, sum_p
 
 lax: Any = jax.lax  # its barrier is not annotated
 
@@ -23,11 +23,11 @@ class JaxOps(ArrayOps[jax.Array]):
     def __init__(self) -> None:
         super().__init__("jax", jnp)
 
-    def sum(self, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        return sum_over(x, axes)
+    def sum(self, x: jax.Array, axes: tuple[int, ...]) -> Any:
+        return sum_p.bind(x, axes=axes)
 
-    def broadcast(self, x: jax.Array, shape: Shape) -> jax.Array:
-        return broadcast(x, shape)
+    def broadcast(self, x: jax.Array, shape: Shape) -> Any:
+        return x if x.shape == shape else broadcast_p.bind(x, shape=shape, sharding=None)
 
     def fused(self, x: jax.Array, function: Callable[..., Any], /, *arrays: object, **options: Hashable) -> Any:  # noqa: ARG002
         # Merging Moments step by step takes 0.8 ms.

@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from anynorm.backend import Shape, tree_sum
+from anynorm.backend import tree_sum
 
 # Where JAX keeps this depends on its version, and neither place is annotated; nor are these.
 _with_float64: Any = getattr(jax if hasattr(jax, "enable_x64") else experimental, "enable_x64")  # noqa: B009
@@ -25,22 +25,8 @@ _ad: Any = ad
 _PartitionSpec: Any = PartitionSpec
 _jax: Any = jax
 
-_sum: Any = Primitive("anynorm_sum")
-_broadcast: Any = Primitive("anynorm_broadcast")
-
-
-def sum_over(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Sum over `axes`, kept as length 1."""
-    total: jax.Array = _sum.bind(x, axes=axes)
-    return total
-
-
-def broadcast(x: jax.Array, shape: Shape) -> jax.Array:
-    """Broadcast x to a shape of as many axes. Its gradient is summed as above."""
-    if x.shape == shape:
-        return x
-    y: jax.Array = _broadcast.bind(x, shape=shape, sharding=None)
-    return y
+sum_p: Any = Primitive("anynorm_sum")  # over `axes`, kept as length 1
+broadcast_p: Any = Primitive("anynorm_broadcast")  # to a `shape` of as many axes
 
 
 def _plain_sum(x: jax.Array, axes: tuple[int, ...]) -> Any:
@@ -99,7 +85,7 @@ def _program(function: Callable[..., Any]) -> Any:
 
 
 def _transposed_sum(cotangent: jax.Array, x: ad.UndefinedPrimal, *, axes: tuple[int, ...]) -> list[Any]:  # noqa: ARG001
-    return [_broadcast.bind(cotangent, shape=x.aval.shape, sharding=_explicit_sharding(x.aval))]
+    return [broadcast_p.bind(cotangent, shape=x.aval.shape, sharding=_explicit_sharding(x.aval))]
 
 
 def _transposed_broadcast(
@@ -109,12 +95,14 @@ def _transposed_broadcast(
     shape: tuple[Any, ...],
     sharding: NamedSharding | None,  # noqa: ARG001
 ) -> list[Any]:
-    return [sum_over(cotangent, tuple([axis for axis, length in enumerate(x.aval.shape) if length != shape[axis]]))]
+    return [
+        sum_p.bind(cotangent, axes=tuple([axis for axis, length in enumerate(x.aval.shape) if length != shape[axis]]))
+    ]
 
 
 def _batched_sum(operands: Sequence[jax.Array], batch_axes: Sequence[int], *, axes: tuple[int, ...]) -> tuple[Any, int]:
     x = jnp.moveaxis(operands[0], batch_axes[0], 0)
-    return sum_over(x, tuple([axis + 1 for axis in axes])), 0
+    return sum_p.bind(x, axes=tuple([axis + 1 for axis in axes])), 0
 
 
 def _batched_broadcast(
@@ -123,7 +111,7 @@ def _batched_broadcast(
     x = jnp.moveaxis(operands[0], batch_axes[0], 0)
     if sharding is not None:
         sharding = NamedSharding(sharding.mesh, _PartitionSpec(jax.typeof(x).sharding.spec[0], *sharding.spec))
-    return _broadcast.bind(x, shape=(x.shape[0], *shape), sharding=sharding), 0
+    return broadcast_p.bind(x, shape=(x.shape[0], *shape), sharding=sharding), 0
 
 
 @lru_cache(maxsize=1024)
@@ -147,12 +135,12 @@ def _define(primitive: Primitive, meaning: Callable[..., Any], lowering: Callabl
     mlir.register_lowering(primitive, _program(lowering))
 
 
-_define(_sum, _plain_sum, _sum_by_halves)
-_define(_broadcast, _plain_broadcast, _plain_broadcast)
-mlir.register_lowering(_sum, _sum_on_cpu, platform="cpu")
+_define(sum_p, _plain_sum, _sum_by_halves)
+_define(broadcast_p, _plain_broadcast, _plain_broadcast)
+mlir.register_lowering(sum_p, _sum_on_cpu, platform="cpu")
 for _platform in ("cuda", "rocm", "tpu"):  # which have float64
-    mlir.register_lowering(_sum, _program(_sum_in_float64), platform=_platform)
-_ad.deflinear2(_sum, _transposed_sum)
-_ad.deflinear2(_broadcast, _transposed_broadcast)
-batching.primitive_batchers[_sum] = _batched_sum
-batching.primitive_batchers[_broadcast] = _batched_broadcast
+    mlir.register_lowering(sum_p, _program(_sum_in_float64), platform=_platform)
+_ad.deflinear2(sum_p, _transposed_sum)
+_ad.deflinear2(broadcast_p, _transposed_broadcast)
+batching.primitive_batchers[sum_p] = _batched_sum
+batching.primitive_batchers[broadcast_p] = _batched_broadcast

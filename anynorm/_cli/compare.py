@@ -154,12 +154,12 @@ def _print(report: Report) -> None:
     show.table(
         "Time of one call (median), and its ratio to NumPy's",
         ("norm", *names),
-        [(r.norm, *[_time_cell(its) for its in r.libraries]) for r in report.norms],
+        [(r.norm, *[_time_cell(outcome) for outcome in r.libraries]) for r in report.norms],
     )
     show.table(
         "Largest error against the exact result, in units of the contract's bound (1 is allowed)",
         ("norm", *names, "between any two"),
-        [(r.norm, *[show.units(its.error) for its in r.libraries], _difference_cell(r)) for r in report.norms],
+        [(r.norm, *[show.units(outcome.error) for outcome in r.libraries], _difference_cell(r)) for r in report.norms],
     )
     show.table(
         "Libraries",
@@ -170,9 +170,9 @@ def _print(report: Report) -> None:
     for name, why in (report.absent | report.broken).items():
         show.line(f"not run: {name}: {why}{show.OFF if name in report.broken else ''}")
     for result in report.norms:
-        for its in result.libraries:
-            if its.problem:
-                show.line(f"problem: {result.norm} on {its.library}: {its.problem}{show.OFF}")
+        for outcome in result.libraries:
+            if outcome.problem:
+                show.line(f"problem: {result.norm} on {outcome.library}: {outcome.problem}{show.OFF}")
     show.line(f"picture: {report.picture}")
 
 
@@ -196,18 +196,18 @@ def _difference_cell(result: NormResult) -> str:
     return show.units(result.largest_difference, allowed=2)
 
 
-def _time_cell(its: LibraryResult) -> str:
-    if its.problem:
+def _time_cell(outcome: LibraryResult) -> str:
+    if outcome.problem:
         return f"failed{show.OFF}"
-    ratio = "" if its.ratio_to_numpy is None else f" ({its.ratio_to_numpy:.2f}x)"
-    return f"{show.duration(its.seconds)}{ratio}"
+    ratio = "" if outcome.ratio_to_numpy is None else f" ({outcome.ratio_to_numpy:.2f}x)"
+    return f"{show.duration(outcome.seconds)}{ratio}"
 
 
 def _paths(report: Report, library: str) -> str:
     taken = [
-        (result.norm, [its.path], [its.reason] if its.reason else [])
+        (result.norm, [outcome.path], [outcome.reason] if outcome.reason else [])
         for result in report.norms
-        for its in result.libraries
-        if its.library == library and its.path
+        for outcome in result.libraries
+        if outcome.library == library and outcome.path
     ]
     return show.paths(taken) if taken else "-"

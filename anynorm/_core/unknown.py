@@ -52,9 +52,9 @@ class UntestedOps(Ops):
             result = function(*arguments, **options)
             code = getattr(function, "__code__", function)  # of a lambda, which is another function each time
             if code not in self._passed:
-                for each in result if isinstance(result, tuple) else (result,):
-                    if hasattr(each, "dtype"):
-                        _check_own(each, self.name)
+                for part in result if isinstance(result, tuple) else (result,):
+                    if hasattr(part, "dtype"):
+                        _check_own(part, self.name)
                 self._passed.add(code)
         except (TypeError, AttributeError, LookupError, NotImplementedError, ImportError) as error:
             if is_own(error):
@@ -74,8 +74,8 @@ def fault_of(name: str, xp: Namespace) -> str | None:
     """
     try:
         two = xp.ones((1, 2))
-        for each in (xp.max(two, axis=1, keepdims=True), xp.where(two > 0, two, two), xp.reshape(two, (2, 1))):
-            _check_own(each, name)
+        for made in (xp.max(two, axis=1, keepdims=True), xp.where(two > 0, two, two), xp.reshape(two, (2, 1))):
+            _check_own(made, name)
     except Exception as error:  # whatever a stranger's library raises
         return str(error)
     return None

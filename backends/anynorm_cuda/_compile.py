@@ -84,7 +84,7 @@ def compiled(source: str, name: str, flags: list[str]) -> tuple[bytes, str]:
 
 def _target(arch: int) -> str:
     """Return NVRTC's name of a compute capability: sm_90, or compute_121 for one that is newer than all it knows."""
-    known = [each for each in archs() if each <= arch]
+    known = [older for older in archs() if older <= arch]
     if not known:
         msg = f"NVRTC {_dotted(version())} does not compile for compute capability {_dotted(divmod(arch, 10))}."
         raise CompileError(msg)

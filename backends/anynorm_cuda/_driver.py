@@ -62,11 +62,11 @@ class _Device:
 
     def load(self, kernel: Kernel) -> Loaded:
         code = _compile.cubin(kernel, facts(self.device).arch)
-        attribute = _cuda().CUfunction_attribute
-        asked = attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
+        names = _cuda().CUfunction_attribute
+        asked = names.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, names.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
         with self._in_context(), _while_capturing():
             function = _ask("cuModuleGetFunction", _ask("cuModuleLoadData", code), kernel.name.encode())
-            return Loaded(function, *[_ask("cuFuncGetAttribute", each, function) for each in asked])
+            return Loaded(function, *[_ask("cuFuncGetAttribute", attribute, function) for attribute in asked])
 
     def make_room(self, loaded: Loaded, shared: int) -> None:
         attribute = _cuda().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

@@ -59,8 +59,8 @@ def backward(
     _run(config, launch, (x, dy, dx, weight, 0, residuals, workspace, means, to_weight, to_bias, dweight, dbias), 0.0)
 
 
-def _run(config: LaunchConfig, launch: Run, addresses: Ints, eps: float) -> None:
+def _run(config: LaunchConfig, run: Run, addresses: Ints, eps: float) -> None:
     """Launch a config's kernels; addresses in the order of `_geometry.ADDRESSES`."""
     argument = at.pack(addresses, config.counts, config.steps, eps, formula.rsqrt_eps(eps))
-    for each in config.launches:
-        launch(each, argument)
+    for launch in config.launches:
+        run(launch, argument)

@@ -82,7 +82,7 @@ class Configs:
         self._configure = configure
         self._plan = plan
         self._dtype, self._shape, self._device = x.dtype, x.shape, x.data.device_id
-        self._strides = tuple([tuple([stride // x.itemsize for stride in each]) for each in strides])
+        self._strides = tuple([tuple([stride // x.itemsize for stride in of_array]) for of_array in strides])
         self._parameters = weight, bias
         self._by_alignment: dict[Ints, LaunchConfig | str] = {}
 
@@ -113,8 +113,8 @@ class Configs:
     def _configured(self, alignment: tuple[int, int]) -> LaunchConfig | str:
         if alignment[0] % self._dtype.itemsize:
             return "an allocator gives memory in which no element can lie"
-        weight, bias = [None if each is None else each.dtype.name for each in self._parameters]
-        layouts = [None if each is None else each.layout() for each in self._parameters]
+        weight, bias = [None if parameter is None else parameter.dtype.name for parameter in self._parameters]
+        layouts = [None if parameter is None else parameter.layout() for parameter in self._parameters]
         config = self._configure(
             self._plan,
             Dtypes(self._dtype.name, weight, bias, *alignment),

@@ -140,7 +140,7 @@ class Launch(Executable[Any]):
             memory = workspace(config.workspace_bytes + 5 * config.sets * FLOAT32.itemsize, self._device)
             residuals = residuals or memory.ptr + config.workspace_bytes
         # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
-        given = [None if each is None else converted(each, FLOAT32) for each in (operands.mean, operands.var)]
+        given = [None if a is None else converted(a, FLOAT32) for a in (operands.mean, operands.var)]
         try:
             engine.forward(
                 config,

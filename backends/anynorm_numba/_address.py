@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 # An array object keeps the address of its data behind what every object has. `ctypes.data` and `__array_interface__`
 # know it too, but take 1.5 µs each, a quarter of a small call. So it is read as one of the words of memory, in 0.1 µs.
 _WORD = 8
@@ -14,16 +16,18 @@ _DATA = object.__basicsize__ // _WORD
 _words: Any = (ctypes.c_uint64 * 2**59).from_address(0) if ctypes.sizeof(ctypes.c_void_p) == _WORD else None
 
 
-def _read(array: Any) -> int:
+def _read(array: Array) -> int:
     address: int = _words[id(array) // _WORD + _DATA]
     return address
 
 
-def _ask(array: Any) -> int:
+def _ask(array: Array) -> int:
     return int(array.ctypes.data)
 
 
-def _read_four(first: Any, second: Any, third: Any, fourth: Any) -> tuple[int, int, int, int]:
+def _read_four(
+    first: Array | None, second: Array | None, third: Array | None, fourth: Array | None
+) -> tuple[int, int, int, int]:
     words = _words
     return (
         0 if first is None else words[id(first) // _WORD + _DATA],
@@ -33,13 +37,15 @@ def _read_four(first: Any, second: Any, third: Any, fourth: Any) -> tuple[int, i
     )
 
 
-def _ask_four(first: Any, second: Any, third: Any, fourth: Any) -> tuple[int, int, int, int]:
+def _ask_four(
+    first: Array | None, second: Array | None, third: Array | None, fourth: Array | None
+) -> tuple[int, int, int, int]:
     """Return the addresses of four arrays at once, 0 for None: a call of a function takes as long as to read one."""
-    first, second, third, fourth = [0 if a is None else _ask(a) for a in (first, second, third, fourth)]
-    return first, second, third, fourth
+    at = [0 if array is None else _ask(array) for array in (first, second, third, fourth)]
+    return at[0], at[1], at[2], at[3]
 
 
-_probes = [np.empty(3), np.empty((2, 5), dtype=np.float32)[:, 1:]]
+_probes: list[Array] = [np.empty(3), np.empty((2, 5), dtype=np.float32)[:, 1:]]
 _readable = _words is not None and all(_read(probe) == _ask(probe) for probe in _probes)
 address = _read if _readable else _ask
 addresses = _read_four if _readable else _ask_four

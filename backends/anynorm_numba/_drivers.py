@@ -34,19 +34,19 @@ carray: Any = vars(numba)["carray"]  # which numba's annotations do not know
 
 
 def _call_task(
-    typing: Any,  # noqa: ARG001  numba passes it
-    fn: Any,  # noqa: ARG001  and so on: numba counts the arguments; their values come to `generate`
-    phase: Any,  # noqa: ARG001
-    index: Any,  # noqa: ARG001
-    geometry: Any,  # noqa: ARG001
-    a0: Any,  # noqa: ARG001
-    a1: Any,  # noqa: ARG001
-    a2: Any,  # noqa: ARG001
-    a3: Any,  # noqa: ARG001
-    a4: Any,  # noqa: ARG001
-    a5: Any,  # noqa: ARG001
-    a6: Any,  # noqa: ARG001
-    eps: Any,  # noqa: ARG001
+    typing: object,  # noqa: ARG001  numba passes it
+    fn: object,  # noqa: ARG001  and so on: numba counts the arguments; their values come to `generate`
+    phase: object,  # noqa: ARG001
+    index: object,  # noqa: ARG001
+    geometry: object,  # noqa: ARG001
+    a0: object,  # noqa: ARG001
+    a1: object,  # noqa: ARG001
+    a2: object,  # noqa: ARG001
+    a3: object,  # noqa: ARG001
+    a4: object,  # noqa: ARG001
+    a5: object,  # noqa: ARG001
+    a6: object,  # noqa: ARG001
+    eps: object,  # noqa: ARG001
 ) -> Any:
     """Call the task at the address fn, with a null pointer for its storage."""
     task = _compile.task_signature()
@@ -65,7 +65,7 @@ def _call_task(
 call_task: Any = intrinsic(_call_task)
 
 
-def _complete(typing: Any) -> Any:  # noqa: ARG001
+def _complete(typing: object) -> Any:  # noqa: ARG001
     """Let what was written, past the caches too, be in memory for all threads before anything that follows."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -124,7 +124,7 @@ def gradients(
     complete()
 
 
-def _call_count(typing: Any, address: Any) -> Any:  # noqa: ARG001
+def _call_count(typing: object, address: object) -> Any:  # noqa: ARG001
     """Call the C function at an address, `int f(void)`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -137,7 +137,7 @@ def _call_count(typing: Any, address: Any) -> Any:  # noqa: ARG001
 call_count: Any = intrinsic(_call_count)
 
 
-def _bits_of(typing: Any, value: Any) -> Any:  # noqa: ARG001
+def _bits_of(typing: object, value: object) -> Any:  # noqa: ARG001
     """Return the bits of a float64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -149,7 +149,7 @@ def _bits_of(typing: Any, value: Any) -> Any:  # noqa: ARG001
 bits_of: Any = intrinsic(_bits_of)
 
 
-def _call_fork(typing: Any, fork: Any, member: Any, block: Any, team: Any) -> Any:  # noqa: ARG001
+def _call_fork(typing: object, fork: object, member: object, block: object, team: object) -> Any:  # noqa: ARG001
     """Call the C function at an address, `void f(void (*)(void *), void *, unsigned, unsigned)`, with a block.
 
     The block is a tuple of integers. It is laid in the caller's frame, which lives until all members are done: numba

@@ -7,7 +7,7 @@ a store at a constant offset, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,13 @@ def _pointer(builder: ir.IRBuilder, kind: Any, address: ir.Value) -> ir.Value:
 
 
 @lower_getattr_generic(Record)
-def _read(context: Any, builder: ir.IRBuilder, record: Record, address: ir.Value, name: str) -> ir.Value:  # noqa: ARG001
+def _read(context: object, builder: ir.IRBuilder, record: Record, address: ir.Value, name: str) -> ir.Value:  # noqa: ARG001
     kind, address = _located(builder, record, address, name)
     return address if isinstance(kind, Record) else builder.load(_pointer(builder, kind, address))
 
 
 @lower_setattr_generic(Record)
-def _write(context: Any, builder: ir.IRBuilder, signature: Any, values: Any, name: str) -> None:  # noqa: ARG001
+def _write(context: object, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value], name: str) -> None:  # noqa: ARG001
     kind, address = _located(builder, signature.args[0], values[0], name)
     builder.store(values[1], _pointer(builder, kind, address))
 
@@ -93,8 +93,8 @@ def record_at(layout: Layout) -> Any:
     """Make an intrinsic f(address) that returns the record of this dtype at an address."""
     record = Record(layout)
 
-    def at(typing: Any, address: Any) -> Any:  # noqa: ARG001
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def at(typing: object, address: object) -> Any:  # noqa: ARG001
+        def generate(context: object, builder: object, signature: object, values: Sequence[ir.Value]) -> Any:  # noqa: ARG001
             return values[0]
 
         return record(types.int64), generate

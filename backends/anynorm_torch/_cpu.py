@@ -170,7 +170,7 @@ class CpuGradient(Gradient):
         self._reads_weight = as_parameter(weight, compute) is weight
         self._dx = strided_like(x)
         parameters = Parameter.of(weight), bias
-        self._dweight, self._dbias = [None if each is None else (*dense(each.shape, 1), compute) for each in parameters]
+        self._dweight, self._dbias = [None if own is None else (*dense(own.shape, 1), compute) for own in parameters]
 
     @classmethod
     def compiled(cls, plan: Plan, operands: Operands, bias: Parameter | None) -> CpuGradient | str:
@@ -237,7 +237,7 @@ def upcast_together(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Up
     compute, given = DTYPES[x.dtype][1], [parameter for parameter in (weight, bias) if parameter is not None]
     if x.dtype is compute or not given or unaligned(*given) is not None:
         return None
-    if any(each.dtype is not x.dtype or not each.is_contiguous() or each.numel() > FEW for each in given):
+    if any(a.dtype is not x.dtype or not a.is_contiguous() or a.numel() > FEW for a in given):
         return None
     of_weight, of_bias = [
         None if parameter is None else (tuple(parameter.shape), parameter.stride(), compute)

@@ -99,7 +99,7 @@ class CudaLaunch(Launch):
         read_weight = weight if self._reads_weight else as_parameter(weight)
         read_bias = bias if self._reads_bias else as_parameter(bias)
         # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
-        flat = [] if given is None else [each.detach().reshape(-1).to(torch.float32).contiguous() for each in given]
+        flat = [] if given is None else [a.detach().reshape(-1).to(torch.float32).contiguous() for a in given]
         residuals = None
         if given is not None or save or self._records or self._config.keeps_residuals:
             residuals = _floats(x, 5, self._config.sets)

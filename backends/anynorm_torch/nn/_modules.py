@@ -96,9 +96,9 @@ class _InstanceNorm(instancenorm._InstanceNorm):
                 "its variance is 0 and the result is the bias whatever the input is. Use larger inputs, or LayerNorm."
             )
             raise ValueError(msg)
-        y, each = an.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
+        y, batch = an.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
         if self.track_running_stats and self.running_mean is not None:
-            _move_running(self, over_samples(each, (0,)), 0.0 if self.momentum is None else float(self.momentum))
+            _move_running(self, over_samples(batch, (0,)), 0.0 if self.momentum is None else float(self.momentum))
         return y
 
 
@@ -168,8 +168,8 @@ def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
     [0.0, 0.0]
 
     """
-    layers: Any = [its for its in model.modules() if isinstance(its, _BatchNorm | _InstanceNorm)]
-    tracking = [its for its in layers if its.track_running_stats and its.training]
+    layers: Any = [module for module in model.modules() if isinstance(module, _BatchNorm | _InstanceNorm)]
+    tracking = [layer for layer in layers if layer.track_running_stats and layer.training]
     for layer in tracking:
         layer.track_running_stats = False
     try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from anynorm.backend import AnyResiduals, Executable, Operands, PackedResiduals, Plan, formula
+from anynorm.backend import AnyResiduals, Executable, Ints, Operands, PackedResiduals, Plan, formula
 from anynorm_torch._memory import check_storage, length_of, unaligned
 from anynorm_torch._ops import OPS
 from anynorm_torch._tensors import DTYPES, Parameter
@@ -96,6 +97,10 @@ def why_no_gradient(operands: Operands) -> str | None:
         return "dy has another dtype than x"
     if not isinstance(residuals, PackedResiduals):
         return "the forward pass was not the engine's"
+    plan = residuals.plan
+    lengths = [(x, plan.shape), (dy, plan.shape), (residuals.array, (5, *plan.statistic)), (weight, plan.weight)]
+    if any(tensor is not None and tensor.numel() != math.prod(cast("Ints", shape)) for tensor, shape in lengths):
+        return "a tensor that was saved came back in another shape"
     array = residuals.array if isinstance(residuals.array, Tensor) else None
     if any(tensor is not None and tensor.device != x.device for tensor in (weight, out, dy, array)):
         return "a tensor that was saved came back on another device"

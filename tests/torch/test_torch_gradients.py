@@ -15,6 +15,7 @@ import anynorm as an
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("numba")
+from anynorm_numba import engine  # noqa: E402
 
 # A few long rows are summed piece by piece, whose gradients the engine leaves to be added up.
 SHAPES = {"layer": (8, 64), "one row": (1, 64), "many rows": (300, 33), "long rows": (3, 5000)}
@@ -144,6 +145,32 @@ def test_saved_tensors_that_may_not_be_read() -> None:
     y.backward(torch.linspace(-1, 2, y.numel()).reshape(16, 64))
     for one, other in zip((x.grad, weight.grad, bias.grad), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["x", "weight", "statistics"])
+def test_saved_tensors_of_another_shape(which: str) -> None:
+    """What a hook brings back with other lengths is not read as if it had those that were saved."""
+    x, weight, bias = _leaves((16, 64))
+    shape = {"x": (16, 64), "weight": (64,), "statistics": (5, 16)}[which]
+    brought = []
+
+    def unpack(saved: Any) -> Any:
+        if saved.shape != shape:
+            return saved
+        brought.append(saved[..., :3].clone())
+        return brought[-1]
+
+    # Several threads' statistics are a tensor, which hooks see; one thread's are an array.
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack),
+        mock.patch.object(engine, "always_serial", return_value=False),
+        mock.patch.object(engine, "threads_for", return_value=2),
+    ):
+        nothing_known()
+        y = an.layer_norm(x, weight, bias)
+    with pytest.raises(RuntimeError, match=r"size|shape"):
+        y.backward(torch.ones_like(y))
+    assert brought
 
 
 @pytest.mark.parametrize("shape", [(300, 33), (3, 5000), (2, 64)])

@@ -162,11 +162,11 @@ def test_saved_tensors_of_another_shape(which: str) -> None:
 
     # Several threads' statistics are a tensor, which hooks see; one thread's are an array.
     with (
+        nothing_known(),
         torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack),
         mock.patch.object(engine, "always_serial", return_value=False),
         mock.patch.object(engine, "threads_for", return_value=2),
     ):
-        nothing_known()
         y = an.layer_norm(x, weight, bias)
     with pytest.raises(RuntimeError, match=r"size|shape"):
         y.backward(torch.ones_like(y))

@@ -9,7 +9,7 @@ from typing import Any
 from anynorm._core.advice import reject_array
 from anynorm._core.arrays import Namespace
 from anynorm._core.frames import users_level
-from anynorm._core.ops import Ops
+from anynorm._core.ops import ArrayOps, Ops
 from anynorm._core.unknown import UntestedOps, fault_of, namespace
 from anynorm._core.unsuited import may_differ, type_name, unsuited
 from anynorm.backend import Backend, Declined, Executable, Operands, Plan
@@ -157,6 +157,9 @@ def _third_party(x: object) -> Backend | None:
                 msg = f"{entry_point.value} is no subclass of anynorm.backend.Backend"
                 raise TypeError(msg)
             backend: Backend = loaded()  # type: ignore[call-arg]  # a subclass knows its ops
+            if not isinstance(getattr(backend, "ops", None), ArrayOps):
+                msg = f"{entry_point.value} has no ops: its __init__ must call super().__init__(ops)"
+                raise TypeError(msg)
         except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
             where = f"the backend {entry_point.value!r} for {array_type}"
             msg = f"anynorm: {where} failed to import and is not used: {error!r}"

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from anynorm._core.advice import for_dtype, is_shape, reject_shape
-from anynorm._core.arrays import Array, Format, described, dtype_name
+from anynorm._core.arrays import Array, Format, Shape, described, dtype_name
 from anynorm._core.backends import backend_of
 from anynorm._core.plan import Plan, refuse_single, show
 from anynorm.backend import Backend, Operands
@@ -78,6 +78,17 @@ def check_gradient(
         check_writes(function, backend)
         check_beside(function, "out", out, x, backend)
         check_out(function, out, x, {"dy": dy, **others}, backend, in_place=False)
+
+
+def check_unchanged(function: str, x: Array, shape: Shape, backend: Backend) -> None:
+    """Raise a ValueError if x was reshaped or resized in place since the forward pass, which the residuals describe."""
+    now = backend.ops.shape(x)
+    if now != shape:
+        msg = (
+            f"pullback of {function}: x has shape {show(now)}, and had {show(shape)} when {function} ran. Leave x as "
+            "it is until the last call."
+        )
+        raise ValueError(msg)
 
 
 def check_array(function: str, argument: str, x: Array, backend: Backend) -> Format:

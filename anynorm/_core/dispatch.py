@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._core import cache
 from anynorm._core.advice import advice_on_binding
-from anynorm._core.arrays import Array, described
+from anynorm._core.arrays import Array, Shape, described
 from anynorm._core.backends import backend_of, by_type, check_suited
-from anynorm._core.checks import check_gradient, checked_plan, real_number
+from anynorm._core.checks import check_gradient, check_unchanged, checked_plan, real_number
 from anynorm._core.plan import Plan
-from anynorm.backend import AnyResiduals, Backend, Executable, Operands
+from anynorm.backend import AnyResiduals, Backend, Declined, Executable, Operands
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,11 +29,12 @@ _fast_paths: ContextVar[bool] = ContextVar("anynorm.fast_paths", default=os.envi
 class Entry:
     """What is the same for all calls of a signature: the backend, the plan and what runs it. Equal to itself alone."""
 
-    __slots__ = ("backend", "cached", "executable", "plan")
+    __slots__ = ("backend", "cached", "executable", "plan", "shape")
 
-    def __init__(self, backend: Backend, plan: Plan, executable: Executable[Any], cached: bool) -> None:
+    def __init__(self, backend: Backend, plan: Plan, shape: Shape, executable: Executable[Any], cached: bool) -> None:
         self.backend = backend
         self.plan = plan
+        self.shape = shape  # x's, which is the plan's but for group norm
         self.executable = executable
         self.cached = cached  # whether later calls find it
 
@@ -62,7 +63,8 @@ def entry_for(
     check_suited(function, "x", x)
     operands = Operands(x, weight, bias, mean, var, out)
     plan = checked_plan(function, build, numbers, operands, eps, backend)
-    entry = Entry(backend, plan, _compiled(backend, plan, operands), cached=key is not None)
+    executable = _compiled(backend, plan, operands)
+    entry = Entry(backend, plan, backend.ops.shape(x), executable, cached=key is not None)
     if key is not None:
         cache.remember(key, entry)
     return entry
@@ -78,11 +80,22 @@ def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable[An
     elif ops.is_empty(plan.shape):
         reason = "x is empty"
     else:
-        found = backend.compile(plan, operands)
-        if isinstance(found, Executable):
-            return found
-        reason = found.reason
+        return _by_backend(backend, plan, operands)
     return Executable(plan, ops, reason)
+
+
+def _by_backend(backend: Backend, plan: Plan, operands: Operands) -> Executable[Any]:
+    """Return what a backend compiles, or the formula with its reason; a TypeError if it returns anything else."""
+    found = backend.compile(plan, operands)
+    if isinstance(found, Executable):
+        return found
+    if isinstance(found, Declined):
+        return Executable(plan, backend.ops, found.reason)
+    msg = (
+        f"{type(backend).__module__}.{type(backend).__qualname__}.compile must return an Executable, or "
+        f"Declined(reason), got {described(found)}."
+    )
+    raise TypeError(msg)
 
 
 def norm(moments_of: Callable[..., Any] | None = None) -> Callable[[F], F]:
@@ -170,17 +183,14 @@ def backward(call: Bound, residuals: AnyResiduals, dy: Array, out: Array | None)
     named = {"weight": weight, "bias": bias, "mean": mean, "var": var}
     others = {name: array for name, array in named.items() if array is not None}
     check_gradient(f"pullback of {entry.plan.function}", dy, x, others, out, backend)
+    if entry.cached:
+        check_unchanged(entry.plan.function, x, entry.shape, backend)
     executable = entry.executable
     if type(executable) is not Executable:
-        executable = _compiled_gradient(entry, Operands(x, weight, bias, mean, var, out, dy, residuals))
+        executable = _by_backend(backend, entry.plan, Operands(x, weight, bias, mean, var, out, dy, residuals))
     if key is not None:
         cache.remember(key, executable)
     return executable.backward(dy, x, weight, residuals, out)
-
-
-def _compiled_gradient(entry: Entry, operands: Operands) -> Executable[Any]:
-    found = entry.backend.compile(entry.plan, operands)
-    return found if isinstance(found, Executable) else Executable(entry.plan, entry.backend.ops, found.reason)
 
 
 @contextmanager

@@ -256,6 +256,27 @@ except TypeError as error:
     assert found.startswith("layer_norm: x must be an array of a library that follows the array API standard")
 
 
+@pytest.mark.parametrize("returned", ["None", "'no out is served'", "Launch"])
+def test_what_compile_returns_is_checked(returned: str, tmp_path: Path) -> None:
+    """A backend whose `compile` returns neither an Executable nor a Declined is named in a TypeError."""
+    source = backend(LAUNCH, compiles=True).replace('Declined("no out is served")', returned)
+    install(tmp_path, source, value="outside:Strangers")
+
+    found = run(
+        tmp_path,
+        """
+import array_api_strict as xp
+x = xp.ones((2, 3), dtype=xp.float32)
+try:
+    an.layer_norm(x, out=x)
+except TypeError as error:
+    found = str(error)
+""",
+    )
+
+    assert found.startswith("outside.Strangers.compile must return an Executable, or Declined(reason), got ")
+
+
 @pytest.mark.parametrize(
     ("source", "value", "reason"),
     [
@@ -268,6 +289,12 @@ except TypeError as error:
             "outside:Strangers",
             "Did you mean",
             id="misspelt",
+        ),
+        pytest.param(
+            backend().replace("super().__init__", "id"),
+            "outside:Strangers",
+            "must call super().__init__(ops)",
+            id="no-ops",
         ),
     ],
 )

@@ -291,3 +291,13 @@ def test_an_x_that_was_resized_since() -> None:
     for options in ({}, {"out": out}):
         with pytest.raises(ValueError, match=r"dy has shape \(60, 80\), x has \(1, 80\)"):
             pullback(dy, **options)
+
+
+@pytest.mark.parametrize("shape", [(60, 2), (600, 80), (80, 60)])
+def test_an_x_and_a_dy_of_another_shape_since(shape: tuple[int, int]) -> None:
+    """A dy that fits the new shape of an x that was resized is refused too: the residuals describe the old one."""
+    x = np.ones((60, 80), np.float32)
+    _, pullback = an.vjp(an.layer_norm, x)
+    x.resize(shape, refcheck=False)
+    with pytest.raises(ValueError, match=r"x has shape \(\d+, \d+\), and had \(60, 80\) when layer_norm ran"):
+        pullback(np.ones(shape, np.float32))

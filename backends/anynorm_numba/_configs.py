@@ -188,7 +188,8 @@ def _why_unfit(view: View, dtype: str) -> str | None:
 
 def _geometry(plan: Plan, view: View, itemsize: int) -> Array:
     """Return a geometry with what does not depend on the kernel."""
-    geometry = np.zeros((), dtype=at.GEOMETRY)
+    # Not zeros(), for which torch's compiler raises an error where it meets a record: this it leaves to Python.
+    geometry: Array = np.frombuffer(bytearray(at.GEOMETRY.itemsize), dtype=at.GEOMETRY).reshape(())
     geometry["lengths"] = view.lengths
     for name, strides in zip(FIELDS[len(view.steps)], view.steps, strict=True):
         geometry[name] = strides

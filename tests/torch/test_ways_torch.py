@@ -77,6 +77,14 @@ def test_compile(library: ArrayLibrary, norm: Norm, dtype: str, layout: str, bac
     _check_compiled(case.with_x(LAYOUTS[layout](case.arrays["x"])), library, backend)
 
 
+@pytest.mark.feature("compiled")
+def test_numpy_arrays_within_compile() -> None:
+    """A compiled function may call norms on NumPy arrays: torch leaves what it cannot trace to Python."""
+    x = np.random.default_rng(8).standard_normal((3, 5, 26)).astype(np.float32)
+    y = torch.compile(lambda array: 2 * an.layer_norm(array), backend="eager")(x)
+    np.testing.assert_array_equal(y, 2 * an.layer_norm(x))
+
+
 needs_cpp = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 
 

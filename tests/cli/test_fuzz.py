@@ -106,7 +106,7 @@ def _on_result(change: Callable[[Any, Any], Any]) -> Callable[[pytest.MonkeyPatc
 
         def entry_for(*arguments: Any) -> Any:
             entry = original(*arguments)
-            return dispatch.Entry(entry.backend, entry.plan, Faulty(entry.executable), entry.cached)
+            return dispatch.Entry(entry.backend, entry.plan, entry.shape, Faulty(entry.executable), entry.cached)
 
         monkeypatch.setattr(dispatch, "entry_for", entry_for)
 

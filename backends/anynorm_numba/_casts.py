@@ -1,4 +1,4 @@
-"""The kernel that makes numbers of C of elements in memory."""
+"""The kernel that casts elements in memory to the compute dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llvmlite import ir
 from anynorm_numba._vectors import BYTES, I64, STEP, Emitter, loop
 
 
-def _emit_widen(emitter: Emitter, values: Sequence[ir.Value]) -> None:
+def _emit_upcast(emitter: Emitter, values: Sequence[ir.Value]) -> None:
     n, source, target = values
 
     def take(j: ir.Value, mask: ir.Value | None) -> None:
@@ -20,25 +20,24 @@ def _emit_widen(emitter: Emitter, values: Sequence[ir.Value]) -> None:
     emitter.over(I64(0), n, STEP, take)
 
 
-# widen(kind, n, source, target): target[j] = source[j].
-widen = loop(["n", "source", "target"], _emit_widen)
+# upcast(dtype, n, source, target): target[j] = source[j].
+upcast = loop(["n", "source", "target"], _emit_upcast)
 
 
-# What a task is called with: the first length stands where others have the address of a geometry.
-def widen_two(
-    kind: Any,
-    phase: int,  # noqa: ARG001
+def upcast_two(
+    dtype: Any,
+    phase: int,  # noqa: ARG001  every task is given one, and an index
     index: int,  # noqa: ARG001
     n: int,
-    source: int,
-    target: int,
+    source: int,  # (n,), in the dtype
+    target: int,  # (n,), in the compute dtype
     other_n: int,
-    other_source: int,
+    other_source: int,  # (other_n,)
     other_target: int,
-    a5: int,  # noqa: ARG001
     a6: int,  # noqa: ARG001
+    a7: int,  # noqa: ARG001
     eps: float,  # noqa: ARG001
 ) -> None:
-    """Make numbers of C of n elements, and of so many others."""
-    widen(kind, n, source, target)
-    widen(kind, other_n, other_source, other_target)
+    """Cast n elements to the compute dtype, and other_n others."""
+    upcast(dtype, n, source, target)
+    upcast(dtype, other_n, other_source, other_target)

@@ -1,272 +1,295 @@
-"""The backward pass of sets that lie side by side: see `_columns`.
+"""The backward pass of sets side by side in memory: see `_columns`.
 
-A column's Σdy and Σdy·x̂ are its shares of dbias and dweight; with its weight they add to its set's sums. Where
-the weight varies from row to row, g = dy·weight is what columns sum, and each row sums its own dy·x̂ and dy.
+A column's Σdy and Σdy·x̂ are what it adds to dbias and dweight; times its weight they are its part of its set's sums.
+Where the weight varies from row to row, columns sum g = dy·weight, and each row sums its own dy·x̂ and dy.
 """
 
 from __future__ import annotations
 
 from anynorm_numba import _compile
-from anynorm_numba import _geometry as at
 from anynorm_numba._columns import (
-    add_rows,
+    add_chunk,
     block_of,
     bytes_ahead,
+    clear_accumulators,
     fold_lanes,
+    gather_parameter,
     in_order,
-    lay_parameter,
     piece_of,
     recall_block,
     repeat,
     total_of,
 )
-from anynorm_numba._loops import shares_across, shares_along, slope, slope_rows, weighted_shares_across
-from anynorm_numba._parameter_sums import put_gradients
-from anynorm_numba._records import geometry_at
+from anynorm_numba._geometry import CHUNK, FINALIZE, PUT, START, SUM, WHOLE, WRITE
+from anynorm_numba._loops import (
+    gradient_sums_across,
+    gradient_sums_along,
+    weighted_gradient_sums_across,
+    write_dx,
+    write_dx_rows,
+)
+from anynorm_numba._parameter_sums import parameters_wanted, put_gradients, store_shares
+from anynorm_numba._records import geometry_at, gradient_sums_at
 from anynorm_numba._rows import folded
-from anynorm_numba._scalars import computed_bytes, number, planes, put_number, put_real, stored_bytes
-from anynorm_numba._statistics import plus, whole
+from anynorm_numba._scalars import compute_itemsize, itemsize, load, store
+from anynorm_numba._set_sums import given_set_sums, means, store_set_sums
+from anynorm_numba._statistics import add_sums
 from anynorm_numba._sums import clear, scratch
 from anynorm_numba._vectors import GROUP, LANES
 
-CHUNK = at.CHUNK
-
-# Planes of a room, of numbers of C. The fifth of what is saved is not needed: there lies the weight.
-MEAN, CORRECTION, RSTD, SCALE, WEIGHT, OF_MEAN, OF_UNIT, TOTALS = range(8)
+# Rows of a block's table, in the compute dtype; then the sums. The weight takes the row of the fifth residual, m2,
+# which is not needed.
+MEAN, CORRECTION, RSTD, SCALE, WEIGHT, MEAN_G, MEAN_G_XHAT, TOTALS = range(8)
 
 
 @_compile.part
-def prepare(kind, geometry, weight, saved, a, first, room, plane, width):
-    """Lay out beside the columns of a block what its rows are read with."""
-    size = computed_bytes(kind)
-    recall_block(kind, geometry, saved, a, first, room, plane, width)
+def prepare(dtype, geometry, weight, residuals, a, first, table, stride, width):
+    """Fill a block's table with what its rows are read with."""
+    recall_block(dtype, geometry, residuals, a, first, table, stride, width)
     if not geometry.by_row:
-        lay_parameter(kind, geometry, geometry.weight, weight, a, first, width, room + WEIGHT * plane)
-    for which in range(OF_MEAN):
-        repeat(kind, geometry, room + which * plane, size, width)
+        gather_parameter(dtype, geometry, geometry.weight, weight, a, first, width, table + WEIGHT * stride)
+    for row in range(MEAN_G):
+        repeat(dtype, geometry, table + row * stride, compute_itemsize(dtype), width)
 
 
 @_compile.part
-def sum_gradients(kind, geometry, x, dy, weight, chunk, room, plane, width, area):
-    """Sum a chunk of rows: afterwards the area begins with Σg and Σg·x̂ for each column."""
-    step, dy_step = geometry.x.r, geometry.dy.r
-    narrow, by_row = geometry.narrow, geometry.by_row
-    of_weight, ahead = geometry.weight.r, bytes_ahead(geometry)
+def sum_gradients(dtype, geometry, x, dy, weight, chunk, table, stride, width, accumulators):
+    """Sum a chunk of rows: afterwards the accumulators begin with Σg and Σg·x̂ for each column."""
+    x_stride, dy_stride, weight_stride = geometry.x.r, geometry.dy.r, geometry.weight.r
+    narrow, ahead = geometry.narrow, bytes_ahead(geometry)
     row, last = chunk * CHUNK, min(chunk * CHUNK + CHUNK, geometry.lengths.r)
-    of_plane, size = 8 * LANES * width, computed_bytes(kind)
-    for i in range(2 * planes(kind) * LANES * width):
-        put_real(kind, area + 8 * i, 0.0)
+    sum_stride, size = 8 * LANES * width, compute_itemsize(dtype)
+    clear_accumulators(dtype, accumulators, width)
     while row < last:
-        whole, left = divmod(min(LANES * GROUP, last - row), LANES)
+        rounds, left = divmod(min(LANES * GROUP, last - row), LANES)
         for part in range(2 if narrow else LANES):
-            # Of a narrow table all lanes at once: first those that have a row more.
+            # Of a narrow array all lanes at once: first those that have a row more.
             lane = left * part if narrow else part
             lanes = 1 if not narrow else left if part == 0 else LANES - left
-            count = whole + 1 if lane < left else whole
+            count = rounds + 1 if lane < left else rounds
             if count == 0 or lanes == 0:
                 continue
-            n, sums = lanes * width, area + 8 * lane * width
-            source, gradient = x + (row + lane) * step, dy + (row + lane) * dy_step
-            x_far, dy_far = LANES * step, LANES * dy_step
+            n, sums = lanes * width, accumulators + 8 * lane * width
+            source, gradient = x + (row + lane) * x_stride, dy + (row + lane) * dy_stride
             skipped = size * lane * width if narrow else 0
-            mean, correction = room + MEAN * plane + skipped, room + CORRECTION * plane + skipped
-            rstd, scale = room + RSTD * plane + skipped, room + SCALE * plane + skipped
-            if not by_row:
-                shares_across(
-                    kind,
+            mean, correction = table + MEAN * stride + skipped, table + CORRECTION * stride + skipped
+            rstd, scale = table + RSTD * stride + skipped, table + SCALE * stride + skipped
+            if not geometry.by_row:
+                gradient_sums_across(
+                    dtype,
                     n,
                     count,
                     sums,
-                    of_plane,
+                    sum_stride,
                     ahead,
                     source,
-                    x_far,
+                    LANES * x_stride,
                     gradient,
-                    dy_far,
+                    LANES * dy_stride,
                     scale,
                     mean,
                     correction,
                     rstd,
                 )
                 continue
-            begins, far = weight + (row + lane) * of_weight, LANES * of_weight
-            weighted_shares_across(
-                kind,
+            weighted_gradient_sums_across(
+                dtype,
                 n,
                 count,
                 sums,
-                of_plane,
+                sum_stride,
                 source,
-                x_far,
+                LANES * x_stride,
                 gradient,
-                dy_far,
-                begins,
-                far,
+                LANES * dy_stride,
+                weight + (row + lane) * weight_stride,
+                LANES * weight_stride,
                 scale,
                 mean,
                 correction,
                 rstd,
             )
         row += LANES * GROUP
-    fold_lanes(kind, area, width)
+    fold_lanes(dtype, accumulators, width)
 
 
 @_compile.part
-def settle_gradients(kind, geometry, partial, a, first, room, plane, width):
-    """Settle S(g) and S(g·x̂) of a block's sets, and store its columns' shares of dweight and dbias."""
-    members = geometry.lengths.s * geometry.lengths.p
-    columns = geometry.lengths.b * members
-    by_row, size = geometry.by_row, computed_bytes(kind)
-    n = float(geometry.lengths.r * members)
-    totals = room + TOTALS * plane
-    for begins in range(0, width, members):
-        of_g = of_unit = (0.0, 0.0)
-        for j in range(begins, begins + members):
-            s, q = total_of(kind, totals, width, 0, j), total_of(kind, totals, width, 1, j)
-            w = 1.0
-            if not by_row:
-                w = number(kind, room + WEIGHT * plane + j * size)
-                if partial:
-                    address = partial + 8 * (a * columns + first + j)
-                    put_real(kind, address, whole(q))
-                    put_real(kind, address + 8 * geometry.lengths.a * columns, whole(s))
-            of_g, of_unit = plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
-        of_mean = mean_of_unit = 0.0
-        if not geometry.given:
-            mean_of_unit = (of_unit[0] + of_unit[1]) / n
-            if geometry.centres:
-                of_mean = (of_g[0] + of_g[1]) / n
-        for j in range(begins, begins + members):
-            put_number(kind, room + OF_MEAN * plane + j * size, of_mean)
-            put_number(kind, room + OF_UNIT * plane + j * size, mean_of_unit)
-    for which in range(OF_MEAN, TOTALS):
-        repeat(kind, geometry, room + which * plane, size, width)
+def sum_set(dtype, geometry, sums, a, first, begin, table, stride, width):
+    """Return Σg and Σg·x̂ of the set whose columns begin at `begin`, and store what they add to dweight and dbias."""
+    of_set = geometry.lengths.s * geometry.lengths.p
+    columns, totals = geometry.lengths.b * of_set, table + TOTALS * stride
+    g = g_xhat = (0.0, 0.0)
+    for j in range(begin, begin + of_set):
+        s, q = total_of(dtype, totals, width, 0, j), total_of(dtype, totals, width, 1, j)
+        w = 1.0
+        if not geometry.by_row:
+            w = load(dtype, table + WEIGHT * stride + j * compute_itemsize(dtype))
+            if parameters_wanted(sums):
+                store_shares(dtype, geometry, sums, a * columns + first + j, q, s)
+        g, g_xhat = add_sums(g, (w * s[0], w * s[1])), add_sums(g_xhat, (w * q[0], w * q[1]))
+    return g, g_xhat
 
 
 @_compile.part
-def write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, room, plane):
-    """Write dx of some rows of a block; and where the weight varies from row to row, each row's shares of gradients."""
+def finalize_gradients(dtype, geometry, sums, a, first, table, stride, width):
+    """Put S(g) and S(g·x̂) of a block's sets into its table, from sums that are given or the block's own."""
+    of_set, size = geometry.lengths.s * geometry.lengths.p, compute_itemsize(dtype)
+    n = float(geometry.lengths.r * of_set)
+    for begin in range(0, width, of_set):
+        u = a * geometry.lengths.b + (first + begin) // of_set
+        if sums.given:
+            g, g_xhat = given_set_sums(dtype, geometry, sums, u)
+        else:
+            g, g_xhat = sum_set(dtype, geometry, sums, a, first, begin, table, stride, width)
+            store_set_sums(dtype, geometry, sums, u, g, g_xhat)
+        mean_g, mean_g_xhat = means(dtype, geometry, n, g, g_xhat)
+        for j in range(begin, begin + of_set):
+            store(dtype, table + MEAN_G * stride + j * size, mean_g)
+            store(dtype, table + MEAN_G_XHAT * stride + j * size, mean_g_xhat)
+    for row in range(MEAN_G, TOTALS):
+        repeat(dtype, geometry, table + row * stride, size, width)
+
+
+@_compile.part
+def write_dx_by_row(dtype, geometry, x, dy, dx, weight, sums, block, width, row, last, table, stride):
+    """Write dx of some rows of a block whose weight varies from row to row, and what each adds to dweight and dbias."""
+    mean, correction = table + MEAN * stride, table + CORRECTION * stride
+    rstd, scale = table + RSTD * stride, table + SCALE * stride
+    mean_g, mean_g_xhat = table + MEAN_G * stride, table + MEAN_G_XHAT * stride
+    memory, past = scratch(dtype), geometry.past_caches
+    while row < last:
+        source, gradient = x + row * geometry.x.r, dy + row * geometry.dy.r
+        w = load(dtype, weight + row * geometry.weight.r)
+        if parameters_wanted(sums):
+            clear(dtype, memory)
+            gradient_sums_along(dtype, width, 0, memory, source, gradient, scale, mean, correction, rstd)
+            s, q = folded(dtype, memory)
+            store_shares(dtype, geometry, sums, block * geometry.lengths.r + row, q, s)
+        if dx:
+            target = dx + row * geometry.dx.r
+            write_dx(
+                dtype, width, past, target, source, gradient, w, scale, mean, correction, rstd, mean_g, mean_g_xhat
+            )
+        row += 1
+
+
+@_compile.part
+def write_block(dtype, geometry, x, dy, dx, weight, sums, block, row, last, table, stride):
+    """Write dx of the rows of a block from `row` up to `last`; by row, also what they add to dweight and dbias."""
     a, first, width = block_of(geometry, block)
-    skipped = first * stored_bytes(kind)
+    skipped = first * itemsize(dtype)
     x += a * geometry.x.a + skipped
     dy += a * geometry.dy.a + skipped
-    dx += a * geometry.dx.a + skipped
-    weight += a * geometry.weight.a
-    step, dy_step = geometry.x.r, geometry.dy.r
-    dx_step, of_weight = geometry.dx.r, geometry.weight.r
-    rows = geometry.lengths.r
-    mean, correction = room + MEAN * plane, room + CORRECTION * plane
-    rstd, scale = room + RSTD * plane, room + SCALE * plane
-    weights, of_mean, of_unit = room + WEIGHT * plane, room + OF_MEAN * plane, room + OF_UNIT * plane
-    past = geometry.past_caches
+    target = dx + a * geometry.dx.a + skipped if dx else 0
     if geometry.by_row:
-        sums = scratch(kind)
-        blocks = geometry.lengths.a * geometry.blocks
-        while row < last:
-            source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
-            w = number(kind, weight + row * of_weight)
-            if partial:
-                clear(kind, sums)
-                shares_along(kind, width, 0, sums, source, gradient, scale, mean, correction, rstd)
-                of_biases, of_weights = folded(kind, sums)
-                address = partial + 8 * (block * rows + row)
-                put_real(kind, address, whole(of_weights))
-                put_real(kind, address + 8 * blocks * rows, whole(of_biases))
-            slope(kind, width, past, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
-            row += 1
+        weight += a * geometry.weight.a
+        write_dx_by_row(dtype, geometry, x, dy, target, weight, sums, block, width, row, last, table, stride)
         return
-    together = LANES if geometry.narrow else 1
+    if not dx:
+        return
+    x_stride, dy_stride, dx_stride = geometry.x.r, geometry.dy.r, geometry.dx.r
+    mean, correction = table + MEAN * stride, table + CORRECTION * stride
+    rstd, scale = table + RSTD * stride, table + SCALE * stride
+    weights, mean_g, mean_g_xhat = table + WEIGHT * stride, table + MEAN_G * stride, table + MEAN_G_XHAT * stride
+    past, together = geometry.past_caches, LANES if geometry.narrow else 1
     while together == 1 and not in_order(geometry) and row + GROUP <= last:
-        source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
-        slope_rows(
-            kind,
+        write_dx_rows(
+            dtype,
             width,
             past,
-            target,
-            dx_step,
-            source,
-            step,
-            gradient,
-            dy_step,
+            target + row * dx_stride,
+            dx_stride,
+            x + row * x_stride,
+            x_stride,
+            dy + row * dy_stride,
+            dy_stride,
             weights,
             scale,
             mean,
             correction,
             rstd,
-            of_mean,
-            of_unit,
+            mean_g,
+            mean_g_xhat,
         )
         row += GROUP
     while row < last:
         count = min(together, last - row)
-        source, gradient, target = x + row * step, dy + row * dy_step, dx + row * dx_step
-        slope(
-            kind,
+        write_dx(
+            dtype,
             count * width,
             past,
-            target,
-            source,
-            gradient,
+            target + row * dx_stride,
+            x + row * x_stride,
+            dy + row * dy_stride,
             weights,
             scale,
             mean,
             correction,
             rstd,
-            of_mean,
-            of_unit,
+            mean_g,
+            mean_g_xhat,
         )
         row += count
 
 
-def column_gradients(kind, phase, index, geometry_address, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
-    """Write dx of sets that lie side by side; at `partial`, unless 0, what the gradients of weight and bias sum up.
-
-    To PUT those, their addresses come instead of x and dy.
-    """
-    geometry = geometry_at(geometry_address)
-    if phase == at.PUT:
-        put_gradients(kind, geometry, partial, x, dy)
+def column_gradients(
+    dtype,
+    phase,
+    index,
+    geometry_address,
+    x,  # as in the geometry, as are dy, dx and weight
+    dy,
+    dx,  # 0: only sums are taken
+    weight,  # in the compute dtype
+    residuals,  # (5, sets), in the compute dtype
+    sums_address,  # of a `GRADIENT_SUMS`, behind which tasks leave (2, sums) float64
+    workspace,
+    eps,  # noqa: ARG001  for the forward pass
+):
+    """Write dx, dweight and dbias of sets side by side in memory, or their sums."""
+    geometry, sums = geometry_at(geometry_address), gradient_sums_at(sums_address)
+    if phase == PUT:
+        put_gradients(dtype, geometry, sums)
         return
     chunks, tasks = geometry.chunks, geometry.tasks
-    blocks = geometry.lengths.a * geometry.blocks
-    room_bytes, area_bytes = geometry.block_bytes, geometry.accumulator_bytes
-    plane = 8 * geometry.width * (LANES if geometry.narrow else 1)
-    size = stored_bytes(kind)
+    blocks, size = geometry.lengths.a * geometry.blocks, itemsize(dtype)
+    block_bytes, accumulator_bytes = geometry.block_bytes, geometry.accumulator_bytes
+    stride = 8 * geometry.width * (LANES if geometry.narrow else 1)
     row, last = 0, geometry.lengths.r
-    if phase == at.WRITE:
-        begins, row, last = piece_of(geometry, index)
-        ends = begins + geometry.blocks
-    elif phase == at.WHOLE:
-        begins, ends = index * blocks // tasks, (index + 1) * blocks // tasks
+    if phase == WRITE:
+        begin, row, last = piece_of(geometry, index)
+        end = begin + geometry.blocks
+    elif phase == WHOLE:
+        begin, end = index * blocks // tasks, (index + 1) * blocks // tasks
     else:
-        begins = index if phase == at.START or phase == at.SETTLE else index // chunks
-        ends = begins + 1
-    for block in range(begins, ends):
+        begin = index if phase in (START, FINALIZE) else index // chunks
+        end = begin + 1
+    for block in range(begin, end):
         a, first, width = block_of(geometry, block)
         source = x + a * geometry.x.a + first * size
         gradient = dy + a * geometry.dy.a + first * size
-        its_weight = weight + a * geometry.weight.a
-        if phase == at.WHOLE:
-            room = work + index * (room_bytes + area_bytes)
-            area = room + room_bytes
-            first_chunk, last_chunk = 0, chunks
+        weights = weight + a * geometry.weight.a
+        if phase == WHOLE:
+            table = workspace + index * (block_bytes + accumulator_bytes)
+            of_block = table + block_bytes
+            first_chunk, last_chunk = 0, 0 if sums.given else chunks
         else:
-            room = work + block * room_bytes
-            area = work + blocks * room_bytes + block * chunks * area_bytes
-            first_chunk = index - block * chunks if phase == at.SUM else 0
+            table = workspace + block * block_bytes
+            of_block = workspace + blocks * block_bytes + block * chunks * accumulator_bytes
+            first_chunk = index - block * chunks if phase == SUM else 0
             last_chunk = first_chunk + 1
-        if phase == at.WHOLE or phase == at.START:
-            prepare(kind, geometry, weight, saved, a, first, room, plane, width)
-        if phase == at.WHOLE or phase == at.SUM:
+        if phase in (WHOLE, START):
+            prepare(dtype, geometry, weight, residuals, a, first, table, stride, width)
+        if phase in (WHOLE, SUM):
             for chunk in range(first_chunk, last_chunk):
-                where = area if phase == at.WHOLE else area + chunk * area_bytes
-                sum_gradients(kind, geometry, source, gradient, its_weight, chunk, room, plane, width, where)
-                if phase == at.WHOLE:
-                    add_rows(kind, room + TOTALS * plane, width, where, chunk)
-        if phase == at.SETTLE:
+                accumulators = of_block if phase == WHOLE else of_block + chunk * accumulator_bytes
+                sum_gradients(dtype, geometry, source, gradient, weights, chunk, table, stride, width, accumulators)
+                if phase == WHOLE:
+                    add_chunk(dtype, table + TOTALS * stride, width, accumulators, chunk)
+        if phase == FINALIZE and not sums.given:
             for chunk in range(chunks):
-                add_rows(kind, room + TOTALS * plane, width, area + chunk * area_bytes, chunk)
-        if phase == at.WHOLE or phase == at.SETTLE:
-            settle_gradients(kind, geometry, partial, a, first, room, plane, width)
-        if phase == at.WHOLE or phase == at.WRITE:
-            write_slopes(kind, geometry, x, dy, dx, weight, partial, block, row, last, room, plane)
+                add_chunk(dtype, table + TOTALS * stride, width, of_block + chunk * accumulator_bytes, chunk)
+        if phase in (WHOLE, FINALIZE):
+            finalize_gradients(dtype, geometry, sums, a, first, table, stride, width)
+        if phase in (WHOLE, WRITE):
+            write_block(dtype, geometry, x, dy, dx, weight, sums, block, row, last, table, stride)

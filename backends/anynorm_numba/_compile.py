@@ -15,11 +15,11 @@ from importlib import resources
 from types import FunctionType
 from typing import Any
 
-# numba's type for the storage of each dtype. Of the shorter ones kernels see the bits.
+# numba's type for an element of each dtype in memory. Of the shorter ones kernels see the bits.
 STORAGE = {"float64": "float64", "float32": "float32", "float16": "int16", "bfloat16": "uint16"}
 
-# What a task is given beside phase and index: the addresses of its geometry and of seven buffers.
-ADDRESSES = 8
+# Integers that a task is given beside phase and index: most often addresses, of its geometry and of seven arrays.
+ARGUMENTS = 8
 
 # Settings of numba that change machine code and that its cache does not tell apart.
 SETTINGS = (
@@ -37,25 +37,25 @@ _built: dict[tuple[Any, ...], Any] = {}
 _lock = threading.RLock()
 
 
-def task(function: Callable[..., None], kind: str) -> int:
+def task(function: Callable[..., None], dtype: str) -> int:
     """Return the address of a kernel compiled for one dtype.
 
-    The kernel's first argument is a null pointer. Only its type counts: it tells a kernel the dtype of its buffers, and
+    The kernel's first argument is a null pointer. Only its type counts: it tells a kernel the dtype of its arrays, and
     numba's cache the kernels of one source apart.
 
     Parameters
     ----------
     function : function
-        A module's own `kernel(storage, phase, index, geometry, a0, ..., a6, eps)`: a pointer, ten integers, a float.
-    kind : {"float64", "float32", "float16", "bfloat16"}
-        The dtype.
+        A module's own `kernel(dtype, phase, index, a0, ..., a7, eps)`: a pointer, ten integers, a float.
+    dtype : {"float64", "float32", "float16", "bfloat16"}
+        Its name.
 
     """
-    key = function, kind
+    key = function, dtype
     built = _built.get(key)
     if built is None:
         types = numba().types
-        signature = task_signature(types.CPointer(getattr(types, STORAGE[kind])))
+        signature = task_signature(types.CPointer(getattr(types, STORAGE[dtype])))
         built = _build(key, numba().cfunc, function, signature, error_model="numpy", nogil=True)
     address: int = built.address
     return address
@@ -88,9 +88,9 @@ def numba() -> Any:
 
 
 def task_signature(*first: Any) -> Any:
-    """Return the numba signature of a task: what comes first, then phase, index, the addresses and eps."""
+    """Return the numba signature of a task: what comes first, then phase, index, its integers and eps."""
     types = numba().types
-    return types.void(*first, *[types.int64] * (2 + ADDRESSES), types.float64)
+    return types.void(*first, *[types.int64] * (2 + ARGUMENTS), types.float64)
 
 
 def compiled(function: Callable[..., Any], signature: Any, **options: Any) -> Any:

@@ -11,10 +11,9 @@ import numpy as np
 
 from anynorm.backend import Five, Ints, Layout, Plan, View, view, why_apart
 from anynorm_numba import _geometry as at
+from anynorm_numba._address import Array
 from anynorm_numba._geometry import A, B, P, R, S
 from anynorm_numba._parameters import Reduction, reduction_of
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # By the name of a dtype: bytes of an element, and of one in the compute dtype.
 SIZES = {"float16": (2, 4), "bfloat16": (2, 4), "float32": (4, 4), "float64": (8, 8)}
@@ -79,20 +78,9 @@ class LaunchConfig(NamedTuple):
     sums: int  # numbers that a kernel leaves, from which each of dweight and dbias is summed
     slices: int  # tasks that first add up those of all tasks before; 0 where a kernel leaves them as they are
     reductions: tuple[Reduction | None, Reduction | None]  # how dweight and dbias are summed; None where absent
-    direct: bool  # whether tasks put both where they go themselves
+    direct: bool  # whether tasks write both themselves
+    sums_while_writing: bool  # whether tasks of WRITE sum them
     reduces_in_numpy: bool  # whether no kernel can sum one of them
-
-    @property
-    def kind(self) -> str:  # the earlier names of three fields
-        return self.dtype
-
-    @property
-    def size(self) -> int:
-        return self.itemsize
-
-    @property
-    def number(self) -> int:
-        return self.compute_itemsize
 
 
 class _Cut(NamedTuple):
@@ -315,6 +303,7 @@ def _config(
         slices=cut.slices,
         reductions=reductions,
         direct=bool(geometry["direct"]),
+        sums_while_writing=bool(cut.slices or geometry["by_row"]),
         reduces_in_numpy=any(reduction is not None and reduction.lengths is None for reduction in reductions),
     )
 

@@ -1,4 +1,4 @@
-"""The compiled loops that run tasks by address, for every kernel and dtype: in one thread, and in a team of OpenMP's.
+"""The compiled loops that run tasks by address, for every kernel and dtype: in one thread, and in OpenMP's threads.
 
 Imports numba: to be imported only once something is to be run.
 """
@@ -17,28 +17,27 @@ from numba.extending import intrinsic
 from anynorm_numba import _compile, _geometry
 
 INTEGER = types.int64
-# The address of the task, phase, the first task and the one after the last, the addresses and eps.
-SERIAL = types.void(*[INTEGER] * (4 + _compile.ADDRESSES), types.float64)
-# Addresses of the runtime's three functions and of `member`, and how many members are wanted; the address of the task,
-# phase, how many tasks there are, the addresses and eps.
-TEAM = types.void(*[INTEGER] * (8 + _compile.ADDRESSES), types.float64)
+# The address of the kernel, phase, the first task and the one after the last, the kernel's arguments and eps.
+SERIAL = types.void(*[INTEGER] * (4 + _compile.ARGUMENTS), types.float64)
+# Addresses of the runtime's three functions and of `member`, how many threads are wanted, the address of the kernel,
+# phase, how many tasks there are, the kernel's arguments and eps.
+TEAM = types.void(*[INTEGER] * (8 + _compile.ARGUMENTS), types.float64)
 MEMBER = types.void(types.CPointer(INTEGER))
-# The address of the task, how many tasks and slices there are, the addresses, and where dweight and dbias go.
-GRADIENTS = types.void(*[INTEGER] * (3 + _compile.ADDRESSES + 2))
+# The address of the kernel, how many tasks there are of three phases, and the kernel's arguments.
+GRADIENTS = types.void(*[INTEGER] * (4 + _compile.ARGUMENTS))
 
-# Where the block that a team is told of its work holds what. From ADDRESS on, the addresses.
-FN, PHASE, TASKS, EPS, SIZE, RANK, ADDRESS = range(7)
-BLOCK = ADDRESS + _compile.ADDRESSES
+# Positions in the block of integers that describes its work to a team of threads. From ARGUMENT on, the arguments.
+KERNEL, PHASE, TASKS, EPS, SIZE, RANK, ARGUMENT = range(7)
+BLOCK = ARGUMENT + _compile.ARGUMENTS
 
 carray: Any = vars(numba)["carray"]  # which numba's annotations do not know
 
 
 def _call_task(
     typing: object,  # noqa: ARG001  numba passes it
-    fn: object,  # noqa: ARG001  and so on: numba counts the arguments; their values come to `generate`
+    kernel: object,  # noqa: ARG001  and so on: numba counts the arguments; their values come to `generate`
     phase: object,  # noqa: ARG001
     index: object,  # noqa: ARG001
-    geometry: object,  # noqa: ARG001
     a0: object,  # noqa: ARG001
     a1: object,  # noqa: ARG001
     a2: object,  # noqa: ARG001
@@ -46,9 +45,10 @@ def _call_task(
     a4: object,  # noqa: ARG001
     a5: object,  # noqa: ARG001
     a6: object,  # noqa: ARG001
+    a7: object,  # noqa: ARG001
     eps: object,  # noqa: ARG001
 ) -> Any:
-    """Call the task at the address fn, with a null pointer for its storage."""
+    """Call the kernel at an address, with a null pointer for its dtype."""
     task = _compile.task_signature()
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -65,8 +65,8 @@ def _call_task(
 call_task: Any = intrinsic(_call_task)
 
 
-def _complete(typing: object) -> Any:  # noqa: ARG001
-    """Let what was written, past the caches too, be in memory for all threads before anything that follows."""
+def _complete(typing: Any) -> Any:  # noqa: ARG001
+    """Make all threads see what was written, past the caches too, before anything that follows."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         builder.fence("seq_cst")
@@ -79,11 +79,10 @@ complete: Any = intrinsic(_complete)
 
 
 def serial(
-    fn: int,
+    kernel: int,
     phase: int,
     first: int,
     last: int,
-    geometry: int,
     a0: int,
     a1: int,
     a2: int,
@@ -91,36 +90,36 @@ def serial(
     a4: int,
     a5: int,
     a6: int,
+    a7: int,
     eps: float,
 ) -> None:
     """Run the tasks from first up to last, one after the other."""
     for index in range(first, last):
-        call_task(fn, phase, index, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+        call_task(kernel, phase, index, a0, a1, a2, a3, a4, a5, a6, a7, eps)
     complete()
 
 
 def gradients(
-    fn: int,
-    tasks: int,
-    slices: int,
+    kernel: int,
+    whole: int,
+    reduce: int,
+    put: int,
     geometry: int,
     x: int,
     dy: int,
     dx: int,
     weight: int,
-    saved: int,
+    residuals: int,
     sums: int,
-    work: int,
-    dweight: int,
-    dbias: int,
+    workspace: int,
 ) -> None:
-    """Run the tasks of a backward pass, those that add up what these have of dweight and dbias, and what puts them."""
-    for index in range(tasks):
-        call_task(fn, _geometry.WHOLE, index, geometry, x, dy, dx, weight, saved, sums, work, 0.0)
-    for index in range(slices):
-        call_task(fn, _geometry.REDUCE, index, geometry, x, dy, dx, weight, saved, sums, work, 0.0)
-    if sums:
-        call_task(fn, _geometry.PUT, 0, geometry, dweight, dbias, dx, weight, saved, sums, work, 0.0)
+    """Run the tasks of a backward pass in one go: so many of WHOLE, then of REDUCE, then of PUT."""
+    for index in range(whole):
+        call_task(kernel, _geometry.WHOLE, index, geometry, x, dy, dx, weight, residuals, sums, workspace, 0.0)
+    for index in range(reduce):
+        call_task(kernel, _geometry.REDUCE, index, geometry, x, dy, dx, weight, residuals, sums, workspace, 0.0)
+    for index in range(put):
+        call_task(kernel, _geometry.PUT, index, geometry, x, dy, dx, weight, residuals, sums, workspace, 0.0)
     complete()
 
 
@@ -152,7 +151,7 @@ bits_of: Any = intrinsic(_bits_of)
 def _call_fork(typing: object, fork: object, member: object, block: object, team: object) -> Any:  # noqa: ARG001
     """Call the C function at an address, `void f(void (*)(void *), void *, unsigned, unsigned)`, with a block.
 
-    The block is a tuple of integers. It is laid in the caller's frame, which lives until all members are done: numba
+    The block is a tuple of integers. It is stored in the caller's frame, which lives until all threads are done: numba
     would free an array after its last use, which is to ask for its address.
     """
 
@@ -174,13 +173,13 @@ call_fork: Any = intrinsic(_call_fork)
 
 
 def member(block: Any) -> None:
-    """Run the calling thread's share of what a team is told in a block."""
-    its = carray(block, BLOCK, np.int64)
-    size, rank = call_count(its[SIZE]), call_count(its[RANK])
-    first, last = its[TASKS] * rank // size, its[TASKS] * (rank + 1) // size
-    fn, phase, eps, at = its[FN], its[PHASE], its.view(np.float64)[EPS], its[ADDRESS:]
+    """Run the calling thread's share of the work that a block describes."""
+    work = carray(block, BLOCK, np.int64)
+    size, rank = call_count(work[SIZE]), call_count(work[RANK])
+    first, last = work[TASKS] * rank // size, work[TASKS] * (rank + 1) // size
+    kernel, phase, eps, a = work[KERNEL], work[PHASE], work.view(np.float64)[EPS], work[ARGUMENT:]
     for index in range(first, last):
-        call_task(fn, phase, index, at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], eps)
+        call_task(kernel, phase, index, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], eps)
     complete()
 
 
@@ -190,10 +189,9 @@ def team(
     rank: int,
     member: int,
     wanted: int,
-    fn: int,
+    kernel: int,
     phase: int,
     tasks: int,
-    geometry: int,
     a0: int,
     a1: int,
     a2: int,
@@ -201,8 +199,9 @@ def team(
     a4: int,
     a5: int,
     a6: int,
+    a7: int,
     eps: float,
 ) -> None:
     """Run all tasks in a team of OpenMP's threads."""
-    block = fn, phase, tasks, bits_of(eps), size, rank, geometry, a0, a1, a2, a3, a4, a5, a6
+    block = kernel, phase, tasks, bits_of(eps), size, rank, a0, a1, a2, a3, a4, a5, a6, a7
     call_fork(fork, member, block, wanted)

@@ -38,8 +38,8 @@ GEOMETRY = np.dtype(
         ("by_row", np.int64),  # whether the weight varies from row to row
         ("block_bytes", np.int64),  # of the workspace, for a block
         ("accumulator_bytes", np.int64),  # and for the sums of a chunk of its rows
-        # A backward pass leaves `sums` numbers from which dweight is summed over the first and the last of three
-        # lengths, and as many for dbias; or its tasks put both where they go and leave none (`direct`).
+        # Tasks of a backward pass leave `sums` numbers, from which dweight is summed over the first and the last of
+        # three lengths, and as many for dbias; or they write both gradients themselves and leave none (`direct`).
         ("sums", np.int64),
         ("dweight", SPLIT),
         ("dbias", SPLIT),
@@ -50,35 +50,21 @@ GEOMETRY = np.dtype(
 # The positions of the axes in a view's tuples.
 A, R, B, S, P = range(5)
 
-# So many bytes before the sums that are left lie the addresses of the gradients of bias and of weight.
-ADDRESSES = 64
+# What a backward pass sums beside dx. Addresses: 0 where a sum is not wanted, or where none is given.
+GRADIENT_SUMS = np.dtype(
+    [
+        ("dweight", np.int64),  # where dweight goes, dense and in the compute dtype
+        ("dbias", np.int64),
+        ("of_sets", np.int64),  # where Σg and Σ(g·x̂) of each set go: (2, sets) float64
+        ("given", np.int64),  # the same sums, to be used instead of summing
+        ("unused", np.int64, 4),  # what follows begins at a cache line
+    ]
+)
 
-# A sum is taken chunk by chunk, each of this many elements of a line, so that its order follows from the length alone.
-CHUNK = 4096
-
-# Rows of blocks of columns are written in pieces that begin at a multiple of this.
-ROWS = 64
-
-# What a task does: all of it for its share of the sets, or one step of it for one piece of a few long sets.
-# REDUCE adds up what tasks have of the gradients of weight and bias; PUT, one task, puts the gradients where they go.
-WHOLE, START, SUM, SETTLE, WRITE, REDUCE, PUT = range(7)
-
-# Gradients of a weight that varies along runs are summed in at most this many parts of the sets, which are then added
-# up, each of so many sets and of so many elements at least; of fewer sets than FEW, piece by piece of the run instead,
-# all sets in turn.
-PARTS, PART_SETS, PART_ELEMENTS, FEW = 32, 16, 2**14, 64
-
-# Bytes of such a piece, in the compute dtype. Not a power of 2: then all that belongs to a place would lie in the same
-# few lines of the innermost cache.
-PIECE = 3072
-
-# Columns, or elements of such a gradient, that one task reduces.
-SLICE = 2048
-
-# What the steps of a set in pieces tell each other, in the workspace; a `SUM_PAIR` for each of its pieces follows.
+# What the steps of a set in pieces tell each other, in the workspace. A `SUM_PAIR` for each of its pieces follows.
 SET_STATE = np.dtype(
     [
-        ("finalized", np.float64),  # whether its statistics are there
+        ("finalized", np.float64),  # 1 once its residuals are there
         ("pivot", np.float64),  # from where it is measured
         ("scale", np.float64),  # and in what scale
         ("attempt", np.float64),  # how often it was measured
@@ -89,6 +75,32 @@ GRADIENT_STATE = np.dtype([("mean_g", np.float64), ("mean_g_xhat", np.float64)])
 
 # Two sums, each with what it lost.
 SUM_PAIR = np.dtype([(name, np.float64) for name in ("first", "first_lost", "second", "second_lost")])
+
+# The end of a block's workspace.
+BLOCK_STATE = np.dtype([("attempt", np.float64), ("pending", np.float64)])  # how often, and whether to measure (again)
+
+# A sum is taken chunk by chunk, each of this many elements of a line, so that its order follows from the length alone.
+CHUNK = 4096
+
+# A piece of a table that is written begins at a row that is a multiple of this.
+ROWS = 64
+
+# What a task does: all of it for its share of the sets (WHOLE), or one step for one piece of a few long sets: begin,
+# sum, turn the sums into residuals or means, write. Of a backward pass REDUCE adds up what earlier tasks have of
+# dweight and dbias, and PUT, one task, writes the two.
+WHOLE, START, SUM, FINALIZE, WRITE, REDUCE, PUT = range(7)
+
+# dweight and dbias along runs are summed in at most PARTS parts of the sets, each of at least PART_SETS sets and
+# PART_ELEMENTS elements, and then the parts are added up. Of fewer sets than FEW they are summed piece by piece of the
+# run instead, over all sets in turn.
+PARTS, PART_SETS, PART_ELEMENTS, FEW = 32, 16, 2**14, 64
+
+# Bytes of such a piece, in the compute dtype. Not a power of 2: then all numbers of one place would share a few lines
+# of the innermost cache.
+PIECE = 3072
+
+# Elements of dweight or dbias that one REDUCE task adds up.
+SLICE = 2048
 
 # Rows of the table in a block's workspace, of a number for each column, by the number of arrays: forward, backward.
 BLOCK_ROWS = {2: 9, 3: 7}

@@ -1,4 +1,4 @@
-"""The gradients of weight and bias: from what is summed for each place of a run, or from the sums that others left."""
+"""dweight and dbias: from what is summed for each place of a run, or from the sums that tasks left."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from anynorm_numba import _compile
-from anynorm_numba import _geometry as at
-from anynorm_numba._scalars import computed_bytes, integer, planes, put_number, put_real, real
-from anynorm_numba._statistics import two_sum, whole
-from anynorm_numba._sums import Columns, Numbers
+from anynorm_numba._records import behind
+from anynorm_numba._scalars import compute_itemsize, load_float64, store, store_float64, sum_parts
+from anynorm_numba._statistics import two_sum, value_of
+from anynorm_numba._sums import Columns, ComputeColumns
 from anynorm_numba._vectors import BYTES, DOUBLE, I64, LANES, STEP, Emitter, loop, merge, select
 
 
 def _emit_collect(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-    n, totals, plane, added, added_plane = values
+    n, totals, stride, added, added_stride = values
 
     def take(j: ir.Value, mask: ir.Value | None) -> None:
-        for which in range(2):
-            total, its = Columns(emitter, totals, which, plane, STEP), Numbers(emitter, added, which, added_plane, STEP)
-            (more,) = its.load(j, mask)
+        for term in range(2):
+            total = Columns(emitter, totals, term, stride, STEP)
+            sums = ComputeColumns(emitter, added, term, added_stride, STEP)
+            (more,) = sums.load(j, mask)
             total.store(j, mask, merge(total.load(j, mask), (more.to(DOUBLE),)))
-            its.store(j, mask, (emitter.zeros(STEP, wide=False),))
+            sums.store(j, mask, (emitter.zeros(emitter.computed, STEP),))
 
     emitter.over(I64(0), n, STEP, take)
 
 
-# collect(kind, n, totals, plane, added, added_plane) adds two times n numbers of C, `added_plane` bytes apart, to as
-# many sums, and makes them 0.
-collect = loop(["n", "totals", "plane", "added", "added_plane"], _emit_collect)
+# collect(dtype, n, totals, stride, added, added_stride) adds two rows of n numbers in the compute dtype, `added_stride`
+# bytes apart, to two rows of sums, and makes them 0.
+collect = loop(["n", "totals", "stride", "added", "added_stride"], _emit_collect)
 
 
-def _emit_put_sums(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-    n, target, sums, plane = values
-    its = Columns(emitter, sums, 0, plane)
+def _emit_round_sums(emitter: Emitter, values: Sequence[ir.Value]) -> None:
+    n, target, sums, stride = values
+    columns = Columns(emitter, sums, 0, stride)
 
     def take(j: ir.Value, mask: ir.Value | None) -> None:
-        high, *lost = its.load(j, mask)
+        high, *lost = columns.load(j, mask)
         total = high + lost[0] if lost else high
         if lost:  # what infinity lost is NaN, and counts for nothing
             total = select(emitter.builder.fcmp_unordered("uno", total.value, total.value), high, total)
@@ -47,44 +48,57 @@ def _emit_put_sums(emitter: Emitter, values: Sequence[ir.Value]) -> None:
     emitter.over(I64(0), n, LANES, take)
 
 
-# put_sums(kind, n, target, sums, plane) puts n sums at target, as numbers of C.
-put_sums = loop(["n", "target", "sums", "plane"], _emit_put_sums)
+# round_sums(dtype, n, target, sums, stride) writes n sums to target in the compute dtype.
+round_sums = loop(["n", "target", "sums", "stride"], _emit_round_sums)
 
 
 @_compile.part
-def hand_over(kind, geometry, first, n, totals, plane, partial):
-    """Put what is summed for n places from `first` on, of bias and then of weight, where it goes or leave it to PUT."""
+def parameters_wanted(sums):
+    """Say whether dweight or dbias is wanted."""
+    return sums.dweight != 0 or sums.dbias != 0
+
+
+@_compile.part
+def store_shares(dtype, geometry, sums, place, of_dweight, of_dbias):
+    """Leave what one of the `geometry.sums` places adds to dweight and to dbias."""
+    address = behind(sums) + 8 * place
+    store_float64(dtype, address, value_of(of_dweight))
+    store_float64(dtype, address + 8 * geometry.sums, value_of(of_dbias))
+
+
+@_compile.part
+def store_places(dtype, geometry, sums, first, n, totals, stride):
+    """Write what is summed for n places from `first` on, dbias and then dweight; or leave it where PUT finds it."""
     for term in range(2):
-        its = totals + term * planes(kind) * plane
+        of_term = totals + term * sum_parts(dtype) * stride
         if geometry.direct:
-            gradient = integer(kind, partial - at.ADDRESSES + 8 * term)
+            gradient = sums.dbias if term == 0 else sums.dweight
             if gradient:
-                put_sums(kind, n, gradient + first * computed_bytes(kind), its, plane)
+                round_sums(dtype, n, gradient + first * compute_itemsize(dtype), of_term, stride)
             continue
-        left = partial + 8 * ((1 - term) * geometry.sums + first)
+        left = behind(sums) + 8 * ((1 - term) * geometry.sums + first)
         for i in range(n):
-            lost = real(kind, its + plane + 8 * i) if planes(kind) == 2 else 0.0
-            put_real(kind, left + 8 * i, whole((real(kind, its + 8 * i), lost)))
+            lost = load_float64(dtype, of_term + stride + 8 * i) if sum_parts(dtype) == 2 else 0.0
+            store_float64(dtype, left + 8 * i, value_of((load_float64(dtype, of_term + 8 * i), lost)))
 
 
 @_compile.part
-def put_gradient(kind, lengths, sums, target):
-    """Sum float64 over the first and the last of three lengths and put what is left, as numbers of C, at target."""
-    outer, kept, inner = lengths.outer, lengths.kept, lengths.inner
-    for j in range(kept):
+def put_gradient(dtype, split, left, target):
+    """Sum float64 (outer, kept, inner) over the first and the last axis and write the result, rounded, to target."""
+    for j in range(split.kept):
         total = lost = 0.0
-        for i in range(outer):
-            address = sums + 8 * (i * kept + j) * inner
-            for k in range(inner):
-                total, more = two_sum(total, real(kind, address + 8 * k))
+        for i in range(split.outer):
+            address = left + 8 * (i * split.kept + j) * split.inner
+            for k in range(split.inner):
+                total, more = two_sum(total, load_float64(dtype, address + 8 * k))
                 lost += more
-        put_number(kind, target + j * computed_bytes(kind), whole((total, lost)))
+        store(dtype, target + j * compute_itemsize(dtype), value_of((total, lost)))
 
 
 @_compile.part
-def put_gradients(kind, geometry, sums, dweight, dbias):
-    """Put the gradients of weight and bias at their addresses, unless these are 0 or their lengths are."""
-    if dweight:
-        put_gradient(kind, geometry.dweight, sums, dweight)
-    if dbias:
-        put_gradient(kind, geometry.dbias, sums + 8 * geometry.sums, dbias)
+def put_gradients(dtype, geometry, sums):
+    """Write dweight and dbias, those that are wanted and that a kernel sums, from what tasks left."""
+    if sums.dweight:
+        put_gradient(dtype, geometry.dweight, behind(sums), sums.dweight)
+    if sums.dbias:
+        put_gradient(dtype, geometry.dbias, behind(sums) + 8 * geometry.sums, sums.dbias)

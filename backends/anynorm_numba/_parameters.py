@@ -7,14 +7,13 @@ a kernel sums it (`_parameter_sums`). Otherwise it is summed here, with NumPy.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from anynorm.backend import Ints, Plan, Shape, View, tree_sum
+from anynorm_numba._address import Array
 from anynorm_numba._geometry import A, R
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Reduction(NamedTuple):

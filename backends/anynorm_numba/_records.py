@@ -23,7 +23,16 @@ from numba.extending import (
     register_model,
 )
 
-from anynorm_numba._geometry import AXES, GEOMETRY, SPLIT
+from anynorm_numba._geometry import (
+    AXES,
+    BLOCK_STATE,
+    GEOMETRY,
+    GRADIENT_STATE,
+    GRADIENT_SUMS,
+    SET_STATE,
+    SPLIT,
+    SUM_PAIR,
+)
 
 I64, DOUBLE = ir.IntType(64), ir.DoubleType()
 
@@ -48,7 +57,16 @@ class Record(types.Type):
         return (types.float64 if dtype.kind == "f" else types.int64), offset
 
 
-NAMES = {GEOMETRY: "Geometry", AXES: "Axes", SPLIT: "Split"}
+NAMES = {
+    GEOMETRY: "Geometry",
+    AXES: "Axes",
+    SPLIT: "Split",
+    GRADIENT_SUMS: "GradientSums",
+    SET_STATE: "SetState",
+    GRADIENT_STATE: "GradientState",
+    SUM_PAIR: "SumPair",
+    BLOCK_STATE: "BlockState",
+}
 
 
 @register_model(Record)
@@ -69,24 +87,24 @@ class _Fields(AttributeTemplate):
 def _located(builder: ir.IRBuilder, record: Record, address: ir.Value, name: str) -> tuple[Any, ir.Value]:
     found = record.field(name)
     assert found is not None  # numba has typed it
-    kind, offset = found
-    return kind, builder.add(address, I64(offset))
+    field, offset = found
+    return field, builder.add(address, I64(offset))
 
 
-def _pointer(builder: ir.IRBuilder, kind: Any, address: ir.Value) -> ir.Value:
-    return builder.inttoptr(address, (DOUBLE if kind == types.float64 else I64).as_pointer())
+def _pointer(builder: ir.IRBuilder, field: Any, address: ir.Value) -> ir.Value:
+    return builder.inttoptr(address, (DOUBLE if field == types.float64 else I64).as_pointer())
 
 
 @lower_getattr_generic(Record)
 def _read(context: object, builder: ir.IRBuilder, record: Record, address: ir.Value, name: str) -> ir.Value:  # noqa: ARG001
-    kind, address = _located(builder, record, address, name)
-    return address if isinstance(kind, Record) else builder.load(_pointer(builder, kind, address))
+    field, address = _located(builder, record, address, name)
+    return address if isinstance(field, Record) else builder.load(_pointer(builder, field, address))
 
 
 @lower_setattr_generic(Record)
 def _write(context: object, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value], name: str) -> None:  # noqa: ARG001
-    kind, address = _located(builder, signature.args[0], values[0], name)
-    builder.store(values[1], _pointer(builder, kind, address))
+    field, address = _located(builder, signature.args[0], values[0], name)
+    builder.store(values[1], _pointer(builder, field, address))
 
 
 def record_at(layout: Layout) -> Any:
@@ -102,4 +120,19 @@ def record_at(layout: Layout) -> Any:
     return intrinsic(at)
 
 
+def _behind(typing: object, record: Record) -> Any:  # noqa: ARG001
+    """Return the address behind a record."""
+
+    def generate(context: object, builder: ir.IRBuilder, signature: object, values: Sequence[ir.Value]) -> Any:  # noqa: ARG001
+        return builder.add(values[0], I64(record.layout.itemsize))
+
+    return types.int64(record), generate
+
+
+behind: Any = intrinsic(_behind)
 geometry_at = record_at(GEOMETRY)
+gradient_sums_at = record_at(GRADIENT_SUMS)
+set_state_at = record_at(SET_STATE)
+gradient_state_at = record_at(GRADIENT_STATE)
+sum_pair_at = record_at(SUM_PAIR)
+block_state_at = record_at(BLOCK_STATE)

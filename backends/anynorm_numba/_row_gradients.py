@@ -1,176 +1,184 @@
-"""The backward pass of sets that lie as runs: see `_rows`.
+"""The backward pass of sets that are runs of memory: see `_rows`.
 
-First Σg and Σg·x̂ of a set, then dx from them. Where each line has one weight, the line's own Σdy and Σdy·x̂ are its
-shares of dbias and dweight. Where the weight varies along the run (VECTOR), see `_run_gradients`.
+First Σg and Σg·x̂ of a set, then dx from them. Where each line has one weight, the line's own Σdy and Σdy·x̂ are what it
+adds to dbias and dweight. Where the weight varies along the run (`vector`), see `_run_gradients`.
 """
 
 from __future__ import annotations
 
 from anynorm_numba import _compile
-from anynorm_numba import _geometry as at
-from anynorm_numba._loops import shares_along, slope
-from anynorm_numba._parameter_sums import put_gradients
-from anynorm_numba._records import geometry_at
-from anynorm_numba._rows import end_of, folded, kept, pairs, put_pairs, start
+from anynorm_numba._geometry import CHUNK, FINALIZE, PUT, REDUCE, SUM, WHOLE, WRITE
+from anynorm_numba._loops import gradient_sums_along, write_dx
+from anynorm_numba._parameter_sums import parameters_wanted, put_gradients, store_shares
+from anynorm_numba._records import behind, geometry_at, gradient_sums_at
+from anynorm_numba._rows import PAIR_BYTES, chunk_end, folded, load_pair, residuals_of_set, set_address, store_pair
 from anynorm_numba._run_gradients import (
-    HEADER,
-    OF_MEAN,
-    OF_UNIT,
-    means,
-    of_part,
-    of_pieces,
-    reduce,
-    room_of,
-    shares_of_run,
+    reduce_parts,
+    run_sums_of_chunk,
+    set_length,
+    set_state,
+    write_part,
+    write_pieces,
 )
-from anynorm_numba._scalars import computed_bytes, number, put_real, real, stored_bytes
-from anynorm_numba._statistics import plus, whole
+from anynorm_numba._scalars import itemsize, load
+from anynorm_numba._set_sums import given_set_sums, means, store_set_sums
+from anynorm_numba._statistics import add_sums
 from anynorm_numba._sums import clear, scratch
-
-CHUNK = at.CHUNK
 
 
 @_compile.part
-def shares_of_chunk(kind, geometry, x, dy, line, chunk, found, sums):
-    """Return Σdy and Σdy·x̂ over a chunk of a line of a set."""
-    mean, correction, rstd, scale, _ = found
-    runs, run, size = geometry.lengths.r, geometry.run, stored_bytes(kind)
-    i, last = chunk * CHUNK, end_of(geometry, chunk)
+def sums_of_chunk(dtype, geometry, x, dy, line, chunk, residuals, memory):
+    """Return Σdy and Σdy·x̂ over a chunk of a line of the set at x."""
+    mean, correction, rstd, scale, _ = residuals
+    runs, run, size = geometry.lengths.r, geometry.run, itemsize(dtype)
+    i, last = chunk * CHUNK, chunk_end(geometry, chunk)
     x += line * geometry.x.s
     dy += line * geometry.dy.s
     r, p = (0, i) if runs == 1 else (i // run, i % run)
-    clear(kind, sums)
+    clear(dtype, memory)
     while i < last:
         n = min(run - p, last - i)
         source = x + r * geometry.x.r + p * size
         gradient = dy + r * geometry.dy.r + p * size
-        shares_along(kind, n, i, sums, source, gradient, scale, mean, correction, rstd)
+        gradient_sums_along(dtype, n, i, memory, source, gradient, scale, mean, correction, rstd)
         i += n
         r += 1
         p = 0
-    return folded(kind, sums)
+    return folded(dtype, memory)
 
 
 @_compile.part
-def write_chunk(kind, geometry, x, dy, dx, weight, line, chunk, found, of_mean, of_unit):
-    """Write dx of a chunk of a line of a set; weight is where the set's begins."""
-    mean, correction, rstd, scale, _ = found
-    runs, run, size = geometry.lengths.r, geometry.run, stored_bytes(kind)
-    i, last = chunk * CHUNK, end_of(geometry, chunk)
+def write_chunk(dtype, geometry, x, dy, dx, weight, line, chunk, residuals, mean_g, mean_g_xhat):
+    """Write dx of a chunk of a line of a set. Addresses are where the set begins."""
+    mean, correction, rstd, scale, _ = residuals
+    runs, run, size = geometry.lengths.r, geometry.run, itemsize(dtype)
+    i, last = chunk * CHUNK, chunk_end(geometry, chunk)
     past = geometry.past_caches
     x += line * geometry.x.s
     dy += line * geometry.dy.s
     dx += line * geometry.dx.s
-    w = number(kind, weight + line * geometry.weight.s)
+    w = load(dtype, weight + line * geometry.weight.s)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     while i < last:
         n = min(run - p, last - i)
         source = x + r * geometry.x.r + p * size
         gradient = dy + r * geometry.dy.r + p * size
         target = dx + r * geometry.dx.r + p * size
-        slope(kind, n, past, target, source, gradient, w, scale, mean, correction, rstd, of_mean, of_unit)
+        write_dx(dtype, n, past, target, source, gradient, w, scale, mean, correction, rstd, mean_g, mean_g_xhat)
         i += n
         r += 1
         p = 0
 
 
 @_compile.part
-def add_line(kind, geometry, weight, partial, u, line, s, q, of_g, of_unit):
-    """Return the sums of a set with those of a line more, and store the line's shares of dweight and dbias."""
+def add_line(dtype, geometry, weight, sums, u, line, dy, dy_xhat, g, g_xhat):
+    """Return Σg and Σg·x̂ with those of a line more, and store what the line adds to dweight and dbias."""
     w = 1.0
     if not geometry.vector:
-        w = number(kind, weight + line * geometry.weight.s)
-        lines = geometry.lines
-        if partial:
-            all_lines = geometry.lengths.a * geometry.lengths.b * lines
-            address = partial + 8 * (u * lines + line)
-            put_real(kind, address, whole(q))
-            put_real(kind, address + 8 * all_lines, whole(s))
-    return plus(of_g, (w * s[0], w * s[1])), plus(of_unit, (w * q[0], w * q[1]))
+        w = load(dtype, weight + line * geometry.weight.s)
+        if parameters_wanted(sums):
+            store_shares(dtype, geometry, sums, u * geometry.lines + line, dy_xhat, dy)
+    return add_sums(g, (w * dy[0], w * dy[1])), add_sums(g_xhat, (w * dy_xhat[0], w * dy_xhat[1]))
 
 
 @_compile.part
-def of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums):
-    """Write dx of the set (a, b), whose lines have one weight each."""
-    inner, size = geometry.lengths.b, computed_bytes(kind)
-    sets = geometry.lengths.a * inner
-    u = a * inner + b
-    source, gradient = start(geometry.x, x, a, b), start(geometry.dy, dy, a, b)
-    target, its_weight = start(geometry.dx, dx, a, b), start(geometry.weight, weight, a, b)
-    found = kept(kind, saved + u * size, sets * size)
+def gradients_of_set(dtype, geometry, x, dy, dx, weight, residuals, sums, a, b, memory):
+    """Sum and write what is wanted of the set (a, b), whose lines have one weight each."""
+    u = a * geometry.lengths.b + b
+    source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
+    target, weights = set_address(geometry.dx, dx, a, b), set_address(geometry.weight, weight, a, b)
+    of_set = residuals_of_set(dtype, geometry, residuals, u)
     lines, chunks = geometry.lines, geometry.chunks
-    of_g = of_unit = (0.0, 0.0)
-    if partial or not geometry.given:
+    g = g_xhat = (0.0, 0.0)
+    if sums.given:
+        g, g_xhat = given_set_sums(dtype, geometry, sums, u)
+    elif parameters_wanted(sums) or not geometry.given:
         for line in range(lines):
             s = q = (0.0, 0.0)
             for chunk in range(chunks):
-                more, more_unit = shares_of_chunk(kind, geometry, source, gradient, line, chunk, found, sums)
-                s, q = plus(s, more), plus(q, more_unit)
-            of_g, of_unit = add_line(kind, geometry, its_weight, partial, u, line, s, q, of_g, of_unit)
-    mean_of_g, mean_of_unit = means(kind, geometry, of_g, of_unit)
-    for line in range(lines):
-        for chunk in range(chunks):
-            write_chunk(
-                kind, geometry, source, gradient, target, its_weight, line, chunk, found, mean_of_g, mean_of_unit
-            )
+                more, more_xhat = sums_of_chunk(dtype, geometry, source, gradient, line, chunk, of_set, memory)
+                s, q = add_sums(s, more), add_sums(q, more_xhat)
+            g, g_xhat = add_line(dtype, geometry, weights, sums, u, line, s, q, g, g_xhat)
+        store_set_sums(dtype, geometry, sums, u, g, g_xhat)
+    if dx:
+        mean_g, mean_g_xhat = means(dtype, geometry, set_length(geometry), g, g_xhat)
+        for line in range(lines):
+            for chunk in range(chunks):
+                write_chunk(
+                    dtype, geometry, source, gradient, target, weights, line, chunk, of_set, mean_g, mean_g_xhat
+                )
 
 
-def row_gradients(kind, phase, index, geometry_address, x, dy, dx, weight, saved, partial, work, eps):  # noqa: ARG001  eps is for the forward pass
-    """Write dx of sets that lie as runs; at `partial`, unless 0, what the gradients of weight and bias sum up.
+@_compile.part
+def finalize_gradient(dtype, geometry, weights, state, sums, u):
+    """Add up the sums of the chunks of set number u, and store its means."""
+    g = g_xhat = (0.0, 0.0)
+    if sums.given:
+        g, g_xhat = given_set_sums(dtype, geometry, sums, u)
+    else:
+        for line in range(geometry.lines):
+            s = q = (0.0, 0.0)
+            for chunk in range(geometry.chunks):
+                more, more_xhat = load_pair(behind(state) + PAIR_BYTES * (line * geometry.chunks + chunk))
+                s, q = add_sums(s, more), add_sums(q, more_xhat)
+            g, g_xhat = add_line(dtype, geometry, weights, sums, u, line, s, q, g, g_xhat)
+        store_set_sums(dtype, geometry, sums, u, g, g_xhat)
+    state.mean_g, state.mean_g_xhat = means(dtype, geometry, set_length(geometry), g, g_xhat)
 
-    To PUT those, their addresses come instead of x and dy.
-    """
-    geometry = geometry_at(geometry_address)
-    inner, size = geometry.lengths.b, computed_bytes(kind)
-    sets = geometry.lengths.a * inner
-    lines, chunks = geometry.lines, geometry.chunks
-    items, vector = lines * chunks, geometry.vector
-    if phase == at.WHOLE:
-        sums = scratch(kind)
+
+def row_gradients(
+    dtype,
+    phase,
+    index,
+    geometry_address,
+    x,  # as in the geometry, as are dy, dx and weight
+    dy,
+    dx,  # 0: only sums are taken
+    weight,  # in the compute dtype
+    residuals,  # (5, sets), in the compute dtype
+    sums_address,  # of a `GRADIENT_SUMS`, behind which tasks leave (2, sums) float64
+    workspace,
+    eps,  # noqa: ARG001  for the forward pass
+):
+    """Write dx, dweight and dbias of sets that are runs of memory, or their sums."""
+    geometry, sums = geometry_at(geometry_address), gradient_sums_at(sums_address)
+    inner, chunks, vector = geometry.lengths.b, geometry.chunks, geometry.vector
+    sets, pieces = geometry.lengths.a * inner, geometry.lines * chunks
+    if phase == WHOLE:
+        memory = scratch(dtype)
         if vector:
-            of_part(kind, geometry, index, x, dy, dx, weight, saved, partial, work, sums)
+            write_part(dtype, geometry, index, x, dy, dx, weight, residuals, sums, workspace, memory)
             return
         tasks = geometry.tasks
         for u in range(index * sets // tasks, (index + 1) * sets // tasks):
             a, b = (u, 0) if inner == 1 else (u // inner, u % inner)
-            of_set(kind, geometry, x, dy, dx, weight, saved, partial, a, b, sums)
+            gradients_of_set(dtype, geometry, x, dy, dx, weight, residuals, sums, a, b, memory)
         return
-    if phase == at.REDUCE:
-        reduce(kind, geometry, index, work, partial)
+    if phase == REDUCE:
+        reduce_parts(dtype, geometry, index, workspace, sums)
         return
-    if phase == at.PUT:
-        put_gradients(kind, geometry, partial, x, dy)
+    if phase == PUT:
+        put_gradients(dtype, geometry, sums)
         return
-    if phase == at.WRITE and vector:
-        of_pieces(kind, geometry, index, x, dy, dx, weight, saved, partial, work)
+    if phase == WRITE and vector:
+        write_pieces(dtype, geometry, index, x, dy, dx, weight, residuals, sums, workspace)
         return
-    u = index if phase == at.SETTLE else index // items
-    item = index - u * items
+    u = index if phase == FINALIZE else index // pieces
+    piece = index - u * pieces
     a, b = u // inner, u % inner
-    room = room_of(geometry, work, u)
-    source, gradient = start(geometry.x, x, a, b), start(geometry.dy, dy, a, b)
-    its_weight = start(geometry.weight, weight, a, b)
-    found = kept(kind, saved + u * size, sets * size)
-    if phase == at.SUM:
+    state = set_state(geometry, workspace, u)
+    source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
+    weights = set_address(geometry.weight, weight, a, b)
+    of_set = residuals_of_set(dtype, geometry, residuals, u)
+    line, chunk = piece // chunks, piece % chunks
+    if phase == SUM:
         if vector:
-            s, q = shares_of_run(kind, geometry, source, gradient, its_weight, item, found)
+            s, q = run_sums_of_chunk(dtype, geometry, source, gradient, weights, piece, of_set)
         else:
-            sums = scratch(kind)
-            s, q = shares_of_chunk(kind, geometry, source, gradient, item // chunks, item % chunks, found, sums)
-        put_pairs(kind, room + 8 * (HEADER + 4 * item), s, q)
-    elif phase == at.SETTLE:
-        of_g = of_unit = (0.0, 0.0)
-        for line in range(lines):
-            s = q = (0.0, 0.0)
-            for chunk in range(chunks):
-                more, more_unit = pairs(kind, room + 8 * (HEADER + 4 * (line * chunks + chunk)))
-                s, q = plus(s, more), plus(q, more_unit)
-            of_g, of_unit = add_line(kind, geometry, its_weight, partial, u, line, s, q, of_g, of_unit)
-        mean_of_g, mean_of_unit = means(kind, geometry, of_g, of_unit)
-        put_real(kind, room + 8 * OF_MEAN, mean_of_g)
-        put_real(kind, room + 8 * OF_UNIT, mean_of_unit)
+            s, q = sums_of_chunk(dtype, geometry, source, gradient, line, chunk, of_set, scratch(dtype))
+        store_pair(behind(state) + PAIR_BYTES * piece, s, q)
+    elif phase == FINALIZE:
+        finalize_gradient(dtype, geometry, weights, state, sums, u)
     else:
-        target = start(geometry.dx, dx, a, b)
-        of_mean, of_unit = real(kind, room + 8 * OF_MEAN), real(kind, room + 8 * OF_UNIT)
-        line, chunk = item // chunks, item % chunks
-        write_chunk(kind, geometry, source, gradient, target, its_weight, line, chunk, found, of_mean, of_unit)
+        target, mean_g, mean_g_xhat = set_address(geometry.dx, dx, a, b), state.mean_g, state.mean_g_xhat
+        write_chunk(dtype, geometry, source, gradient, target, weights, line, chunk, of_set, mean_g, mean_g_xhat)

@@ -1,40 +1,35 @@
-"""Sets that lie in memory as runs: a line of R runs is summed chunk by chunk, then the set is written run by run.
+"""Sets that are runs of memory: a line of R runs is summed chunk by chunk, then the set is written run by run.
 
-A set (a, b) has `LINES` lines, each of R runs of `RUN` neighbouring elements. A line has one weight, which the sums of
-the backward pass leave out until the line is done; or it is all there is, and the weight varies along its run (VECTOR).
+A set (a, b) has `lines` lines, each of R runs of `run` neighbouring elements. Either each line has one weight, or there
+is one line of one run, along which the weight varies (`vector`).
 
-A kernel is called as kernel(kind, phase, index, geometry, seven addresses, eps). In one go (WHOLE) a task measures and
-writes its share of the sets. For a few long sets it does one step of that, for one piece: measure a chunk (SUM), settle
-what the chunks of a set come to (SETTLE), write a chunk (WRITE); what they tell each other lies in `work`, a room for
-each set with four numbers for each of its chunks.
+A kernel is called as kernel(dtype, phase, index, geometry, seven addresses, eps). In one go (WHOLE) a task measures and
+writes its share of the sets. A few long sets are cut into pieces, the chunks of their lines, and a task does one step:
+sum a chunk (SUM), turn the sums of a set's chunks into its residuals (FINALIZE), write a chunk (WRITE). In between, the
+sums are in the workspace: for each set a `SET_STATE`, and a `SUM_PAIR` for each of its pieces.
 """
 
 from __future__ import annotations
 
 from anynorm_numba import _compile
-from anynorm_numba import _geometry as at
-from anynorm_numba._loops import normalize, raw_along, raw_of_line, spread_along, spread_of_line
-from anynorm_numba._records import geometry_at
+from anynorm_numba._geometry import CHUNK, FINALIZE, SET_STATE, START, SUM, SUM_PAIR, WHOLE
+from anynorm_numba._loops import deviations_along, deviations_of_line, raw_along, raw_of_line, write_y
+from anynorm_numba._records import behind, geometry_at, set_state_at, sum_pair_at
 from anynorm_numba._scalars import (
-    computed_bytes,
-    element,
-    number,
-    planes,
-    put_number,
-    put_real,
-    real,
+    compute_itemsize,
+    itemsize,
+    load,
+    load_element,
     rounded,
-    stored_bytes,
+    store,
+    store_float64,
+    sum_parts,
 )
-from anynorm_numba._statistics import SPECIAL, first_pivot, plus, settle, settle_ordinary
+from anynorm_numba._statistics import SPECIAL, add_sums, finalize, finalize_ordinary, first_pivot
 from anynorm_numba._sums import clear, fold, scratch
 from anynorm_numba._vectors import LANES
 
-CHUNK = at.CHUNK
-
-# In a set's room, in float64: whether it is settled, from where and in what scale it is measured, and how often it was.
-SETTLED, PIVOT, SCALE, ATTEMPT = range(4)
-HEADER = 8
+STATE_BYTES, PAIR_BYTES = SET_STATE.itemsize, SUM_PAIR.itemsize
 
 # Rows that are written together are written piece by piece, each of this many elements, so that weight and bias are
 # still in the innermost cache for the next row: of 4096 float32, writing takes 0.7 of the time.
@@ -42,292 +37,307 @@ PIECE = 1024
 
 
 @_compile.part
-def start(strides, address, a, b):
-    """Return where the set (a, b) begins."""
+def set_address(strides, address, a, b):
+    """Return where the set (a, b) of an array begins."""
     return address + a * strides.a + b * strides.b
 
 
 @_compile.part
-def folded(kind, sums):
+def folded(dtype, sums):
     """Return two sums from their lanes."""
-    return fold(kind, sums), fold(kind, sums + 8 * LANES * (1 + planes(kind)))
+    return fold(dtype, sums), fold(dtype, sums + 8 * LANES * (1 + sum_parts(dtype)))
 
 
 @_compile.part
-def end_of(geometry, chunk):
-    """Return which element of a line comes after a chunk's last."""
+def chunk_end(geometry, chunk):
+    """Return the index in a line of the element behind a chunk."""
     return min(chunk * CHUNK + CHUNK, geometry.lengths.r * geometry.run)
 
 
 @_compile.part
-def spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums):
-    """Return Σ(z − pivot) and its squares over a piece of the set at x."""
-    runs, run, of_run = geometry.lengths.r, geometry.run, geometry.x.r
-    i, last = chunk * CHUNK, end_of(geometry, chunk)
+def deviations_of_chunk(dtype, geometry, x, line, chunk, scale, pivot, sums):
+    """Return Σ(z − pivot) and Σ(z − pivot)² over a chunk of a line of the set at x."""
+    runs, run, stride = geometry.lengths.r, geometry.run, geometry.x.r
+    i, last = chunk * CHUNK, chunk_end(geometry, chunk)
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     x += line * geometry.x.s
-    clear(kind, sums)
+    clear(dtype, sums)
     while i < last:
         n = min(run - p, last - i)
-        source = x + r * of_run + p * stored_bytes(kind)
+        source = x + r * stride + p * itemsize(dtype)
         if pivot == 0.0 and scale == 1.0:
-            raw_along(kind, n, i, sums, source)
+            raw_along(dtype, n, i, sums, source)
         else:
-            spread_along(kind, n, i, sums, source, scale, pivot)
+            deviations_along(dtype, n, i, sums, source, scale, pivot)
         i += n
         r += 1
         p = 0
-    return folded(kind, sums)
+    return folded(dtype, sums)
 
 
 @_compile.part
-def pivot_of(kind, geometry, x):
+def pivot_of_set(dtype, geometry, x):
     """Return from where the set at x is measured first."""
-    return first_pivot(kind, geometry.centres, x, stored_bytes(kind), geometry.run)
+    return first_pivot(dtype, geometry.centres, x, itemsize(dtype), geometry.run)
 
 
 @_compile.part
-def write_piece(kind, geometry, line, i, last, x, y, weight, bias, found):
-    """Write y of a line of a set, from element i up to last; weight and bias are where the set's begin."""
-    mean, correction, rstd, scale, _ = found
+def write_piece(dtype, geometry, line, i, last, x, y, weight, bias, residuals):
+    """Write y of a line of a set, from element i up to last. Addresses are where the set begins."""
+    mean, correction, rstd, scale, _ = residuals
     runs, run = geometry.lengths.r, geometry.run
-    size, number_size = stored_bytes(kind), computed_bytes(kind)
-    x_run, y_run = geometry.x.r, geometry.y.r
+    size, compute_size = itemsize(dtype), compute_itemsize(dtype)
+    x_stride, y_stride = geometry.x.r, geometry.y.r
     vector, past = geometry.vector, geometry.past_caches
     r, p = (0, i) if runs == 1 else (i // run, i % run)
     x += line * geometry.x.s
     y += line * geometry.y.s
     w = b = 0.0
     if not vector:
-        w = number(kind, weight + line * geometry.weight.s)
-        b = number(kind, bias + line * geometry.bias.s)
+        w = load(dtype, weight + line * geometry.weight.s)
+        b = load(dtype, bias + line * geometry.bias.s)
     while i < last:
         n = min(run - p, last - i)
-        source, target = x + r * x_run + p * size, y + r * y_run + p * size
+        source, target = x + r * x_stride + p * size, y + r * y_stride + p * size
         if vector:
-            along_weight, along_bias = weight + p * number_size, bias + p * number_size
-            normalize(kind, n, past, target, source, scale, mean, correction, rstd, along_weight, along_bias)
+            weights, biases = weight + p * compute_size, bias + p * compute_size
+            write_y(dtype, n, past, target, source, scale, mean, correction, rstd, weights, biases)
         else:
-            normalize(kind, n, past, target, source, scale, mean, correction, rstd, w, b)
+            write_y(dtype, n, past, target, source, scale, mean, correction, rstd, w, b)
         i += n
         r += 1
         p = 0
 
 
 @_compile.part
-def in_numbers_of_c(kind, found):
-    """Return (mean, correction, rstd, scale, m2) as C holds them."""
-    mean = rounded(kind, found[0])
-    correction = rounded(kind, (found[0] - mean) + found[1])
-    return mean, correction, rounded(kind, found[2]), found[3], rounded(kind, found[4])
+def rounded_residuals(dtype, residuals):
+    """Return (mean, correction, rstd, scale, m2) rounded to the compute dtype; the correction takes mean's error."""
+    mean = rounded(dtype, residuals[0])
+    correction = rounded(dtype, (residuals[0] - mean) + residuals[1])
+    return mean, correction, rounded(dtype, residuals[2]), residuals[3], rounded(dtype, residuals[4])
 
 
 @_compile.part
-def keep(kind, address, plane, found):
-    """Store the statistics of a set: numbers of C, `plane` bytes apart."""
-    for i in range(5):
-        put_number(kind, address + i * plane, found[i])
+def store_residuals(dtype, address, stride, residuals):
+    """Store the residuals of a set, `stride` bytes apart."""
+    for field in range(5):
+        store(dtype, address + field * stride, residuals[field])
 
 
 @_compile.part
-def kept(kind, address, plane):
-    """Return (mean, correction, rstd, scale, m2) of a set."""
-    mean, correction = number(kind, address), number(kind, address + plane)
-    rstd, scale = number(kind, address + 2 * plane), number(kind, address + 3 * plane)
-    return mean, correction, rstd, scale, number(kind, address + 4 * plane)
+def load_residuals(dtype, address, stride):
+    """Return (mean, correction, rstd, scale, m2) of a set, stored `stride` bytes apart."""
+    mean, correction = load(dtype, address), load(dtype, address + stride)
+    rstd, scale = load(dtype, address + 2 * stride), load(dtype, address + 3 * stride)
+    return mean, correction, rstd, scale, load(dtype, address + 4 * stride)
 
 
 @_compile.part
-def write_lines(kind, geometry, source, y, weight, bias, a, b, i, last, found):
-    """Write y of all lines of the set (a, b), which is read at `source`, from element i up to last."""
-    target = start(geometry.y, y, a, b)
-    its_weight = start(geometry.weight, weight, a, b)
-    its_bias = start(geometry.bias, bias, a, b)
+def residuals_of_set(dtype, geometry, residuals, u):
+    """Return the residuals of set number u, of all sets' (5, sets)."""
+    stride = geometry.lengths.a * geometry.lengths.b * compute_itemsize(dtype)
+    return load_residuals(dtype, residuals + u * compute_itemsize(dtype), stride)
+
+
+@_compile.part
+def write_lines(dtype, geometry, source, y, weight, bias, a, b, i, last, residuals):
+    """Write y of all lines of the set (a, b), which begins at `source`, from element i up to last."""
+    target = set_address(geometry.y, y, a, b)
+    weights = set_address(geometry.weight, weight, a, b)
+    biases = set_address(geometry.bias, bias, a, b)
     for line in range(geometry.lines):
-        write_piece(kind, geometry, line, i, last, source, target, its_weight, its_bias, found)
+        write_piece(dtype, geometry, line, i, last, source, target, weights, biases, residuals)
 
 
 @_compile.part
-def write_given(kind, geometry, first, last, x, y, weight, bias, saved):
-    """Write y of some runs of sets whose statistics are known, run by run in the order of memory."""
+def write_by_given(dtype, geometry, first, last, x, y, weight, bias, given):
+    """Write y of the runs from first up to last of all sets, in the order of memory, by given residuals (5, sets)."""
     runs, run, inner = geometry.lengths.r, geometry.run, geometry.lengths.b
-    sets, size = geometry.lengths.a * inner, computed_bytes(kind)
-    # The runs of a set lie among those of the others, as images of a channel do, or before those of the next set.
+    sets = geometry.lengths.a * inner
+    # The runs of a set are among those of other sets, as images of a channel are, or all before those of the next set.
     among = sets == inner and geometry.x.r > geometry.x.b
     for i in range(first, last):
         r, u = (i // sets, i % sets) if among else (i % runs, i // runs)
         a, b = u // inner, u % inner
-        found = kept(kind, saved + u * size, sets * size)
-        source = start(geometry.x, x, a, b)
-        write_lines(kind, geometry, source, y, weight, bias, a, b, r * run, (r + 1) * run, found)
+        residuals = residuals_of_set(dtype, geometry, given, u)
+        source = set_address(geometry.x, x, a, b)
+        write_lines(dtype, geometry, source, y, weight, bias, a, b, r * run, (r + 1) * run, residuals)
 
 
 @_compile.part
-def measured(kind, geometry, x, eps, sums):
-    """Return the statistics of the set at x."""
-    wide, centres = planes(kind) == 2, geometry.centres != 0
-    lines, chunks = geometry.lines, geometry.chunks
+def measure_set(dtype, geometry, x, eps, sums):
+    """Return the residuals of the set at x."""
+    centres, lines, chunks = geometry.centres != 0, geometry.lines, geometry.chunks
     n = float(lines * geometry.lengths.r * geometry.run)
-    first = element(kind, x)
-    again, pivot, scale = True, pivot_of(kind, geometry, x), 1.0
-    found = (0.0, 0.0, 0.0, 1.0, 0.0)
+    first = load_element(dtype, x)
+    again, pivot, scale = True, pivot_of_set(dtype, geometry, x), 1.0
+    residuals = (0.0, 0.0, 0.0, 1.0, 0.0)
     attempt = 0
     while again:
-        s = q = (0.0, 0.0)
+        d = squares = (0.0, 0.0)
         for line in range(lines):
-            of_line = squares_of_line = (0.0, 0.0)
+            d_of_line = squares_of_line = (0.0, 0.0)
             for chunk in range(chunks):
-                more, more_squares = spread_of_chunk(kind, geometry, x, line, chunk, scale, pivot, sums)
-                of_line, squares_of_line = plus(of_line, more), plus(squares_of_line, more_squares)
-            s, q = plus(s, of_line), plus(q, squares_of_line)
-        (again, pivot, scale), found = settle(kind, wide, centres, n, eps, float(attempt), first, pivot, scale, s, q)
+                more, more_squares = deviations_of_chunk(dtype, geometry, x, line, chunk, scale, pivot, sums)
+                d_of_line, squares_of_line = add_sums(d_of_line, more), add_sums(squares_of_line, more_squares)
+            d, squares = add_sums(d, d_of_line), add_sums(squares, squares_of_line)
+        (again, pivot, scale), residuals = finalize(
+            dtype, centres, n, eps, float(attempt), first, pivot, scale, d, squares
+        )
         attempt += 1
-    return in_numbers_of_c(kind, found)
+    return rounded_residuals(dtype, residuals)
 
 
 @_compile.part
-def short_rows(kind, geometry, first, count, x, y, weight, bias, saved, eps, room):
-    """Normalize a few sets of one run, no longer than a chunk: measure them all, settle them together, write them."""
-    run, centres = geometry.run, geometry.centres
-    inner = geometry.lengths.b
+def normalize_short_sets(dtype, geometry, first, count, x, y, weight, bias, residuals, eps, memory):
+    """Normalize up to LANES sets of one run, no longer than a chunk: measure all, finalize them together, write all.
+
+    `memory` is for 12 rows of LANES float64.
+    """
+    run, inner, size = geometry.run, geometry.lengths.b, compute_itemsize(dtype)
     sets = geometry.lengths.a * inner
-    plane = 8 * LANES
-    pivots, target = room + 6 * plane, room + 7 * plane  # `measured` needs the first six planes
+    stride = 8 * LANES
+    pivots, found = memory + 6 * stride, memory + 7 * stride  # `measure_set` needs the first six rows
     for k in range(count):
         a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-        source = start(geometry.x, x, a, b)
-        pivot = pivot_of(kind, geometry, source)
-        sums = raw_of_line(kind, run, source) if pivot == 0.0 else spread_of_line(kind, run, source, 1.0, pivot)
-        put_real(kind, pivots + 8 * k, pivot)
-        put_real(kind, room + 8 * k, sums[0])
-        if planes(kind) == 1:
-            put_real(kind, room + plane + 8 * k, sums[2])
+        source = set_address(geometry.x, x, a, b)
+        pivot = pivot_of_set(dtype, geometry, source)
+        sums = raw_of_line(dtype, run, source) if pivot == 0.0 else deviations_of_line(dtype, run, source, 1.0, pivot)
+        store_float64(dtype, pivots + 8 * k, pivot)
+        store_float64(dtype, memory + 8 * k, sums[0])
+        if sum_parts(dtype) == 1:
+            store_float64(dtype, memory + stride + 8 * k, sums[2])
         else:
-            put_real(kind, room + plane + 8 * k, sums[1])
-            put_real(kind, room + 2 * plane + 8 * k, sums[2])
-            put_real(kind, room + 3 * plane + 8 * k, sums[3])
-    special = settle_ordinary(kind, count, float(run), eps, centres, room, plane, 1.0, pivots, target, plane)
-    size = computed_bytes(kind)
+            store_float64(dtype, memory + stride + 8 * k, sums[1])
+            store_float64(dtype, memory + 2 * stride + 8 * k, sums[2])
+            store_float64(dtype, memory + 3 * stride + 8 * k, sums[3])
+    special = finalize_ordinary(
+        dtype, count, float(run), eps, geometry.centres, memory, stride, 1.0, pivots, found, stride
+    )
     for k in range(count):
-        if special and number(kind, target + 2 * plane + k * size) == SPECIAL:
+        if special and load(dtype, found + 2 * stride + k * size) == SPECIAL:
             a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-            source = start(geometry.x, x, a, b)
-            found = measured(kind, geometry, source, eps, room)
-            for i in range(5):
-                put_number(kind, target + i * plane + k * size, found[i])
+            of_set = measure_set(dtype, geometry, set_address(geometry.x, x, a, b), eps, memory)
+            store_residuals(dtype, found + k * size, stride, of_set)
     if y:
         for i in range(0, run, PIECE):
             for k in range(count):
                 a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-                source, its_y = start(geometry.x, x, a, b), start(geometry.y, y, a, b)
-                its_weight = start(geometry.weight, weight, a, b)
-                its_bias = start(geometry.bias, bias, a, b)
-                found = kept(kind, target + k * size, plane)
-                write_piece(kind, geometry, 0, i, min(i + PIECE, run), source, its_y, its_weight, its_bias, found)
-    if saved:
-        for i in range(5):
+                source, target = set_address(geometry.x, x, a, b), set_address(geometry.y, y, a, b)
+                weights = set_address(geometry.weight, weight, a, b)
+                biases = set_address(geometry.bias, bias, a, b)
+                of_set = load_residuals(dtype, found + k * size, stride)
+                write_piece(dtype, geometry, 0, i, min(i + PIECE, run), source, target, weights, biases, of_set)
+    if residuals:
+        for field in range(5):
             for k in range(count):
-                value = number(kind, target + i * plane + k * size)
-                put_number(kind, saved + (i * sets + first + k) * size, value)
+                value = load(dtype, found + field * stride + k * size)
+                store(dtype, residuals + (field * sets + first + k) * size, value)
 
 
-def rows(kind, phase, index, geometry_address, x, y, weight, bias, saved, work, given, eps):
-    """Normalize sets that lie as runs."""
+def rows(
+    dtype,
+    phase,
+    index,
+    geometry_address,
+    x,  # as in the geometry, as are y, weight and bias
+    y,  # 0: x is only measured
+    weight,  # in the compute dtype, as is bias
+    bias,
+    residuals,  # (5, sets), in the compute dtype, written unless 0
+    given,  # (5, sets), read instead of measuring unless 0
+    workspace,
+    eps,
+):
+    """Normalize sets that are runs of memory."""
     geometry = geometry_at(geometry_address)
-    inner = geometry.lengths.b
-    sets = geometry.lengths.a * inner
-    lines, chunks = geometry.lines, geometry.chunks
-    items = lines * chunks
-    size = computed_bytes(kind)
-    if phase == at.WHOLE:
-        room = scratch(kind)
-        tasks = geometry.tasks
-        u, last = index * sets // tasks, (index + 1) * sets // tasks
+    inner, chunks = geometry.lengths.b, geometry.chunks
+    sets, pieces = geometry.lengths.a * inner, geometry.lines * chunks
+    size = compute_itemsize(dtype)
+    if phase == WHOLE:
+        memory, tasks = scratch(dtype), geometry.tasks
         if given:
             runs = sets * geometry.lengths.r
-            write_given(kind, geometry, index * runs // tasks, (index + 1) * runs // tasks, x, y, weight, bias, saved)
+            first, last = index * runs // tasks, (index + 1) * runs // tasks
+            write_by_given(dtype, geometry, first, last, x, y, weight, bias, given)
             return
-        if items == 1 and geometry.lengths.r == 1:
+        u, last = index * sets // tasks, (index + 1) * sets // tasks
+        if pieces == 1 and geometry.lengths.r == 1:
             while u < last:
-                short_rows(kind, geometry, u, min(LANES, last - u), x, y, weight, bias, saved, eps, room)
+                count = min(LANES, last - u)
+                normalize_short_sets(dtype, geometry, u, count, x, y, weight, bias, residuals, eps, memory)
                 u += LANES
             return
         while u < last:
             a, b = u // inner, u % inner
-            source = start(geometry.x, x, a, b)
-            found = measured(kind, geometry, source, eps, room)
-            if saved:
-                keep(kind, saved + u * size, sets * size, found)
+            source = set_address(geometry.x, x, a, b)
+            of_set = measure_set(dtype, geometry, source, eps, memory)
+            if residuals:
+                store_residuals(dtype, residuals + u * size, sets * size, of_set)
             if y:
-                whole = geometry.lengths.r * geometry.run
-                write_lines(kind, geometry, source, y, weight, bias, a, b, 0, whole, found)
+                length = geometry.lengths.r * geometry.run
+                write_lines(dtype, geometry, source, y, weight, bias, a, b, 0, length, of_set)
             u += 1
         return
-    u = index if phase == at.START or phase == at.SETTLE else index // items
-    item = index - u * items
+    u = index if phase in (START, FINALIZE) else index // pieces
+    piece = index - u * pieces
     a, b = u // inner, u % inner
-    room = work + u * 8 * (HEADER + 4 * items)
-    source = start(geometry.x, x, a, b)
-    if phase == at.START:
-        put_real(kind, room + 8 * SETTLED, 0.0)
-        put_real(kind, room + 8 * PIVOT, pivot_of(kind, geometry, source))
-        put_real(kind, room + 8 * SCALE, 1.0)
-        put_real(kind, room + 8 * ATTEMPT, 0.0)
-    elif phase == at.SUM:
-        if real(kind, room + 8 * SETTLED) == 0.0:
-            scale, pivot = real(kind, room + 8 * SCALE), real(kind, room + 8 * PIVOT)
-            s, q = spread_of_chunk(kind, geometry, source, item // chunks, item % chunks, scale, pivot, scratch(kind))
-            put_pairs(kind, room + 8 * (HEADER + 4 * item), s, q)
-    elif phase == at.SETTLE:
-        if real(kind, room + 8 * SETTLED) == 0.0:
-            settle_rows(kind, geometry, source, room, saved, sets, u, eps)
+    state = set_state_at(workspace + u * (STATE_BYTES + PAIR_BYTES * pieces))
+    source = set_address(geometry.x, x, a, b)
+    if phase == START:
+        state.finalized, state.attempt = 0.0, 0.0
+        state.pivot, state.scale = pivot_of_set(dtype, geometry, source), 1.0
+    elif phase == SUM:
+        if state.finalized == 0.0:
+            d, squares = deviations_of_chunk(
+                dtype, geometry, source, piece // chunks, piece % chunks, state.scale, state.pivot, scratch(dtype)
+            )
+            store_pair(behind(state) + PAIR_BYTES * piece, d, squares)
+    elif phase == FINALIZE:
+        if state.finalized == 0.0:
+            finalize_set(dtype, geometry, source, state, residuals, u, eps)
     else:
-        found = kept(kind, saved + u * size, sets * size)
-        target = start(geometry.y, y, a, b)
-        its_weight = start(geometry.weight, weight, a, b)
-        its_bias = start(geometry.bias, bias, a, b)
-        chunk = item % chunks
-        last = end_of(geometry, chunk)
-        write_piece(kind, geometry, item // chunks, chunk * CHUNK, last, source, target, its_weight, its_bias, found)
+        of_set = residuals_of_set(dtype, geometry, given or residuals, u)
+        target = set_address(geometry.y, y, a, b)
+        weights = set_address(geometry.weight, weight, a, b)
+        biases = set_address(geometry.bias, bias, a, b)
+        i, last = piece % chunks * CHUNK, chunk_end(geometry, piece % chunks)
+        write_piece(dtype, geometry, piece // chunks, i, last, source, target, weights, biases, of_set)
 
 
 @_compile.part
-def put_pairs(kind, address, s, q):
+def store_pair(address, first, second):
     """Store two sums, each with what it lost."""
-    put_real(kind, address, s[0])
-    put_real(kind, address + 8, s[1])
-    put_real(kind, address + 16, q[0])
-    put_real(kind, address + 24, q[1])
+    pair = sum_pair_at(address)
+    pair.first, pair.first_lost = first
+    pair.second, pair.second_lost = second
 
 
 @_compile.part
-def pairs(kind, address):
+def load_pair(address):
     """Return two sums, each with what it lost."""
-    s = real(kind, address), real(kind, address + 8)
-    return s, (real(kind, address + 16), real(kind, address + 24))
+    pair = sum_pair_at(address)
+    return (pair.first, pair.first_lost), (pair.second, pair.second_lost)
 
 
 @_compile.part
-def settle_rows(kind, geometry, source, room, saved, sets, u, eps):
-    """Add up what the chunks of a set came to, and settle its statistics or have it measured again."""
-    wide, centres = planes(kind) == 2, geometry.centres != 0
-    lines, chunks = geometry.lines, geometry.chunks
+def finalize_set(dtype, geometry, source, state, residuals, u, eps):
+    """Add up the sums of the chunks of set number u, and store its residuals or have it measured again."""
+    lines, chunks, size = geometry.lines, geometry.chunks, compute_itemsize(dtype)
     n = float(lines * geometry.lengths.r * geometry.run)
-    s = q = (0.0, 0.0)
+    d = squares = (0.0, 0.0)
     for line in range(lines):
-        of_line = squares_of_line = (0.0, 0.0)
-        for item in range(line * chunks, (line + 1) * chunks):
-            more, more_squares = pairs(kind, room + 8 * (HEADER + 4 * item))
-            of_line, squares_of_line = plus(of_line, more), plus(squares_of_line, more_squares)
-        s, q = plus(s, of_line), plus(q, squares_of_line)
-    attempt = real(kind, room + 8 * ATTEMPT)
-    pivot, scale = real(kind, room + 8 * PIVOT), real(kind, room + 8 * SCALE)
-    first = element(kind, source)
-    (again, pivot, scale), found = settle(kind, wide, centres, n, eps, float(attempt), first, pivot, scale, s, q)
-    put_real(kind, room + 8 * PIVOT, pivot)
-    put_real(kind, room + 8 * SCALE, scale)
-    put_real(kind, room + 8 * ATTEMPT, attempt + 1.0)
+        d_of_line = squares_of_line = (0.0, 0.0)
+        for piece in range(line * chunks, (line + 1) * chunks):
+            more, more_squares = load_pair(behind(state) + PAIR_BYTES * piece)
+            d_of_line, squares_of_line = add_sums(d_of_line, more), add_sums(squares_of_line, more_squares)
+        d, squares = add_sums(d, d_of_line), add_sums(squares, squares_of_line)
+    first, attempt = load_element(dtype, source), state.attempt
+    (again, pivot, scale), found = finalize(
+        dtype, geometry.centres != 0, n, eps, attempt, first, state.pivot, state.scale, d, squares
+    )
+    state.pivot, state.scale, state.attempt = pivot, scale, attempt + 1.0
     if not again:
-        put_real(kind, room + 8 * SETTLED, 1.0)
-        size = computed_bytes(kind)
-        keep(kind, saved + u * size, sets * size, in_numbers_of_c(kind, found))
+        state.finalized = 1.0
+        sets = geometry.lengths.a * geometry.lengths.b
+        store_residuals(dtype, residuals + u * size, sets * size, rounded_residuals(dtype, found))

@@ -1,4 +1,4 @@
-"""In how many threads tasks run, and in whose: the caller's own, OpenMP's, or a pool of Python's. Knows no kernel.
+"""In how many threads tasks run, and in which: the caller's own, OpenMP's, or a pool of Python's. Knows no kernel.
 
 GNU OpenMP cannot be used in a forked child whose parent used it, here or in torch: the child is killed or hangs. A fork
 is noticed where Python makes it, and on Linux also afterwards, by a flag of the process. So OpenMP's threads are used
@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from anynorm_numba import _compile, _openmp
 
@@ -36,11 +35,10 @@ FORKED = 0x40  # PF_FORKNOEXEC among Linux's flags of a process: it was forked a
 
 
 def run(
-    fn: int,
+    kernel: int,
     phase: int,
     tasks: int,
     wanted: int,
-    geometry: int,
     a0: int,
     a1: int,
     a2: int,
@@ -48,13 +46,14 @@ def run(
     a4: int,
     a5: int,
     a6: int,
+    a7: int,
     eps: float,
 ) -> None:
     """Run tasks 0 to tasks - 1 of one phase in no more threads than wanted, and return when all are done.
 
     Parameters
     ----------
-    fn : int
+    kernel : int
         What `_compile.task` returned.
     phase : int
         Given to each task.
@@ -62,26 +61,26 @@ def run(
         How many there are. None may need what another one writes.
     wanted : int
         What `threads_for` returned, for the elements that all tasks together read.
-    geometry, a0, a1, a2, a3, a4, a5, a6 : int
-        Addresses, given to each task. What they point to must stay alive until the call returns.
+    a0, a1, a2, a3, a4, a5, a6, a7 : int
+        Given to each task, most of them addresses. What they point to must stay alive until the call returns.
     eps : float
         Given to each task.
 
     """
     wanted = min(wanted, tasks)
     if wanted < 2:
-        serial(fn, phase, 0, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+        serial(kernel, phase, 0, tasks, a0, a1, a2, a3, a4, a5, a6, a7, eps)
     elif (team := _process.team()) is not None:
-        team(wanted, fn, phase, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+        team(wanted, kernel, phase, tasks, a0, a1, a2, a3, a4, a5, a6, a7, eps)
     else:
-        arguments = (fn, phase, tasks, geometry, a0, a1, a2, a3, a4, a5, a6, eps)
+        arguments = (kernel, phase, tasks, a0, a1, a2, a3, a4, a5, a6, a7, eps)
         _Shared(wanted, *arguments).run(_process.pool())
 
 
 def start() -> None:
     """Compile or load what runs tasks."""
     serial(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
-    gradients(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    gradients(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     if threads() > 1:
         _process.team()
 
@@ -124,8 +123,8 @@ def _numba_threads() -> int | None:
     return int(counted()) if counted else None
 
 
-def _load_serial(*arguments: Any) -> None:
-    """Compile the serial driver, put it in this function's own place, and run it."""
+def _load_serial(*arguments: float) -> None:
+    """Compile the serial driver, replace this function by it, and run it."""
     global serial
     with _compile.alone():
         from anynorm_numba import _drivers
@@ -134,11 +133,11 @@ def _load_serial(*arguments: Any) -> None:
     serial(*arguments)
 
 
-serial: Any = _load_serial
+serial: Callable[..., None] = _load_serial
 
 
-def _load_gradients(*arguments: Any) -> None:
-    """Compile the driver of a backward pass, put it in this function's own place, and run it."""
+def _load_gradients(*arguments: int) -> None:
+    """Compile the driver of a backward pass, replace this function by it, and run it."""
     global gradients
     with _compile.alone():
         from anynorm_numba import _drivers
@@ -147,7 +146,7 @@ def _load_gradients(*arguments: Any) -> None:
     gradients(*arguments)
 
 
-gradients: Any = _load_gradients
+gradients: Callable[..., None] = _load_gradients
 
 
 class _Process:
@@ -203,10 +202,10 @@ def _forked() -> bool:
 class _Shared:
     """Ranges of tasks that the caller and the threads of a pool take, one at a time, until none is left."""
 
-    def __init__(self, workers: int, fn: int, phase: int, tasks: int, *arguments: Any) -> None:
+    def __init__(self, workers: int, kernel: int, phase: int, tasks: int, *arguments: float) -> None:
         self._ranges = deque(pairwise(tasks * i // workers for i in range(workers + 1)))
         self._workers = workers
-        self._call = (fn, phase), arguments
+        self._call = (kernel, phase), arguments
         self._idle = threading.Condition()
         self._helpers = 0  # how many may hold a range
 

@@ -4,9 +4,9 @@ Nothing here knows a norm. Plain numba loops leave it to the compiler in which o
 is; here the order is part of the source, so it is the same on every processor, for rows and for columns. No
 floating-point operation carries a fast-math flag.
 
-A loop is a numba intrinsic whose first argument, a null pointer, tells by its type how elements are stored. They are
-computed in the compute type C (float64 for float64, else float32), or all in float64 if the loop is wide. Sums are
-float64, those of float64 elements with a second float64 for what is lost.
+A loop is a numba intrinsic. The type of its first argument, a null pointer named `dtype`, says how elements are stored.
+They are computed in the compute dtype, float64 for float64 and float32 for all others, or in float64 if the loop says
+so. Sums are float64; those of float64 elements have a second float64 for what is lost.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ STEP = 16
 BOOL, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
-# By the storage type of a kind: how it lies in memory, and what it is computed in.
+# LLVM's type of an element in memory, by numba's: see `STORAGE` in `_compile`.
 STORED = {types.float64: DOUBLE, types.float32: FLOAT, types.int16: HALF, types.uint16: I16}
 BYTES = {DOUBLE: 8, FLOAT: 4, HALF: 2, I16: 2}
 
 
 class Vector:
-    """A few elements of one floating type."""
+    """A few elements of one floating-point type."""
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder = builder
@@ -75,19 +75,19 @@ class Vector:
 
 def fma(a: Vector, b: Vector, c: Vector) -> Vector:
     """Return a·b + c, rounded once."""
-    builder, kind = a.builder, a.value.type
-    bits = 64 if kind.element == DOUBLE else 32
+    builder, vector = a.builder, a.value.type
+    bits = 64 if vector.element == DOUBLE else 32
     function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.v{kind.count}f{bits}"
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f{bits}"
     )
     return Vector(builder, builder.call(function, [a.value, b.value, c.value]))
 
 
 def square_root_of(a: Vector) -> Vector:
     """Return √a."""
-    kind = a.value.type
+    vector = a.value.type
     function = cgutils.get_or_insert_function(
-        a.builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.v{kind.count}f64"
+        a.builder.module, ir.FunctionType(vector, [vector]), f"llvm.sqrt.v{vector.count}f64"
     )
     return Vector(a.builder, a.builder.call(function, [a.value]))
 
@@ -114,27 +114,26 @@ def plus(total: Vector, term: Term) -> Vector:
 
 
 def merge(one: Sum, other: Sum) -> Sum:
-    """Return the sum of two running sums; the other may be plain."""
+    """Return the sum of two running sums, the second of which may come without what it lost."""
     if len(one) == 1:
         return (one[0] + other[0],)
     high, lost = two_sum(one[0], other[0])
     return high, (one[1] + other[1] if len(other) > 1 else one[1]) + lost
 
 
+# What a loop does at an index, under a mask or to whole vectors; and what it computes there.
 Step = Callable[[ir.Value, ir.Value | None], None]
-
-
 Expression = Callable[..., Sequence[Term]]
 
 
 class Emitter:
-    """What a loop needs while it is emitted: the builder, and how elements of its kind are stored and computed."""
+    """What a loop needs while it is emitted: the builder, and how elements are stored and computed."""
 
-    def __init__(self, builder: ir.IRBuilder, kind: types.CPointer) -> None:
+    def __init__(self, builder: ir.IRBuilder, dtype: types.CPointer) -> None:
         self.builder = builder
-        self.stored = STORED[kind.dtype]
+        self.stored = STORED[dtype.dtype]
         self.computed = DOUBLE if self.stored == DOUBLE else FLOAT
-        self.planes = 2 if self.stored == DOUBLE else 1  # of a sum: itself, and what it lost
+        self.sum_parts = 2 if self.stored == DOUBLE else 1  # a sum, and what it lost
 
     def splat(self, value: ir.Value, width: int) -> ir.Value:
         """Return a vector of equal elements."""
@@ -142,9 +141,8 @@ class Emitter:
         first = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
 
-    def zeros(self, width: int = LANES, *, wide: bool = True) -> Vector:
-        """Return sums of nothing, in float64 or in C."""
-        element = DOUBLE if wide else self.computed
+    def zeros(self, element: ir.Type, width: int = LANES) -> Vector:
+        """Return sums of nothing."""
         return Vector(self.builder, ir.Constant(ir.VectorType(element, width), [0.0] * width))
 
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -188,18 +186,18 @@ class Emitter:
         return cgutils.get_or_insert_function(self.builder.module, signature, full)
 
     def read_stored(self, address: ir.Value, width: int, mask: ir.Value | None) -> Vector:
-        """Return elements of the array as numbers of C."""
+        """Return elements of the array in the compute dtype."""
         found = self.read(address, self.stored, width, mask)
         if self.stored == HALF:
             return found.to(FLOAT)
         if self.stored != I16:
             return found
-        wide = self.builder.zext(found.value, ir.VectorType(I32, width))
-        bits = self.builder.shl(wide, self.integer(16, width))
+        extended = self.builder.zext(found.value, ir.VectorType(I32, width))
+        bits = self.builder.shl(extended, self.integer(16, width))
         return Vector(self.builder, self.builder.bitcast(bits, ir.VectorType(FLOAT, width)))
 
     def fetch(self, address: ir.Value) -> None:
-        """Ask for a line of memory, which need not be there, to be brought into the second cache."""
+        """Prefetch a cache line into the second cache; the address need not be valid."""
         builder, pointer = self.builder, ir.IntType(8).as_pointer()
         signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
@@ -207,13 +205,13 @@ class Emitter:
         builder.call(function, [builder.inttoptr(address, pointer), reading, second_cache, data])
 
     def write_past_caches(self, value: ir.Value, address: ir.Value) -> None:
-        """Put whole elements into memory, at a multiple of their size, without reading into a cache what was there."""
+        """Put a whole vector at a multiple of its size, without reading into a cache what was there."""
         builder, size = self.builder, BYTES[value.type.element] * value.type.count
         store = builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=size)
         store.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
 
     def as_stored(self, x: Vector) -> ir.Value:
-        """Return numbers of C rounded to elements of the array."""
+        """Return values in the compute dtype rounded to elements of the array."""
         builder, width = self.builder, x.value.type.count
         if self.stored == HALF:
             x = x.to(HALF)
@@ -242,60 +240,61 @@ class Emitter:
 
 
 class Operand:
-    """An argument of an expression: elements of the array, or a parameter, one number for all or a vector of them.
+    """An argument of an expression: elements of an array, or a parameter, one number for all elements or one for each.
 
-    Roles: "x" the address of elements; "c" and "d" a parameter, a float64 or the address of numbers of C or of float64;
-    "r" the address of a number of C for each row, which is followed by the bytes from one to the next.
+    Roles: "x" is the address of elements of an array. "c" and "d" are a parameter: one float64, or the address of as
+    many numbers as there are elements, in the compute dtype ("c") or float64 ("d"). "r" is the address of one number
+    for each row, in the compute dtype, followed by the stride from one to the next.
     """
 
-    def __init__(self, emitter: Emitter, role: str, value: Sequence[ir.Value], wide: bool) -> None:
+    def __init__(self, emitter: Emitter, role: str, value: Sequence[ir.Value], element: ir.Type) -> None:
         self.emitter = emitter
         self.role = role
         self.value = value[0]
-        self.step = value[1] if len(value) > 1 else I64(0)
-        self.element = DOUBLE if wide else emitter.computed
+        self.stride = value[1] if len(value) > 1 else I64(0)
+        self.element = element  # what the expression computes in
         self._of_rows: list[Vector] = []
 
     def prepare(self, rows: int, width: int) -> None:
-        """Read the numbers of some rows, ahead of the loop."""
+        """Read the numbers of the rows, ahead of the loop."""
         if self.role == "r":
             emitter = self.emitter
             numbers = [emitter.read(self._of_row(self.value, row), emitter.computed, 1) for row in range(rows)]
-            singles = [emitter.builder.extract_element(its.to(self.element).value, I32(0)) for its in numbers]
+            singles = [emitter.builder.extract_element(number.to(self.element).value, I32(0)) for number in numbers]
             self._of_rows = [Vector(emitter.builder, emitter.splat(single, width)) for single in singles]
 
     def load(self, j: ir.Value, mask: ir.Value | None, width: int, row: int) -> Vector:
-        """Return the elements at j, as the expression computes with them."""
+        """Return the operand at the elements from j on, as the expression computes with it."""
         emitter, builder = self.emitter, self.emitter.builder
         if self.role == "r":
             return self._of_rows[row]
         if self.role == "x":
             return emitter.read_stored(self.address(j, row), width, mask).to(self.element)
         if self.value.type == DOUBLE:
-            narrow = self.value if self.element == DOUBLE else builder.fptrunc(self.value, self.element)
-            return Vector(builder, emitter.splat(narrow, width))
+            one = self.value if self.element == DOUBLE else builder.fptrunc(self.value, self.element)
+            return Vector(builder, emitter.splat(one, width))
         memory = DOUBLE if self.role == "d" else emitter.computed
         return emitter.read(emitter.at(self.value, j, BYTES[memory]), memory, width, mask).to(self.element)
 
     def address(self, j: ir.Value, row: int) -> ir.Value:
-        """Return where the element j of a row is."""
+        """Return the address of element j of a row."""
         return self._of_row(self.emitter.at(self.value, j, BYTES[self.emitter.stored]), row)
 
     def _of_row(self, address: ir.Value, row: int) -> ir.Value:
-        return self.emitter.at(address, self.step, row) if row else address
+        return self.emitter.at(address, self.stride, row) if row else address
 
 
 def loop(names: Sequence[str], emit: Callable[..., Any], result: Any = types.void) -> Any:
-    """Make an intrinsic f(kind, *names); emit(emitter, values) is called with the values of its arguments."""
+    """Make an intrinsic f(dtype, *names); emit(emitter, values) is called with the values of its arguments."""
 
-    def define(context: Any, kind: Any, *given: Any) -> Any:  # noqa: ARG001  numba's
+    def define(context: Any, dtype: Any, *arguments: Any) -> Any:  # noqa: ARG001  numba's
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
-            emitted = emit(Emitter(builder, kind), values[1:])
+            emitted = emit(Emitter(builder, dtype), values[1:])
             return context.get_dummy_value() if emitted is None else emitted
 
-        # Whole numbers are addresses and lengths; all others are float64, integers that stand for one too.
-        taken = [types.int64 if isinstance(its, types.Integer) else types.float64 for its in given]
-        return result(kind, *taken), generate
+        # An integer is an address or a length, everything else a float64.
+        taken = [types.int64 if isinstance(argument, types.Integer) else types.float64 for argument in arguments]
+        return result(dtype, *taken), generate
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     signature = inspect.signature(define)
@@ -305,50 +304,52 @@ def loop(names: Sequence[str], emit: Callable[..., Any], result: Any = types.voi
 
 
 def names_of(roles: str, rows: int = 1) -> list[str]:
-    """Return names for the arguments that the operands take."""
+    """Return names for the arguments that operands of these roles take."""
     names = []
     for number, role in enumerate(roles):
         names.append(f"operand{number}")
         if role == "r" or (role == "x" and rows > 1):
-            names.append(f"step{number}")
+            names.append(f"stride{number}")
     return names
 
 
-def operands_of(emitter: Emitter, roles: str, values: Sequence[ir.Value], wide: bool, rows: int = 1) -> list[Operand]:
-    """Share the values of the arguments out to the operands."""
+def operands_of(
+    emitter: Emitter, roles: str, values: Sequence[ir.Value], element: ir.Type, rows: int = 1
+) -> list[Operand]:
+    """Return the operands that these values are the arguments of."""
     operands = []
     for role in roles:
         count = 2 if role == "r" or (role == "x" and rows > 1) else 1
-        operands.append(Operand(emitter, role, values[:count], wide))
+        operands.append(Operand(emitter, role, values[:count], element))
         values = values[count:]
     return operands
 
 
 def each(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any:
-    """Make a loop f(kind, n, past, target, *operands): target[j] = expression(*operands at j), all in C.
+    """Make a loop f(dtype, n, past_caches, target, *operands): target[j] = expression(*operands at j).
 
-    With several rows at once each address of elements, the target's too, is followed by the bytes from row to row.
-    Unless `past` is 0, elements are written past the caches where the target lies well for that. A driver sees to it
-    that they are in memory for all threads before it returns.
+    All is computed in the compute dtype. With several rows, each address of elements, the target's too, is followed by
+    the stride from row to row. Unless `past_caches` is 0, whole vectors that are aligned are written past the caches. A
+    driver sees to it that they are in memory for all threads before it returns.
     """
 
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
         builder, size = emitter.builder, BYTES[emitter.stored]
         n, past, target, *rest = values
-        step = rest.pop(0) if rows > 1 else I64(0)
-        operands = operands_of(emitter, roles, rest, wide=False, rows=rows)
-        # All rows lie alike: elements before the first multiple of the vector's size are taken alone.
-        even = builder.icmp_signed("==", builder.and_(step, I64(STEP * size - 1)), I64(0))
+        stride = rest.pop(0) if rows > 1 else I64(0)
+        operands = operands_of(emitter, roles, rest, emitter.computed, rows=rows)
+        # If all rows are aligned alike, the elements before the first multiple of a vector's size are written alone.
+        even = builder.icmp_signed("==", builder.and_(stride, I64(STEP * size - 1)), I64(0))
         past = builder.and_(builder.icmp_signed("!=", past, I64(0)), even)
         before = builder.sdiv(builder.and_(builder.neg(target), I64(STEP * size - 1)), I64(size))
         head = builder.select(past, emitter.smaller(before, n), I64(0))
 
         def take(j: ir.Value, mask: ir.Value | None) -> None:
-            shared = {its: its.load(j, mask, STEP, 0) for its in operands if its.role not in "xr"}
+            shared = {operand: operand.load(j, mask, STEP, 0) for operand in operands if operand.role not in "xr"}
             for row in range(rows):
-                result = expression(*[shared.get(its) or its.load(j, mask, STEP, row) for its in operands])
-                found = emitter.as_stored(result)
-                address = emitter.at(builder.add(target, builder.mul(step, I64(row))), j, size)
+                arguments = [shared.get(operand) or operand.load(j, mask, STEP, row) for operand in operands]
+                found = emitter.as_stored(expression(*arguments))
+                address = emitter.at(builder.add(target, builder.mul(stride, I64(row))), j, size)
                 if mask is not None:
                     emitter.write(found, address, mask)
                     continue
@@ -362,4 +363,4 @@ def each(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any
             take(I64(0), emitter.first_lanes(head, STEP))
         emitter.over(head, n, STEP, take)
 
-    return loop(["n", "past", "target", *(["target_step"] if rows > 1 else []), *names_of(roles, rows)], emit)
+    return loop(["n", "past_caches", "target", *(["target_stride"] if rows > 1 else []), *names_of(roles, rows)], emit)

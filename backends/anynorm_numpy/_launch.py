@@ -90,34 +90,29 @@ class Launch(_Engine):
         if y is None:
             y = np.empty_like(x, subok=False) if self._y is None else np.empty(*self._y)
         config = self._serial or self._config()
-        packed = None
-        if given is not None:
+        packed, at_packed = None, 0
+        if given is not None or save or config.split:
             packed = engine.empty_residuals(config)
-            mean, var = [as_parameter(statistic, self._compute) for statistic in given]
-            engine.take_given(config.dtype, config.sets, address(mean), address(var), address(packed), eps)
-        elif save or config.split:
-            packed = engine.empty_residuals(config)
+            at_packed = address(packed)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
         if not self._reads_bias:
             bias = as_parameter(bias, self._compute)
         at_x, at_y, at_weight, at_bias = addresses(x, y, weight, bias)
-        engine.forward(
-            config,
-            at_x,
-            at_y,
-            at_weight or config.absent_weight,
-            at_bias or config.absent_bias,
-            0 if packed is None else address(packed),
-            eps,
-            given=given is not None,
-        )
+        at_weight, at_bias = at_weight or config.absent_weight, at_bias or config.absent_bias
+        if given is None:
+            engine.forward(config, at_x, at_y, at_weight, at_bias, at_packed, eps)
+        else:
+            mean, var = [as_parameter(statistic, self._compute) for statistic in given]
+            at_mean, at_var, *_ = addresses(mean, var, None, None)
+            engine.take_given(config.dtype, config.sets, at_mean, at_var, at_packed, eps)
+            engine.apply(config, at_x, at_y, at_weight, at_bias, at_packed)
         return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
 
     def measure(self, x: Array, eps: float = 0.0) -> Statistics:
         config = self._serial or self._config()
         packed = engine.empty_residuals(config)
-        engine.forward(config, address(x), 0, config.absent_weight, config.absent_bias, address(packed), eps)
+        engine.measure(config, address(x), address(packed), eps)
         return PackedResiduals(packed, self.plan, config.view, eps).statistics()
 
 

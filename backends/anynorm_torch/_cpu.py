@@ -124,7 +124,10 @@ class CpuLaunch(Launch):
         at_bias = config.absent_bias if read_bias is None else read_bias.data_ptr()
         if at_x < LOW or at_y < LOW or at_weight < LOW or at_bias < LOW:
             check_storage(x, y, read_weight, read_bias)
-        engine.forward(config, at_x, at_y, at_weight, at_bias, at_residuals, eps, given=given is not None)
+        if given is None:
+            engine.forward(config, at_x, at_y, at_weight, at_bias, at_residuals, eps)
+        else:
+            engine.apply(config, at_x, at_y, at_weight, at_bias, at_residuals)
         if out is not None:
             written(out)
         if self._records:
@@ -135,8 +138,7 @@ class CpuLaunch(Launch):
         self._check_lengths(x, None)
         config = self._configs.serial or self._configs.now()
         residuals = self._empty_residuals(config)
-        absent = config.absent_weight, config.absent_bias
-        engine.forward(config, x.data_ptr(), 0, *absent, residuals.data_ptr(), eps)
+        engine.measure(config, x.data_ptr(), residuals.data_ptr(), eps)
         return PackedResiduals(residuals, self.plan, config.view, eps).statistics()
 
     def _empty_residuals(self, config: LaunchConfig) -> Tensor:

@@ -316,7 +316,7 @@ def test_limits_of_given_statistics_are_the_formulas() -> None:
     from anynorm.backend import FLOAT32, FLOAT64, formula
     from anynorm_numba import _statistics
 
-    found = {FLOAT32: _statistics.GIVEN_NARROW, FLOAT64: _statistics.GIVEN_WIDE}
+    found = {FLOAT32: _statistics.GIVEN_FLOAT32, FLOAT64: _statistics.GIVEN_FLOAT64}
     assert found == formula.LARGE
 
 

@@ -22,8 +22,9 @@ import anynorm as an
 pytest.importorskip("numba")
 
 # Where each address stands among the arguments that the engine is run with, behind the job.
-FORWARD = {"x": 0, "y": 1, "weight": 2, "bias": 3, "saved": 4}
-BACKWARD = {"x": 0, "dy": 1, "dx": 2, "weight": 3, "saved": 4, "dweight": 5, "dbias": 6}
+FORWARD = {"x": 0, "y": 1, "weight": 2, "bias": 3, "residuals": 4}
+MEASURE = {"x": 0, "residuals": 1}
+BACKWARD = {"x": 0, "dy": 1, "dx": 2, "weight": 3, "residuals": 4, "dweight": 5, "dbias": 6}
 ELEMENTS = {"x", "y", "dy", "dx"}
 
 batch_norm: Any = an.batch_norm  # for calls with what `**` spreads
@@ -62,7 +63,8 @@ def aligned_alone() -> Iterator[list[str]]:
         upcast(kind, n, source, target, other, other_source, *rest)
 
     with (
-        mock.patch.multiple(engine, forward=checking("forward", FORWARD), backward=checking("backward", BACKWARD)),
+        mock.patch.multiple(engine, forward=checking("forward", FORWARD), apply=checking("apply", FORWARD)),
+        mock.patch.multiple(engine, measure=checking("measure", MEASURE), backward=checking("backward", BACKWARD)),
         mock.patch.multiple(engine, take_given=checked_take, upcast_halves=checked_upcast),
     ):
         yield runs

@@ -26,7 +26,7 @@ each_form = pytest.mark.parametrize("form", SIDE_BY_SIDE, ids=[form.name for for
 
 
 def _all_bits(case: Case) -> tuple[list[bytes | None], list[Any]]:
-    """Return the bits of y and of all gradients, and the jobs."""
+    """Return the bits of y and of all gradients, and the launch configs."""
     y, found, jobs = both_passes(case)
     return [y.tobytes(), *bits(found)], jobs
 

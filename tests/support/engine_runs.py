@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -16,25 +16,29 @@ import anynorm as an
 
 SERVED = "anynorm_numba"
 
+# What the engine is asked to run.
+STEPS = ("forward", "measure", "apply", "backward", "gradient_sums", "gradient")
+
 
 @contextmanager
 def watched() -> Iterator[list[Any]]:
-    """Note the job of each pass that the engine runs, forward or backward."""
+    """Note the launch config of each step that the engine runs, in one pass or apart."""
     from anynorm_numba import engine
 
-    jobs: list[Any] = []
-    forward, backward = engine.forward, engine.backward
+    configs: list[Any] = []
 
-    def seen_forward(job: Any, *args: Any, **options: Any) -> Any:
-        jobs.append(job)
-        return forward(job, *args, **options)
+    def seen(name: str) -> Callable[..., None]:
+        run = getattr(engine, name)
 
-    def seen_backward(job: Any, *args: Any, **options: Any) -> Any:
-        jobs.append(job)
-        return backward(job, *args, **options)
+        def noted(config: Any, *args: Any, **options: Any) -> None:
+            configs.append(config)
+            run(config, *args, **options)
 
-    with mock.patch.multiple(engine, forward=seen_forward, backward=seen_backward):
-        yield jobs
+        return noted
+
+    patches: Any = {name: seen(name) for name in STEPS}
+    with mock.patch.multiple(engine, **patches):
+        yield configs
 
 
 @contextmanager

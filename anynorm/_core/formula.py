@@ -175,7 +175,8 @@ def normalize(plan: Plan, z: Operand, eps: float, *, ops: Ops) -> tuple[Any, Res
 def finalize(statistics: Statistics, eps: float, *, ops: Ops) -> Residuals:
     """Return the residuals that statistics come to with an eps."""
     n, mean, correction, m2, scale = statistics
-    v, rstd = _variance_and_rstd(m2, n, scale, eps, ops)
+    v = _mean(m2, n, ops.xp) + eps * scale * scale  # an engine's scale may be any power of two
+    rstd = _rsqrt(v, ops.xp.ones_like(v), ops.xp)
     return _unscale_constants(v, Residuals(mean, correction, rstd, scale, m2), eps, ops.xp)
 
 

@@ -45,6 +45,14 @@ class PackedResiduals:
         return Statistics(self.plan.n, self.mean, self.correction, self.m2, self.scale)
 
 
+def in_memory_order(values: Any, axes: Ints, plan: Plan) -> Any:
+    """Return values in the shape that `in_plan_order` gives them as it takes them: along some axes, outermost first."""
+    inner = sorted(axes)
+    order = tuple([inner.index(axis) for axis in axes])
+    values = values.reshape(tuple([cast(int, plan.shape[axis]) for axis in inner]))
+    return (values.permute(order) if hasattr(values, "permute") else values.transpose(order)).reshape(-1)
+
+
 def in_plan_order(values: Any, axes: Ints, plan: Plan, shape: tuple[int | None, ...]) -> Any:
     """Return values that lie along some axes of a plan, outermost first, in a shape that is 1 along all others."""
     if list(axes) != sorted(axes):

@@ -202,7 +202,7 @@ def _forked() -> bool:
 class _Shared:
     """Ranges of tasks that the caller and the threads of a pool take, one at a time, until none is left."""
 
-    def __init__(self, workers: int, kernel: int, phase: int, tasks: int, *arguments: float) -> None:
+    def __init__(self, workers: int, kernel: int, phase: int, tasks: int, *arguments: object) -> None:
         self._ranges = deque(pairwise(tasks * i // workers for i in range(workers + 1)))
         self._workers = workers
         self._call = (kernel, phase), arguments

@@ -7,10 +7,22 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm.backend import AnyResiduals, Executable, Ints, Operands, PackedResiduals, Plan, Statistics
+from anynorm.backend import (
+    AnyResiduals,
+    Executable,
+    GradientSums,
+    Ints,
+    Operands,
+    PackedResiduals,
+    Plan,
+    Statistics,
+    in_memory_order,
+    in_plan_order,
+)
 from anynorm_numba import engine
 from anynorm_numba.engine import LaunchConfig, address, addresses
 from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
+from anynorm_numpy._measured import Measured, packed_residuals
 from anynorm_numpy._ops import OPS
 
 
@@ -113,7 +125,25 @@ class Launch(_Engine):
         config = self._serial or self._config()
         packed = engine.empty_residuals(config)
         engine.measure(config, address(x), address(packed), eps)
-        return PackedResiduals(packed, self.plan, config.view, eps).statistics()
+        return Measured.of(PackedResiduals(packed, self.plan, config.view, eps))
+
+    def apply(
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        statistics: Statistics,
+        out: Array | None,
+    ) -> Array:
+        y: Array = np.empty_like(x, subok=False) if out is None else out
+        config = self._serial or self._config()
+        packed = packed_residuals(statistics, eps, config, self.plan)
+        weight, bias = as_parameter(weight, self._compute), as_parameter(bias, self._compute)
+        at_x, at_y, at_weight, at_bias = addresses(x, y, weight, bias)
+        at_weight, at_bias = at_weight or config.absent_weight, at_bias or config.absent_bias
+        engine.apply(config, at_x, at_y, at_weight, at_bias, address(packed))
+        return y
 
 
 class Gradient(_Engine):
@@ -151,8 +181,7 @@ class Gradient(_Engine):
     ) -> tuple[Any, Any, Any]:
         dx = np.empty_like(x, subok=False) if out is None else out
         if self._copies_dy:
-            source, dy = dy, np.empty_like(dx)
-            dy[...] = source
+            dy = self._copied(dy)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
         config = self._serial or self._config()
@@ -164,3 +193,57 @@ class Gradient(_Engine):
         at_weight = at_weight or config.absent_weight
         engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
         return dx, dweight, dbias
+
+    def gradient_sums(self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals) -> GradientSums:
+        if not isinstance(residuals, PackedResiduals):
+            return super().gradient_sums(dy, x, weight, residuals)
+        if self._copies_dy:
+            dy = self._copied(dy)
+        config, plan = self._serial or self._config(), self.plan
+        sums = np.empty((2, config.sets))
+        shapes = [cast("Ints | None", shape) for shape in (plan.weight, plan.bias)]
+        dweight, dbias = [None if shape is None else np.empty(shape, self._compute) for shape in shapes]
+        weight = as_parameter(weight, self._compute)
+        at_x, at_dy, at_weight, at_residuals = addresses(x, dy, weight, residuals.array)
+        _, at_sums, at_dweight, at_dbias = addresses(None, sums, dweight, dbias)
+        at_weight = at_weight or config.absent_weight
+        engine.gradient_sums(config, at_x, at_dy, at_weight, at_residuals, at_sums, at_dweight, at_dbias)
+        axes = config.view.axes[0] + config.view.axes[2]
+        g, g_xhat = [in_plan_order(of_sets, axes, plan, plan.statistic) for of_sets in sums]
+        if plan.given:
+            return GradientSums(None, None, dweight, dbias)
+        return GradientSums(g if plan.centres else None, g_xhat, dweight, dbias)
+
+    def gradient(
+        self,
+        dy: Array,
+        x: Array,
+        weight: Array | None,
+        residuals: AnyResiduals,
+        sums: GradientSums,
+        out: Array | None,
+    ) -> Array:
+        if not isinstance(residuals, PackedResiduals):
+            found: Array = super().gradient(dy, x, weight, residuals, sums, out)
+            return found
+        dx: Array = np.empty_like(x, subok=False) if out is None else out
+        if self._copies_dy:
+            dy = self._copied(dy)
+        config = self._serial or self._config()
+        axes = config.view.axes[0] + config.view.axes[2]
+        of_sets = np.zeros((2, config.sets))
+        for row, given in zip(of_sets, (sums.g, sums.g_xhat), strict=True):
+            if given is not None:
+                row[...] = in_memory_order(given, axes, self.plan)
+        weight = as_parameter(weight, self._compute)
+        at_x, at_dy, at_dx, at_weight = addresses(x, dy, dx, weight)
+        at_weight, at_residuals = at_weight or config.absent_weight, address(residuals.array)
+        engine.gradient(config, at_x, at_dy, at_dx, at_weight, at_residuals, address(of_sets))
+        return dx
+
+    def _copied(self, dy: Array) -> Array:
+        """Return dy in the layout that the configs are made for."""
+        strides = self._layouts[2][1]
+        copy: Array = np.ndarray(dy.shape, dy.dtype, np.empty(dy.nbytes, np.uint8), strides=strides)
+        copy[...] = dy
+        return copy

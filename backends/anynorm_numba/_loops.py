@@ -10,7 +10,7 @@ For a set with its mean, the mean's correction (what its rounding lost), z = x·
 from __future__ import annotations
 
 from anynorm_numba._sums import sums_across, sums_along, sums_of_line
-from anynorm_numba._vectors import GROUP, Term, Vector, each, fma
+from anynorm_numba._vectors import GROUP, Term, Vector, elementwise, fma
 
 
 def _deviation(x: Vector, scale: Vector, mean: Vector, correction: Vector) -> Vector:
@@ -74,8 +74,8 @@ deviations_of_line = sums_of_line("xdd", 2, _deviations, in_float64=True)
 deviations_across = sums_across("xdd", 2, _deviations, in_float64=True, ahead=True)
 
 # y, of one row and of eight.
-write_y = each("xcccccc", _y)
-write_y_rows = each("xcccccc", _y, rows=GROUP)
+write_y = elementwise("xcccccc", _y)
+write_y_rows = elementwise("xcccccc", _y, rows=GROUP)
 
 # Σdy and Σdy·x̂, or Σg and Σg·x̂ if weighted: along a line, and down columns, where each row may have a weight. The bound
 # allows sums of eight in float32, which take half the time. Those over a few sets stay in the compute dtype.
@@ -86,5 +86,5 @@ weighted_gradient_sums_across = sums_across("xxrcccc", 2, _weighted_gradient_ter
 gradient_sums_of_sets = sums_across("xxrrrr", 2, _gradient_terms, in_float64=False, rows=SETS, sums_in_compute=True)
 
 # dx, of one row and of eight.
-write_dx = each("xxccccccc", _dx)
-write_dx_rows = each("xxccccccc", _dx, rows=GROUP)
+write_dx = elementwise("xxccccccc", _dx)
+write_dx_rows = elementwise("xxccccccc", _dx, rows=GROUP)

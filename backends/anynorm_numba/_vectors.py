@@ -325,7 +325,7 @@ def operands_of(
     return operands
 
 
-def each(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any:
+def elementwise(roles: str, expression: Callable[..., Vector], *, rows: int = 1) -> Any:
     """Make a loop f(dtype, n, past_caches, target, *operands): target[j] = expression(*operands at j).
 
     All is computed in the compute dtype. With several rows, each address of elements, the target's too, is followed by

@@ -57,8 +57,9 @@ from anynorm._core.ops import ArrayOps as ArrayOps
 from anynorm._core.ops import Ops as Ops
 from anynorm._core.ops import refuse_unknown_names
 from anynorm._core.packed import PackedResiduals as PackedResiduals
-from anynorm._core.packed import in_memory_order as in_memory_order
-from anynorm._core.packed import in_plan_order as in_plan_order
+from anynorm._core.packed import pack_statistics as pack_statistics
+from anynorm._core.packed import pack_sums as pack_sums
+from anynorm._core.packed import unpack_sums as unpack_sums
 from anynorm._core.plan import Plan as Plan
 from anynorm._core.unsuited import conversion as conversion
 from anynorm._core.unsuited import type_name as type_name
@@ -99,13 +100,14 @@ __all__ = [
     "conversion",
     "dtype_name",
     "formula",
-    "in_memory_order",
-    "in_plan_order",
     "may_be_written",
+    "pack_statistics",
+    "pack_sums",
     "reach",
     "refuses_out",
     "tree_sum",
     "type_name",
+    "unpack_sums",
     "unsuited",
     "users_level",
     "view",

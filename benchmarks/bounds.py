@@ -126,8 +126,9 @@ def _compiled(x: Any, weight: Any, bias: Any) -> dict[str, Call]:
     plan, y = bound(an.layer_norm, (x, weight, bias), {}).entry.plan, np.empty_like(x)
     strides = x.strides, y.strides
     layouts = (weight.shape, weight.strides), (bias.shape, bias.strides)
-    config = engine.configure(plan, "float32", x.shape, strides, *layouts, engine.threads_for(x.size))
-    assert not isinstance(config, str)
+    configs = engine.Configs(plan, "float32", x.shape, strides, *layouts)
+    assert configs.why_none() is None
+    config = configs.now()
     addresses = at_x, at_y, at_weight, at_bias = engine.addresses(x, y, weight, bias)
     engine.forward(config, at_x, at_y, at_weight, at_bias, 0, 1e-5)  # so that it is compiled
     kept = config, y  # memory behind the addresses

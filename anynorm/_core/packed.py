@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from anynorm._core.formula import Residuals, Statistics
+from anynorm._core import formula
+from anynorm._core.formula import GradientSums, Residuals, Statistics
+from anynorm._core.ops import ArrayOps
 from anynorm._core.plan import Plan
 from anynorm._core.view import Ints, View
 
@@ -40,13 +42,54 @@ class PackedResiduals:
         """Return them as the formula reads them."""
         return Residuals(self.mean, self.correction, self.rstd, self.scale, self.m2)
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> PackedStatistics:
         """Return the statistics among them."""
-        return Statistics(self.plan.n, self.mean, self.correction, self.m2, self.scale)
+        found = PackedStatistics(self.plan.n, self.mean, self.correction, self.m2, self.scale)
+        found.packed = self
+        return found
 
 
-def in_memory_order(values: Any, axes: Ints, plan: Plan) -> Any:
-    """Return values in the shape that `in_plan_order` gives them as it takes them: along some axes, outermost first."""
+class PackedStatistics(Statistics):
+    """Statistics as an engine measured them, with the residuals that they are part of.
+
+    The rstd among these comes from an m2 that is not rounded yet. So with the eps of the measuring, `apply` gives the
+    bits of `forward`.
+    """
+
+    packed: PackedResiduals
+
+
+def pack_statistics(
+    statistics: Statistics, eps: float, x: Any, plan: Plan, view: View, ops: ArrayOps[Any]
+) -> PackedResiduals:
+    """Return the residuals by which an engine normalizes x with any statistics and eps."""
+    if isinstance(statistics, PackedStatistics):
+        packed = statistics.packed
+        if packed.eps == eps and packed.view.axes == view.axes:
+            return packed
+    compute = ops.compute_dtype(x.dtype)
+    fields = [ops.astype(field, compute) for field in ops.on_device(x, formula.finalize, statistics, eps, ops=ops)]
+    array = ops.on_device(x, ops.xp.stack, [_in_memory_order(field, plan, view) for field in fields])
+    return PackedResiduals(array, plan, view, eps)
+
+
+def pack_sums(sums: GradientSums, plan: Plan, view: View, array: Any) -> Any:
+    """Write the sums over sets into an array (2, sets) as an engine reads them, and return it."""
+    for row, of_sets in zip(array, (sums.g, sums.g_xhat), strict=True):
+        row[...] = 0.0 if of_sets is None else _in_memory_order(of_sets, plan, view)
+    return array
+
+
+def unpack_sums(array: Any, dweight: Any, dbias: Any, plan: Plan, view: View) -> GradientSums:
+    """Return gradient sums in the plan's shapes from an array (2, sets) as an engine writes it."""
+    axes = view.axes[0] + view.axes[2]
+    g, g_xhat = [in_plan_order(of_sets, axes, plan, plan.statistic) for of_sets in array]
+    return GradientSums(g if plan.centres and not plan.given else None, None if plan.given else g_xhat, dweight, dbias)
+
+
+def _in_memory_order(values: Any, plan: Plan, view: View) -> Any:
+    """Return what `in_plan_order` has made of values of each set, as they were: (sets,)."""
+    axes = view.axes[0] + view.axes[2]
     inner = sorted(axes)
     order = tuple([inner.index(axis) for axis in axes])
     values = values.reshape(tuple([cast(int, plan.shape[axis]) for axis in inner]))

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from anynorm.backend import Ints, Layout, Plan
 from anynorm_numba import _compile, _given, _half, _threads
 from anynorm_numba import _geometry as at
 from anynorm_numba._address import Array, address
-from anynorm_numba._configs import LaunchConfig
+from anynorm_numba._configs import LaunchConfig, configure
 from anynorm_numba._parameters import reduce
 
 # Bytes of a cache line. A vector that lies across two takes twice as long to read.
@@ -24,6 +25,42 @@ Arguments = tuple[int, int, int, int, int, int, int, int]
 
 # Writes the first four fields of a `GRADIENT_SUMS`: in 0.15 µs, a quarter of the time that NumPy takes.
 _put_gradient_sums = Struct("4q").pack_into
+
+
+class Configs:
+    """The launch configs of one signature, by number of threads."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dtype: str,
+        shape: Ints,
+        strides: tuple[Ints, ...],
+        weight: Layout | None,
+        bias: Layout | None,
+    ) -> None:
+        self._arguments = plan, dtype, shape, strides, weight, bias
+        self._elements = math.prod(shape)
+        self._by_threads: dict[int, LaunchConfig] = {}
+        self.serial: LaunchConfig | None = None  # where there is never more than one thread
+
+    def why_none(self) -> str | None:
+        """Return half a sentence that says why there is none, or None. It does not depend on the threads."""
+        found = configure(*self._arguments, 1)
+        if isinstance(found, str):
+            return found
+        self._by_threads[1] = found
+        self.serial = found if _threads.always_serial(self._elements) else None
+        return None
+
+    def now(self) -> LaunchConfig:
+        """Return the config for as many threads as a call of this moment may use."""
+        threads = _threads.threads_for(self._elements)
+        if threads not in self._by_threads:
+            config = configure(*self._arguments, threads)
+            assert not isinstance(config, str)  # `why_none` was asked
+            self._by_threads[threads] = config
+        return self._by_threads[threads]
 
 
 def forward(

@@ -9,7 +9,7 @@ from anynorm_numba._address import address as address
 from anynorm_numba._address import addresses as addresses
 from anynorm_numba._configs import COMPUTE as COMPUTE
 from anynorm_numba._configs import LaunchConfig as LaunchConfig
-from anynorm_numba._configs import configure as configure
+from anynorm_numba._engine import Configs as Configs
 from anynorm_numba._engine import apply as apply
 from anynorm_numba._engine import backward as backward
 from anynorm_numba._engine import compile_all as compile_all
@@ -21,26 +21,22 @@ from anynorm_numba._given import take as take_given
 from anynorm_numba._half import HALVES as HALVES
 from anynorm_numba._half import upcast as upcast_halves
 from anynorm_numba._residuals import empty as empty_residuals
-from anynorm_numba._threads import always_serial as always_serial
-from anynorm_numba._threads import threads_for as threads_for
 
 __all__ = [
     "COMPUTE",
     "HALVES",
+    "Configs",
     "LaunchConfig",
     "address",
     "addresses",
-    "always_serial",
     "apply",
     "backward",
     "compile_all",
-    "configure",
     "empty_residuals",
     "forward",
     "gradient",
     "gradient_sums",
     "measure",
     "take_given",
-    "threads_for",
     "upcast_halves",
 ]

@@ -106,12 +106,12 @@ class _Lane(NamedTuple):
         mean = pivot + rest
         part = mean - pivot
         error = (pivot - (mean - part)) + (rest - part)
-        more = np.where(self.var == 0, 1.0, more_scale(self.factor)) if compute is FLOAT32 else 1.0
+        more = np.where(self.var == 0, 1.0, _more_scale(self.factor)) if compute is FLOAT32 else 1.0
         found = (mean * more, error * more, self.factor / more, self.scale * more, self.var * n * more * more)
         return np.stack(np.broadcast_arrays(*found))
 
 
-def more_scale(factor: Array) -> Any:
+def _more_scale(factor: Array) -> Any:
     """Return powers of two, 1 but where a factor of normalization or its square is beyond float32."""
     _, exponent = np.frexp(factor)
     extreme = np.isfinite(factor) & (np.abs(exponent) > 50)

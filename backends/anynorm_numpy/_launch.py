@@ -16,13 +16,13 @@ from anynorm.backend import (
     PackedResiduals,
     Plan,
     Statistics,
-    in_memory_order,
-    in_plan_order,
+    pack_statistics,
+    pack_sums,
+    unpack_sums,
 )
 from anynorm_numba import engine
-from anynorm_numba.engine import LaunchConfig, address, addresses
+from anynorm_numba.engine import Configs, address, addresses
 from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
-from anynorm_numpy._measured import Measured, packed_residuals
 from anynorm_numpy._ops import OPS
 
 
@@ -32,44 +32,21 @@ class _Engine(Executable[Array]):
     engine = "anynorm_numba"
 
     def __init__(
-        self,
-        plan: Plan,
-        x: Array,
-        beside: tuple[Array, ...],
-        weight: Array | None,
-        bias: Array | None,
-        reads: tuple[bool, bool],
+        self, plan: Plan, x: Array, beside: tuple[Array, ...], weight: Array | None, bias: Array | None
     ) -> None:
         super().__init__(plan, OPS, None)
         dtype, self._compute = dtypes_of(x)
         strides = (x.strides, *[array.strides for array in beside])
-        self._layouts = dtype, x.shape, strides, layout_of(weight), layout_of(bias)
-        self._size = x.size
+        self._strides = strides[-1]  # of y or dx
+        self._configs = Configs(plan, dtype, x.shape, strides, layout_of(weight), layout_of(bias))
         # Shape and dtype of y or dx where it is in C order: `empty` takes half as long as `empty_like`.
         self._y = (x.shape, x.dtype) if x.flags.c_contiguous else None
-        self._configs: dict[int, LaunchConfig] = {}  # by number of threads
-        self._serial: LaunchConfig | None = None  # where there is never more than one
-        self._reads_weight, self._reads_bias = reads  # as they lie in memory
 
     def why_not(self, *arrays: Array) -> str | None:
         """Return half a sentence that says why the engine cannot serve arrays of this signature, or None."""
-        if not self._layouts[0] or [array.flags.aligned for array in arrays].count(False):
+        if not dtypes_of(arrays[0])[0] or [array.flags.aligned for array in arrays].count(False):
             return "an array is not aligned, or of another byte order"
-        found = engine.configure(self.plan, *self._layouts, 1)  # whether there is one depends on no number of threads
-        if isinstance(found, str):
-            return found
-        self._configs[1] = found
-        self._serial = found if engine.always_serial(self._size) else None
-        return None
-
-    def _config(self) -> LaunchConfig:
-        """Return the config for as many threads as a call of this moment may use."""
-        threads = engine.threads_for(self._size)
-        if threads not in self._configs:
-            config = engine.configure(self.plan, *self._layouts, threads)
-            assert not isinstance(config, str)  # `why_not` was asked
-            self._configs[threads] = config
-        return self._configs[threads]
+        return self._configs.why_none()
 
 
 class Launch(_Engine):
@@ -85,8 +62,11 @@ class Launch(_Engine):
         y = x if plan.function == "moments" else np.empty_like(x, subok=False) if out is None else out
         _, compute = dtypes_of(x)
         read = as_parameter(weight, compute), as_parameter(bias, compute)
-        launch = cls(plan, x, (y,), *read, (read[0] is weight, read[1] is bias))
+        launch = cls(plan, x, (y,), *read)
+        launch._reads_weight, launch._reads_bias = read[0] is weight, read[1] is bias
         return launch.why_not(x, y) or launch
+
+    _reads_weight = _reads_bias = False  # as they lie in memory
 
     def forward(
         self,
@@ -101,7 +81,7 @@ class Launch(_Engine):
         y = out
         if y is None:
             y = np.empty_like(x, subok=False) if self._y is None else np.empty(*self._y)
-        config = self._serial or self._config()
+        config = self._configs.serial or self._configs.now()
         packed, at_packed = None, 0
         if given is not None or save or config.split:
             packed = engine.empty_residuals(config)
@@ -122,10 +102,10 @@ class Launch(_Engine):
         return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
 
     def measure(self, x: Array, eps: float = 0.0) -> Statistics:
-        config = self._serial or self._config()
+        config = self._configs.serial or self._configs.now()
         packed = engine.empty_residuals(config)
         engine.measure(config, address(x), address(packed), eps)
-        return Measured.of(PackedResiduals(packed, self.plan, config.view, eps))
+        return PackedResiduals(packed, self.plan, config.view, eps).statistics()
 
     def apply(
         self,
@@ -137,12 +117,12 @@ class Launch(_Engine):
         out: Array | None,
     ) -> Array:
         y: Array = np.empty_like(x, subok=False) if out is None else out
-        config = self._serial or self._config()
-        packed = packed_residuals(statistics, eps, config, self.plan)
+        config = self._configs.serial or self._configs.now()
+        packed = pack_statistics(statistics, eps, x, self.plan, config.view, OPS)
         weight, bias = as_parameter(weight, self._compute), as_parameter(bias, self._compute)
         at_x, at_y, at_weight, at_bias = addresses(x, y, weight, bias)
         at_weight, at_bias = at_weight or config.absent_weight, at_bias or config.absent_bias
-        engine.apply(config, at_x, at_y, at_weight, at_bias, address(packed))
+        engine.apply(config, at_x, at_y, at_weight, at_bias, address(packed.array))
         return y
 
 
@@ -165,15 +145,15 @@ class Gradient(_Engine):
         reason = None
         # A copy of dy costs one pass over it, the formula about ten.
         for source in (dy,) if dy.strides == dx.strides else (dy, np.empty_like(dx)):
-            found = cls(plan, x, (source, dx), read, dbias, (read is weight, True))
-            found._copies_dy = source is not dy
+            found = cls(plan, x, (source, dx), read, dbias)
+            found._reads_weight, found._copies_dy = read is weight, source is not dy
             found._shapes = [None if parameter is None else parameter.shape for parameter in (weight, bias)]
             reason = found.why_not(x, source, dx)
             if reason is None:
                 return found
         return str(reason)
 
-    _copies_dy = False
+    _reads_weight = _copies_dy = False
     _shapes: list[Any]  # of dweight and dbias
 
     def backward(
@@ -184,7 +164,7 @@ class Gradient(_Engine):
             dy = self._copied(dy)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
-        config = self._serial or self._config()
+        config = self._configs.serial or self._configs.now()
         of_weight, of_bias = self._shapes
         dweight = None if of_weight is None else np.empty(of_weight, self._compute)
         dbias = None if of_bias is None else np.empty(of_bias, self._compute)
@@ -197,22 +177,16 @@ class Gradient(_Engine):
     def gradient_sums(self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals) -> GradientSums:
         if not isinstance(residuals, PackedResiduals):
             return super().gradient_sums(dy, x, weight, residuals)
-        if self._copies_dy:
-            dy = self._copied(dy)
-        config, plan = self._serial or self._config(), self.plan
+        dy, config = self._copied(dy), self._configs.serial or self._configs.now()
         sums = np.empty((2, config.sets))
-        shapes = [cast("Ints | None", shape) for shape in (plan.weight, plan.bias)]
+        shapes = [cast("Ints | None", shape) for shape in (self.plan.weight, self.plan.bias)]
         dweight, dbias = [None if shape is None else np.empty(shape, self._compute) for shape in shapes]
         weight = as_parameter(weight, self._compute)
         at_x, at_dy, at_weight, at_residuals = addresses(x, dy, weight, residuals.array)
         _, at_sums, at_dweight, at_dbias = addresses(None, sums, dweight, dbias)
         at_weight = at_weight or config.absent_weight
         engine.gradient_sums(config, at_x, at_dy, at_weight, at_residuals, at_sums, at_dweight, at_dbias)
-        axes = config.view.axes[0] + config.view.axes[2]
-        g, g_xhat = [in_plan_order(of_sets, axes, plan, plan.statistic) for of_sets in sums]
-        if plan.given:
-            return GradientSums(None, None, dweight, dbias)
-        return GradientSums(g if plan.centres else None, g_xhat, dweight, dbias)
+        return unpack_sums(sums, dweight, dbias, self.plan, config.view)
 
     def gradient(
         self,
@@ -222,19 +196,12 @@ class Gradient(_Engine):
         residuals: AnyResiduals,
         sums: GradientSums,
         out: Array | None,
-    ) -> Array:
+    ) -> Any:
         if not isinstance(residuals, PackedResiduals):
-            found: Array = super().gradient(dy, x, weight, residuals, sums, out)
-            return found
-        dx: Array = np.empty_like(x, subok=False) if out is None else out
-        if self._copies_dy:
-            dy = self._copied(dy)
-        config = self._serial or self._config()
-        axes = config.view.axes[0] + config.view.axes[2]
-        of_sets = np.zeros((2, config.sets))
-        for row, given in zip(of_sets, (sums.g, sums.g_xhat), strict=True):
-            if given is not None:
-                row[...] = in_memory_order(given, axes, self.plan)
+            return super().gradient(dy, x, weight, residuals, sums, out)
+        dx = np.empty_like(x, subok=False) if out is None else out
+        dy, config = self._copied(dy), self._configs.serial or self._configs.now()
+        of_sets = pack_sums(sums, self.plan, config.view, np.empty((2, config.sets)))
         weight = as_parameter(weight, self._compute)
         at_x, at_dy, at_dx, at_weight = addresses(x, dy, dx, weight)
         at_weight, at_residuals = at_weight or config.absent_weight, address(residuals.array)
@@ -242,8 +209,9 @@ class Gradient(_Engine):
         return dx
 
     def _copied(self, dy: Array) -> Array:
-        """Return dy in the layout that the configs are made for."""
-        strides = self._layouts[2][1]
-        copy: Array = np.ndarray(dy.shape, dy.dtype, np.empty(dy.nbytes, np.uint8), strides=strides)
+        """Return dy, or where the configs are not made for its strides a copy with those of dx."""
+        if not self._copies_dy:
+            return dy
+        copy: Array = np.ndarray(dy.shape, dy.dtype, np.empty(dy.nbytes, np.uint8), strides=self._strides)
         copy[...] = dy
         return copy

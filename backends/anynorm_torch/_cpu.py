@@ -3,53 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anynorm.backend import AnyResiduals, Layout, Operands, PackedResiduals, Plan, Statistics
+from anynorm.backend import (
+    AnyResiduals,
+    GradientSums,
+    Ints,
+    Operands,
+    PackedResiduals,
+    Plan,
+    Statistics,
+    pack_statistics,
+    pack_sums,
+    unpack_sums,
+)
 from anynorm_numba import engine
-from anynorm_numba.engine import LaunchConfig, address
-from anynorm_torch._autograd import FEW, recorded
-from anynorm_torch._launch import Gradient, Gradients, Launch, why_no_gradient
+from anynorm_numba.engine import Configs, LaunchConfig, address
+from anynorm_torch._autograd import recorded
+from anynorm_torch._cpu_tensors import as_parameter, configs_of, new_like, strided_like, upcast, upcast_together
+from anynorm_torch._launch import Gradient, Gradients, Launch, gradient_wanted, why_no_gradient
 from anynorm_torch._memory import LOW, UNALIGNED, check_storage, unaligned, written
-from anynorm_torch._pages import LARGE, ask_for_large_pages
-from anynorm_torch._tensors import DTYPES, Parameter, Strided, cast, dense, empty, layout_of, like, strides_in
-
-# The dtype of weight and bias, and how both are to lie in the compute dtype.
-Upcast = tuple[str, Strided | None, Strided | None]
-
-
-class Configs:
-    """The launch configs of one signature, by number of threads."""
-
-    def __init__(self, plan: Plan, tensors: tuple[Tensor, ...], weight: Layout | None, bias: Layout | None) -> None:
-        x = tensors[0]
-        strides = tuple([strides_in(tensor, tensor.element_size()) for tensor in tensors])
-        self._arguments = plan, DTYPES[x.dtype][0], tuple(x.shape), strides, weight, bias
-        self._elements = x.numel()
-        self._by_threads: dict[int, LaunchConfig] = {}
-        self.serial: LaunchConfig | None = None  # where there is never more than one thread
-
-    def why_none(self) -> str | None:
-        """Return half a sentence that says why there is none, or None. It does not depend on the threads."""
-        found = engine.configure(*self._arguments, 1)
-        if isinstance(found, str):
-            return found
-        self._by_threads[1] = found
-        self.serial = found if engine.always_serial(self._elements) else None
-        return None
-
-    def now(self) -> LaunchConfig:
-        """Return the config for as many threads as a call of this moment may use."""
-        threads = engine.threads_for(self._elements)
-        if threads not in self._by_threads:
-            config = engine.configure(*self._arguments, threads)
-            assert not isinstance(config, str)  # `why_none` was asked
-            self._by_threads[threads] = config
-        return self._by_threads[threads]
+from anynorm_torch._ops import OPS
+from anynorm_torch._tensors import DTYPES, Parameter, dense, empty, layout_of, like
 
 
 class CpuLaunch(Launch):
@@ -80,7 +59,7 @@ class CpuLaunch(Launch):
         if reason is not None:
             return reason
         y = x if plan.function == "moments" else like(x, out)
-        configs = Configs(plan, (x, y), *[layout_of(parameter, compute.itemsize) for parameter in read])
+        configs = configs_of(plan, (x, y), *[layout_of(parameter, compute.itemsize) for parameter in read])
         return configs.why_none() or cls(plan, operands, configs)
 
     def compile_gradient(self, operands: Operands) -> CpuGradient | str:
@@ -135,11 +114,36 @@ class CpuLaunch(Launch):
         return y, PackedResiduals(residuals, self.plan, config.view, eps) if save else None
 
     def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
+        if self._records:
+            return super().measure(x, eps)
         self._check_lengths(x, None)
         config = self._configs.serial or self._configs.now()
         residuals = self._empty_residuals(config)
         engine.measure(config, x.data_ptr(), residuals.data_ptr(), eps)
         return PackedResiduals(residuals, self.plan, config.view, eps).statistics()
+
+    def apply(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        statistics: Statistics,
+        out: Tensor | None,
+    ) -> Any:
+        if self._records or gradient_wanted(*statistics[1:]):
+            return super().apply(x, weight, bias, eps, statistics, out)
+        check_storage(x, weight, bias, out)
+        config = self._configs.serial or self._configs.now()
+        residuals = pack_statistics(statistics, eps, x, self.plan, config.view, OPS).array
+        y = new_like(x) if out is None else out
+        read_weight, read_bias = as_parameter(weight, self._compute), as_parameter(bias, self._compute)
+        at_weight = config.absent_weight if read_weight is None else read_weight.data_ptr()
+        at_bias = config.absent_bias if read_bias is None else read_bias.data_ptr()
+        engine.apply(config, x.data_ptr(), y.data_ptr(), at_weight, at_bias, residuals.data_ptr())
+        if out is not None:
+            written(out)
+        return y
 
     def _empty_residuals(self, config: LaunchConfig) -> Tensor:
         sets = config.sets
@@ -188,11 +192,11 @@ class CpuGradient(Gradient):
         dx = like(x, out)
         # Bias is not read: its layout is that of its gradient.
         parameters = layout_of(read, size), None if bias is None else dense(plan.bias, size)  # type: ignore[arg-type]
-        configs = Configs(plan, (x, dy, dx), *parameters)
+        configs = configs_of(plan, (x, dy, dx), *parameters)
         reason, copies = configs.why_none(), False
         if reason is not None and dy.stride() != dx.stride():
             copies = True  # costs one pass over it, the formula about ten
-            configs = Configs(plan, (x, torch.empty_like(x, device="meta"), dx), *parameters)
+            configs = configs_of(plan, (x, torch.empty_like(x, device="meta"), dx), *parameters)
             reason = configs.why_none()
         return reason or cls(plan, operands, bias, configs, copies)
 
@@ -203,8 +207,7 @@ class CpuGradient(Gradient):
         dx = out
         if dx is None:
             dx = new_like(x) if self._dx is None else empty(*self._dx)
-        if self._copies_dy:
-            dy = new_like(x).copy_(dy)
+        dy = self._copied(dy, x)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
         dweight = empty(*self._dweight) if needs[1] and self._dweight is not None else None
@@ -221,59 +224,59 @@ class CpuGradient(Gradient):
             written(out)
         return dx, dweight, dbias
 
+    def gradient_sums(self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals) -> GradientSums:
+        if not isinstance(residuals, PackedResiduals):
+            return super().gradient_sums(dy, x, weight, residuals)
+        check_storage(dy, x, weight)
+        dy, config = self._copied(dy, x), self._configs.serial or self._configs.now()
+        sums = torch.empty((2, config.sets), dtype=torch.float64, device="cpu")
+        dweight, dbias = [
+            None if shape is None else torch.empty(cast("Ints", shape), dtype=self._compute, device="cpu")
+            for shape in (self.plan.weight, self.plan.bias)
+        ]
+        read_weight = as_parameter(weight, self._compute)
+        engine.gradient_sums(
+            config,
+            x.data_ptr(),
+            dy.data_ptr(),
+            config.absent_weight if read_weight is None else read_weight.data_ptr(),
+            residuals.array.data_ptr(),
+            sums.data_ptr(),
+            0 if dweight is None else dweight.data_ptr(),
+            0 if dbias is None else dbias.data_ptr(),
+        )
+        return unpack_sums(sums, dweight, dbias, self.plan, config.view)
 
-def as_parameter(parameter: Tensor | None, compute: torch.dtype) -> Tensor | None:
-    """Return weight or bias in the compute dtype, as the engine reads it: some axis without gaps."""
-    if parameter is None:
-        return None
-    if parameter.dtype != compute:
-        parameter = cast(parameter.detach(), compute)
-    if parameter.is_contiguous():
-        return parameter
-    along = [step for step, length in zip(parameter.stride(), parameter.shape, strict=True) if length > 1]
-    return parameter if min(along, default=1) == 1 else parameter.contiguous()
+    def gradient(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        residuals: AnyResiduals,
+        sums: GradientSums,
+        out: Tensor | None,
+    ) -> Any:
+        if not isinstance(residuals, PackedResiduals):
+            return super().gradient(dy, x, weight, residuals, sums, out)
+        check_storage(dy, x, weight, out)
+        dy, config = self._copied(dy, x), self._configs.serial or self._configs.now()
+        of_sets = torch.empty((2, config.sets), dtype=torch.float64, device="cpu")
+        pack_sums(sums, self.plan, config.view, of_sets)
+        dx = new_like(x) if out is None else out
+        read_weight = as_parameter(weight, self._compute)
+        engine.gradient(
+            config,
+            x.data_ptr(),
+            dy.data_ptr(),
+            dx.data_ptr(),
+            config.absent_weight if read_weight is None else read_weight.data_ptr(),
+            residuals.array.data_ptr(),
+            of_sets.data_ptr(),
+        )
+        if out is not None:
+            written(out)
+        return dx
 
-
-def upcast_together(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Upcast | None:
-    """Return what `upcast` needs to know where it can cast weight and bias, else None."""
-    compute, given = DTYPES[x.dtype][1], [parameter for parameter in (weight, bias) if parameter is not None]
-    if x.dtype is compute or not given or unaligned(*given) is not None:
-        return None
-    if any(a.dtype is not x.dtype or not a.is_contiguous() or a.numel() > FEW for a in given):
-        return None
-    of_weight, of_bias = [
-        None if parameter is None else (tuple(parameter.shape), parameter.stride(), compute)
-        for parameter in (weight, bias)
-    ]
-    return DTYPES[x.dtype][0], of_weight, of_bias
-
-
-def upcast(
-    weight: Tensor | None, bias: Tensor | None, name: str, of_weight: Strided | None, of_bias: Strided | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias, of the dtype of this name, in the compute dtype: two casts of torch's take 5 µs more."""
-    read_weight = read_bias = None
-    weight_to_cast = bias_to_cast = 0, 0, 0
-    if weight is not None and of_weight is not None:
-        read_weight = empty(*of_weight)
-        weight_to_cast = weight.numel(), weight.data_ptr(), read_weight.data_ptr()
-    if bias is not None and of_bias is not None:
-        read_bias = empty(*of_bias)
-        bias_to_cast = bias.numel(), bias.data_ptr(), read_bias.data_ptr()
-    if (weight is not None and weight_to_cast[1] < LOW) or (bias is not None and bias_to_cast[1] < LOW):
-        check_storage(weight, bias)
-    engine.upcast_halves(name, *weight_to_cast, *bias_to_cast)
-    return read_weight, read_bias
-
-
-def strided_like(x: Tensor) -> Strided | None:
-    """Return how a new tensor like x lies, or None where `new_like` makes it better than `empty`."""
-    return None if x.nbytes >= LARGE else (tuple(x.shape), torch.empty_like(x).stride(), x.dtype)
-
-
-def new_like(x: Tensor) -> Tensor:
-    """Return a new tensor that lies as x does, its axes in the same order."""
-    y = torch.empty_like(x)
-    if y.nbytes >= LARGE:
-        ask_for_large_pages(y.data_ptr(), y.nbytes)
-    return y
+    def _copied(self, dy: Tensor, x: Tensor) -> Tensor:
+        """Return dy, or where the configs are not made for its strides a copy with those of x."""
+        return new_like(x).copy_(dy) if self._copies_dy else dy

@@ -6,102 +6,54 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from engine_forms import FORMS, Form
 from engine_runs import SERVED, in_threads, watched
-from gradients import cotangent, exact_gradients, verify_gradients
+from gradients import exact_gradients, verify_gradients
 from inputs import Case, Norm, verify
-from libraries import ALL_DTYPES, NumPyArray, nothing_known, numpy_dtype, without_engine
+from libraries import ALL_DTYPES, LIBRARIES, NumPyArray, nothing_known, numpy_dtype, without_engine
+from steps import check_steps_are_one_pass, passes, same_bits
 
 import anynorm as an
-from anynorm._core.dispatch import bound
-from anynorm.backend import Declined, Executable, GradientSums, Operands, Statistics
+from anynorm.backend import Statistics
 
 pytest.importorskip("numba", reason="numba is not installed")
+
+NUMPY = LIBRARIES["numpy"]
 
 each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES)
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
-# Elements of a set, and sets: rows finalized together, runs of several chunks; a few sets that threads split.
-SIZES = {"short": (301, 9), "rows": (70, 300), "chunks": (40, 5000), "split": (2, 9001)}
-PARAMETERS: dict[str, tuple[str, ...]] = {"both": ("weight", "bias"), "none": (), "weight": ("weight",)}
+# Sets, elements of each, threads and parameters: rows finalized together, runs of several chunks; a few sets that
+# threads split.
+BOTH = ("weight", "bias")
+SIZES: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
+    "short": (301, 9, 1, BOTH),
+    "no-parameters": (301, 9, 1, ()),
+    "weight": (301, 9, 3, ("weight",)),
+    "rows": (70, 300, 3, BOTH),
+    "chunks": (40, 5000, 1, BOTH),
+    "chunks-of-threads": (40, 5000, 3, BOTH),
+    "split": (2, 9001, 3, BOTH),
+    "split-no-parameters": (2, 9001, 3, ()),
+    "split-weight": (2, 9001, 3, ("weight",)),
+}
 
 
-class Passes(NamedTuple):
-    """A case's arrays and the two executables that serve it, with what they return in one pass."""
-
-    arrays: dict[str, Any]
-    dy: NumPyArray
-    eps: float
-    launch: Executable[Any]
-    gradient: Executable[Any]
-    y: NumPyArray
-    residuals: Any
-    gradients: tuple[Any, Any, Any]
-
-    def applied(self, statistics: Statistics, eps: float | None = None) -> NumPyArray:
-        """Return y by statistics."""
-        weight, bias = self.arrays.get("weight"), self.arrays.get("bias")
-        eps = self.eps if eps is None else eps
-        y: NumPyArray = self.launch.apply(self.arrays["x"], weight, bias, eps, statistics, None)
-        return y
-
-    def sums(self) -> GradientSums:
-        """Return the sums of the backward pass."""
-        return self.gradient.gradient_sums(self.dy, self.arrays["x"], self.arrays.get("weight"), self.residuals)
-
-    def dx(self, sums: GradientSums) -> NumPyArray:
-        """Return dx by sums."""
-        x, weight = self.arrays["x"], self.arrays.get("weight")
-        dx: NumPyArray = self.gradient.gradient(self.dy, x, weight, self.residuals, sums, None)
-        return dx
-
-
-def passes(case: Case) -> Passes:
-    """Return what serves a case in both directions, and what it returns."""
-    others = {name: array for name, array in case.arrays.items() if name != "x"}
-    call = bound(getattr(an, case.norm.function), (case.arrays["x"], *case.norm.groups), others | case.norm.options)
-    entry, x, weight, bias, given, eps, *_ = call
-    dy = cotangent(case)
-    y, residuals = entry.executable.forward(x, weight, bias, eps, given, None, True)
-    mean, var = given or (None, None)
-    operands = Operands(x, weight, bias, mean, var, None, dy, residuals)
-    gradient: Any = entry.backend.compile(entry.plan, operands) if type(entry.executable) is not Executable else None
-    if gradient is None or isinstance(gradient, Declined):
-        gradient = Executable(entry.plan, entry.backend.ops)
-    gradients = gradient.backward(dy, x, weight, residuals, None)
-    # Memory that is used again must not hold these results.
-    gradient.backward((2 * dy).astype(dy.dtype), x, weight, residuals, None)
-    return Passes(case.arrays, dy, eps, entry.executable, gradient, y, residuals, gradients)
-
-
-def same_bits(one: Any, other: Any) -> bool:
-    """Say whether two arrays of the same elements, or two None, have the same bits."""
-    return one is other if one is None else bool(one.tobytes() == other.tobytes())
-
-
-@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("parameters", PARAMETERS)
 @each_form
 @each_dtype
-def test_steps_have_the_bits_of_one_pass(form: Form, parameters: str, size: str, dtype: str, threads: int) -> None:
+def test_steps_have_the_bits_of_one_pass(form: Form, size: str, dtype: str) -> None:
     """Measured and applied apart, y is that of the forward pass; so are the gradients, summed and written apart."""
+    sets, length, threads, parameters = SIZES[size]
     with in_threads(threads):
-        found = passes(form.case(dtype, *SIZES[size], PARAMETERS[parameters]))
+        found = passes(form.case(dtype, sets, length, parameters), NUMPY)
         with watched() as configs:
-            y = found.applied(found.launch.measure(found.arrays["x"], found.eps))
-            sums = found.sums()
-            dx = found.dx(sums)
+            check_steps_are_one_pass(found, NUMPY)
 
-    assert [found.launch.engine, found.gradient.engine, len(configs)] == [SERVED, SERVED, 4]
-    assert y.tobytes() == found.y.tobytes()
-    assert dx.tobytes() == found.gradients[0].tobytes()
-    assert same_bits(sums.dweight, found.gradients[1])
-    assert same_bits(sums.dbias, found.gradients[2])
+    assert [*found.engines, len(configs)] == [SERVED, SERVED, 4]
 
 
 GIVEN = {"runs": ((2, 3, 9001), 1), "columns": ((9001, 3), -1), "wide": ((4200, 257), -1), "short": ((9, 5, 7), 1)}
@@ -119,15 +71,14 @@ def test_given_statistics_have_no_sums(kind: str, dtype: str, threads: int) -> N
     arrays["var"] = random.uniform(0.1, 9, size=shape[axis])
     norm = Norm("given", "batch_norm", {"channel_axis": axis})
     with in_threads(threads):
-        found = passes(Case(norm, {name: array.astype(numpy_dtype(dtype)) for name, array in arrays.items()}))
+        found = passes(Case(norm, {name: array.astype(numpy_dtype(dtype)) for name, array in arrays.items()}), NUMPY)
         sums = found.sums()
         dx = found.dx(sums)
 
     assert found.gradient.engine == SERVED
     assert (sums.g, sums.g_xhat) == (None, None)
-    assert dx.tobytes() == found.gradients[0].tobytes()
-    assert same_bits(sums.dweight, found.gradients[1])
-    assert same_bits(sums.dbias, found.gradients[2])
+    for apart, whole in zip((dx, sums.dweight, sums.dbias), found.gradients, strict=True):
+        assert same_bits(apart, whole, NUMPY)
 
 
 @each_dtype
@@ -138,11 +89,9 @@ def test_layouts_and_a_dy_that_is_copied(dtype: str) -> None:
     for laid in (x.transpose(3, 0, 1, 2), np.ascontiguousarray(x.transpose(2, 3, 0, 1)).transpose(2, 3, 0, 1)):
         for axis in ((1, 2), (0, 3), (2,), (3,)):
             norm = Norm("laid", "layer_norm", {"axis": axis})
-            found = passes(Case(norm, {"x": laid}))
-            assert found.applied(found.launch.measure(laid, found.eps)).tobytes() == found.y.tobytes()
-            sums = found.sums()
-            assert np.shape(sums.g) == tuple([1 if a in axis else length for a, length in enumerate(laid.shape)])
-            assert found.dx(sums).tobytes() == found.gradients[0].tobytes()
+            found = passes(Case(norm, {"x": laid}), NUMPY)
+            check_steps_are_one_pass(found, NUMPY)
+            assert np.shape(found.sums().g) == tuple([1 if a in axis else n for a, n in enumerate(laid.shape)])
 
 
 @contextmanager
@@ -163,13 +112,9 @@ WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 def test_steps_of_the_formula(form: Form, dtype: str) -> None:
     """The formula's steps have the bits of its passes."""
     with _formula_alone():
-        found = passes(form.case(dtype, 40, 300))
-        sums = found.sums()
+        found = passes(form.case(dtype, 40, 300), NUMPY)
         assert found.launch.engine == "formula"
-        assert found.applied(found.launch.measure(found.arrays["x"], found.eps)).tobytes() == found.y.tobytes()
-        assert found.dx(sums).tobytes() == found.gradients[0].tobytes()
-        assert same_bits(sums.dweight, found.gradients[1])
-        assert same_bits(sums.dbias, found.gradients[2])
+        check_steps_are_one_pass(found, NUMPY)
 
 
 @each_form
@@ -182,9 +127,9 @@ def test_steps_of_numpy_alone(form: Form, dtype: str) -> None:
     """
     case = form.case(dtype, 40, 300)
     with without_engine():
-        found = passes(case)
+        found = passes(case, NUMPY)
         assert found.launch.engine == "anynorm_numpy"
-        verify(found.applied(found.launch.measure(found.arrays["x"], found.eps)), case.arrays["x"], case.reference())
+        verify(found.applied(found.measured()), case.arrays["x"], case.reference())
         sums = found.sums()
         dx = found.dx(sums)
 
@@ -234,8 +179,10 @@ def test_halves_merged(kind: str, way: str, dtype: str) -> None:
     case = Case(Norm(kind, function, options), arrays)
     x = case.arrays["x"]
     with WAYS[way]():
-        whole = passes(case)
-        halves = [passes(Case(case.norm, {"x": np.ascontiguousarray(half)})) for half in np.array_split(x, 2, axis)]
+        whole = passes(case, NUMPY)
+        halves = [
+            passes(Case(case.norm, {"x": np.ascontiguousarray(half)}), NUMPY) for half in np.array_split(x, 2, axis)
+        ]
         statistics = [half.launch.measure(half.arrays["x"], whole.eps) for half in halves]
         verify(whole.applied(_merged(*statistics)), x, case.reference())
 
@@ -253,7 +200,7 @@ def test_statistics_in_another_scale(name: str, extreme: str, way: str) -> None:
     case = FORMS[name].case("float32", 20, 90, (), eps=eps)
     case = case.with_x((case.arrays["x"] * np.float32(deviation)).astype(np.float32))
     with WAYS[way]():
-        found = passes(case)
+        found = passes(case, NUMPY)
         statistics = found.launch.measure(case.arrays["x"], eps)
         verify(found.applied(Statistics(*statistics)), case.arrays["x"], case.reference())
         with_more = Case(replace(case.norm, options=case.norm.options | {"eps": 4 * eps}), case.arrays)

@@ -1,0 +1,90 @@
+"""The executables that serve a case, their two passes, and the four steps of these apart. No test in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gradients import cotangent
+from inputs import Case
+from libraries import ArrayLibrary
+
+import anynorm as an
+from anynorm._core.dispatch import bound
+from anynorm.backend import Declined, Executable, GradientSums, Operands, Statistics
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A case's arrays, in a library, and the two executables that serve it, with what they return in one pass."""
+
+    arrays: dict[str, Any]
+    dy: Any
+    eps: float
+    launch: Executable[Any]
+    gradient: Executable[Any]
+    y: Any
+    residuals: Any
+    gradients: tuple[Any, Any, Any]
+
+    @property
+    def engines(self) -> tuple[str, str]:
+        """What serves the two passes."""
+        return self.launch.engine, self.gradient.engine
+
+    def measured(self) -> Statistics:
+        """Return the statistics of x."""
+        return self.launch.measure(self.arrays["x"], self.eps)
+
+    def applied(self, statistics: Statistics, eps: float | None = None) -> Any:
+        """Return y by statistics."""
+        weight, bias = self.arrays.get("weight"), self.arrays.get("bias")
+        return self.launch.apply(self.arrays["x"], weight, bias, self.eps if eps is None else eps, statistics, None)
+
+    def sums(self) -> GradientSums:
+        """Return the sums of the backward pass."""
+        return self.gradient.gradient_sums(self.dy, self.arrays["x"], self.arrays.get("weight"), self.residuals)
+
+    def dx(self, sums: GradientSums) -> Any:
+        """Return dx by sums."""
+        x, weight = self.arrays["x"], self.arrays.get("weight")
+        return self.gradient.gradient(self.dy, x, weight, self.residuals, sums, None)
+
+
+def passes(case: Case, library: ArrayLibrary, dy: Any = None) -> Passes:
+    """Return what serves a case in both directions, and what it returns."""
+    arrays = library.make_all(case.arrays)
+    dy = library.make(cotangent(case)) if dy is None else dy
+    others = {name: array for name, array in arrays.items() if name != "x"}
+    call = bound(getattr(an, case.norm.function), (arrays["x"], *case.norm.groups), others | case.norm.options)
+    entry, x, weight, bias, given, eps, *_ = call
+    y, residuals = entry.executable.forward(x, weight, bias, eps, given, None, True)
+    mean, var = given or (None, None)
+    operands = Operands(x, weight, bias, mean, var, None, dy, residuals)
+    gradient: Any = entry.backend.compile(entry.plan, operands) if type(entry.executable) is not Executable else None
+    if gradient is None or isinstance(gradient, Declined):
+        gradient = Executable(entry.plan, entry.backend.ops)
+    gradients = gradient.backward(dy, x, weight, residuals, None)
+    # Memory that is used again must not hold these results.
+    gradient.backward(library.make((2 * cotangent(case)).astype(case.arrays["x"].dtype)), x, weight, residuals, None)
+    return Passes(arrays, dy, eps, entry.executable, gradient, y, residuals, gradients)
+
+
+def same_bits(one: Any, other: Any, library: ArrayLibrary) -> bool:
+    """Say whether two arrays of the same elements, or two None, have the same bits."""
+    if one is None or other is None:
+        return one is other
+    first, second = [library.to_numpy(array) for array in (one, other)]
+    return first.dtype == second.dtype and bool(first.tobytes() == second.tobytes())
+
+
+def check_steps_are_one_pass(found: Passes, library: ArrayLibrary) -> None:
+    """Raise unless y and the gradients, computed step by step, have the bits of one pass."""
+    y, sums = found.applied(found.measured()), found.sums()
+    for name, apart, whole in (
+        ("y", y, found.y),
+        ("dx", found.dx(sums), found.gradients[0]),
+        ("dweight", sums.dweight, found.gradients[1]),
+        ("dbias", sums.dbias, found.gradients[2]),
+    ):
+        assert same_bits(apart, whole, library), f"{name} has other bits than in one pass"

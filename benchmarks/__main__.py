@@ -61,10 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     fuzzer.add_argument("--libraries", metavar="NAMES", help="with commas between; default: all")
     grid = commands.add_parser("bits", help="hashes of the results of a grid of calls, compared with another version's")
     bits.add_arguments(grid)
-    before = commands.add_parser("before", help="small calls of a previous version and of this one, timed in turn")
+    before = commands.add_parser("before", help="calls of a previous version and of this one, timed in turn")
     before.add_argument("previous", type=Path, metavar="PREVIOUS", help="a checkout, or a folder with the packages")
     before.add_argument("--rounds", type=int, default=150, help="more are quieter (150)")
     before.add_argument("--only", metavar="PATTERN", default="", type=_expression, help="only calls that match")
+    before.add_argument("--cells", action="store_true", help="the cells of the command cpu instead of small calls")
     return parser
 
 
@@ -244,7 +245,7 @@ def _before(options: argparse.Namespace) -> int:
     from benchmarks import before
 
     try:
-        rows = before.measure(options.previous, re.compile(options.only).search, options.rounds)
+        rows = before.measure(options.previous, re.compile(options.only).search, options.rounds, cells=options.cells)
         print(before.HEAD)
         for row in rows:
             print(before.line(row), flush=True)

@@ -1,4 +1,4 @@
-"""python -m benchmarks before PREVIOUS: small calls of this version and of a previous one, in one process, in turn.
+"""python -m benchmarks before PREVIOUS: calls of this version and of a previous one, in one process, in turn.
 
 PREVIOUS is a checkout, or a folder that a wheel was unpacked or installed into. Its packages are imported under their
 own names; `sys.modules` holds the packages of one version at a time, the one that is called.
@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import before_calls
 from benchmarks.before_calls import CALLS, Call, Make
 
 ROUNDS = 150
@@ -80,14 +81,19 @@ def versions(previous: Path) -> tuple[Version, Version]:
     return Version(_folders(previous.resolve())), Version(_folders(Path(__file__).parent.parent))
 
 
-def measure(previous: Path, only: Callable[[str], object], rounds: int = ROUNDS) -> Iterator[Row]:
-    """Time every call whose name is chosen, in both versions, and then what is timed in processes of their own."""
+def measure(
+    previous: Path, only: Callable[[str], object], rounds: int = ROUNDS, *, cells: bool = False
+) -> Iterator[Row]:
+    """Time every call whose name is chosen, in both versions, and then what is timed in processes of their own.
+
+    `cells`: the cells of `python -m benchmarks cpu` instead.
+    """
     old, new = versions(previous)
-    for call in CALLS:
+    for call in before_calls.cells() if cells else CALLS:
         if only(call.name):
             yield _timed(call, old, new, rounds)
     for name, code in _IN_PROCESSES.items():
-        if only(name):
+        if only(name) and not cells:
             yield _in_processes(name, code, old, new)
 
 
@@ -95,10 +101,10 @@ def line(row: Row) -> str:
     """Return a row of the table."""
     low, high = row.quartiles
     times = f"{row.old * 1e6:10.2f}{row.new * 1e6:10.2f}"
-    return f"{row.name:48}{times}{row.ratio:8.3f}   {low:.3f} to {high:.3f}{row.rounds:6d}"
+    return f"{row.name:64}{times}{row.ratio:8.3f}   {low:.3f} to {high:.3f}{row.rounds:6d}"
 
 
-HEAD = f"{'call':48}{'old µs':>10}{'new µs':>10}{'new/old':>8}   quartiles{'rounds':>12}"
+HEAD = f"{'call':64}{'old µs':>10}{'new µs':>10}{'new/old':>8}   quartiles{'rounds':>12}"
 
 
 def _folders(root: Path) -> list[str]:

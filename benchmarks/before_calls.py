@@ -1,14 +1,20 @@
-"""The small calls that `python -m benchmarks before` times. Each is made from the `anynorm` of one version."""
+"""The calls that `python -m benchmarks before` times: small ones, and those of `python -m benchmarks cpu`.
+
+Each is made from the `anynorm` of one version.
+"""
 
 from __future__ import annotations
 
 import importlib
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.problems import AWKWARD, DOUBLES, HALVES, INFERRING, LONG, NAMED, SMALL, Data, Problem
+from benchmarks.ways import bind
 
 Make = Callable[[Any], Callable[[], Any]]
 
@@ -177,3 +183,37 @@ CALLS = (
     Call("NumPy layer norm, a new shape", _new_signatures(_numpy), once=True),
     Call("torch layer norm, a new shape", _new_signatures(_torch), once=True),
 )
+
+
+def cells() -> Iterator[Call]:
+    """Yield the calls of `python -m benchmarks cpu`, forward and with a backward pass."""
+    for problem in dict.fromkeys(NAMED + LONG + AWKWARD + SMALL + INFERRING + DOUBLES + HALVES):
+        for direction in ("forward",) if problem.given else ("forward", "both"):
+            name = f"{problem} {problem.dtype}, {direction}"
+            yield Call(name, partial(_cell, problem, direction), once=problem.elements > 2**18)
+
+
+def _cell(problem: Problem, direction: str, an: Any) -> Callable[[], Any]:
+    halves = problem.dtype in ("bfloat16", "float16")
+    data = _data(problem)
+    x, dy, weight, bias = data.torch if halves else data.numpy
+    axis = 1 if halves else problem.channel_axis
+    if halves and direction == "both":
+        x, weight, bias = [None if tensor is None else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+    bound = bind(problem, x, weight, bias, channel_axis=axis)
+    function = getattr(an, problem.norm)
+    if direction == "forward":
+        return partial(function, *bound.args, **bound.keywords)
+
+    def call() -> Any:
+        if halves:
+            return function(*bound.args, **bound.keywords).backward(dy)
+        return an.vjp(function, *bound.args, **bound.keywords)[1](dy)
+
+    return call
+
+
+@lru_cache(maxsize=1)
+def _data(problem: Problem) -> Data:
+    """Return the data of a problem: for both versions the same."""
+    return Data(problem)

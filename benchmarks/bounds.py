@@ -32,7 +32,7 @@ def copying(data: Data, direction: str, arrays: str) -> Call:
     x, dy, weight, bias = data.torch
     if direction == "forward":
         return partial(_clone, x)
-    leaves = [its.detach().requires_grad_() for its in (x, weight, bias) if its is not None]
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
     return partial(_there_and_back, _copies(), leaves, dy)
 
 
@@ -96,7 +96,7 @@ def calls() -> dict[str, float]:
     data = Data(NAMED[0])
     x, _, weight, bias = data.numpy
     tensor, dy, its_weight, its_bias = data.torch
-    leaves = [its.detach().requires_grad_() for its in (tensor, its_weight, its_bias)]
+    leaves = [array.detach().requires_grad_() for array in (tensor, its_weight, its_bias)]
     lengths = tuple(tensor.shape[1:])
 
     def recorded(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -115,7 +115,7 @@ def calls() -> dict[str, float]:
             recorded, functional.layer_norm, leaves[0], lengths, *leaves[1:]
         ),
     }
-    return {name: min([per_call(its, _CALLS) for _ in range(_ROUNDS)]) * 1e6 for name, its in timed.items()}
+    return {name: min([per_call(value, _CALLS) for _ in range(_ROUNDS)]) * 1e6 for name, value in timed.items()}
 
 
 def _compiled(x: Any, weight: Any, bias: Any) -> dict[str, Call]:

@@ -72,14 +72,14 @@ def plan(*, only: str = "", few: bool = False) -> list[Item]:
     def add(problems: Sequence[Problem], arrays: Sequence[str], peers: Sequence[Peer], *others: str) -> None:
         names = [*[peer.name for peer in peers], *others]
         for problem in kept(problems):
-            for its in arrays:
+            for tensor in arrays:
                 for direction in ("forward", "both"):
-                    items.extend([Item(problem, its, direction, name) for name in names])
+                    items.extend([Item(problem, tensor, direction, name) for name in names])
 
     add(NAMED + LONG + AWKWARD + SMALL, ("numpy", "torch"), [TORCH], BOUND)
     for problem in kept(INFERRING):
         items.extend(
-            [Item(problem, its, "forward", name) for its in ("numpy", "torch") for name in (TORCH.name, BOUND)]
+            [Item(problem, arrays, "forward", name) for arrays in ("numpy", "torch") for name in (TORCH.name, BOUND)]
         )
     add(NAMED, ("numpy",), [FIVE_LINES])
     add(HALVES, ("torch",), [TORCH], BOUND)
@@ -100,13 +100,13 @@ class Watch:
         self._seconds = seconds
         self._patience = _PATIENCE * seconds
 
-    def time(self, mine: Call, its: Call, factor: float = 1) -> dict[str, Any]:
+    def time(self, mine: Call, tensor: Call, factor: float = 1) -> dict[str, Any]:
         """Return the quietest of up to three measurements; the limit is `factor` times the other's time."""
         tries: list[tuple[float, Pair]] = []
         others: float | None = None
         for attempt in range(3):
             began, load = time.monotonic(), Load()
-            pair = within(mine, its, seconds=self._seconds).scaled(factor)
+            pair = within(mine, tensor, seconds=self._seconds).scaled(factor)
             others = load.others()
             tries.append((others or 0.0, pair))
             took = time.monotonic() - began
@@ -115,7 +115,7 @@ class Watch:
             # A pair that is slow is not timed again: it would use up the patience for many.
             if not disturbed(others) or self._patience <= 0 or took > 3 * self._seconds:
                 break
-        quietest, pair = min(tries, key=lambda its: its[0])
+        quietest, pair = min(tries, key=lambda tensor: tensor[0])
         return {**pair._asdict(), "others": None if others is None else quietest}
 
 
@@ -126,8 +126,8 @@ def measure(items: Sequence[Item], seconds: float = SECONDS, step: Callable[[str
     left_out: list[dict[str, Any]] = []
     for problem in dict.fromkeys([item.problem for item in items]):
         data = Data(problem)
-        its = [item for item in items if item.problem == problem]
-        for item in its:
+        of_problem = [item for item in items if item.problem == problem]
+        for item in of_problem:
             if item.peer == COPY:
                 continue
             step(str(item))
@@ -138,7 +138,7 @@ def measure(items: Sequence[Item], seconds: float = SECONDS, step: Callable[[str
                 pairs.append(item.row() | _against(item, data, watch))
             except Unsupported as error:
                 left_out.append(item.row() | {"reason": str(error)})
-        wanted = {item.direction: item for item in its if item.peer == COPY}
+        wanted = {item.direction: item for item in of_problem if item.peer == COPY}
         if wanted:
             step(f"{problem} against a copy")
             pairs += _against_copies(wanted, data, watch)
@@ -161,8 +161,8 @@ def _against(item: Item, data: Data, watch: Watch) -> dict[str, Any]:
         raise Unsupported(missing)
     mine = ours(problem, data, item.direction, item.arrays)
     try:
-        its = peer.prepare(problem, data, item.direction)
-        result = its.read(its.call())
+        theirs = peer.prepare(problem, data, item.direction)
+        result = theirs.read(theirs.call())
     except Unsupported:
         raise
     except Exception as error:  # whatever a peer raises, the others are timed
@@ -173,7 +173,7 @@ def _against(item: Item, data: Data, watch: Watch) -> dict[str, Any]:
         msg = f"it computes something else: {different}"
         raise Unsupported(msg)
     del result
-    return {"path": _path(item, data), **watch.time(mine.call, its.call)}
+    return {"path": _path(item, data), **watch.time(mine.call, theirs.call)}
 
 
 def _against_bound(item: Item, data: Data, watch: Watch) -> dict[str, Any]:

@@ -124,12 +124,12 @@ class Run:
             self.leave_out(items, why)
             return
         for direction in dict.fromkeys([item.direction for item in items]):
-            its = [item for item in items if item.direction == direction]
-            self.step(f"{its[0].problem} {its[0].problem.dtype}, {its[0].arrays} arrays, {direction}")
+            chosen = [item for item in items if item.direction == direction]
+            self.step(f"{chosen[0].problem} {chosen[0].problem.dtype}, {chosen[0].arrays} arrays, {direction}")
             try:
-                self._cell(its, library)
+                self._cell(chosen, library)
             except Exception as error:  # whatever is raised here, such as too little memory, the rest is timed
-                self.leave_out(its, _raised("anynorm or the clock", error))
+                self.leave_out(chosen, _raised("anynorm or the clock", error))
             with suppress(Exception):  # after a fault on the GPU everything raises, and what was found is still written
                 self.memory = max(self.memory, library.taken())
                 library.release()
@@ -180,8 +180,8 @@ def measure(
     usable = [library for library in libraries.values() if not isinstance(library, str)]
     before = gpu_card.state()
     copies = {library.name: _copy_speed(library) for library in usable}
-    for its in _by_problem(items):
-        run.problem(its)
+    for of_problem in _by_problem(items):
+        run.problem(of_problem)
     loaded = None
     with suppress(Exception):  # as above
         loaded = _under_load(usable[0]) if usable else None
@@ -207,7 +207,7 @@ def _by_problem(items: Sequence[Item]) -> Iterator[list[Item]]:
 
 
 def _copy(task: Task) -> Entrant:
-    targets = [task.library.empty_like(its.x) for its in task.inputs]
+    targets = [task.library.empty_like(tensor.x) for tensor in task.inputs]
     return Entrant(lambda i: task.library.copy(task.inputs[i].x, targets[i]))
 
 
@@ -240,8 +240,8 @@ def _raised(who: str, error: Exception) -> str:
 
 def _pair(item: Item, found: Mapping[str, Times]) -> dict[str, Any]:
     """Return the times of anynorm and a peer; a copy's is that of copying as many bytes as have to be moved."""
-    mine, its = found["anynorm"], found["anynorm" if item.peer == NOBODY else item.peer]
-    pair = compare(mine.seconds, its.seconds)
+    mine, theirs = found["anynorm"], found["anynorm" if item.peer == NOBODY else item.peer]
+    pair = compare(mine.seconds, theirs.seconds)
     own: dict[str, Any] = {"launches": mine.launches}
     if item.peer == COPY:
         pair = pair.scaled(MOVED[item.direction] / MOVED[FORWARD])

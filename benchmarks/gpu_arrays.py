@@ -31,9 +31,9 @@ class TorchArrays:
 
         self._torch = torch
         self._device = torch.device("cuda", torch.cuda.current_device())
-        its: Any = torch.cuda.get_device_properties(self._device)
-        self.cache = int(getattr(its, "L2_cache_size", 0)) or 64 << 20
-        torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY / its.total_memory), self._device)
+        properties: Any = torch.cuda.get_device_properties(self._device)
+        self.cache = int(getattr(properties, "L2_cache_size", 0)) or 64 << 20
+        torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY / properties.total_memory), self._device)
 
     @staticmethod
     def missing() -> str | None:
@@ -114,8 +114,8 @@ class CupyArrays:
 
     def __init__(self) -> None:
         self._cupy: Any = importlib.import_module("cupy")
-        its = self._cupy.cuda.Device().attributes
-        self.cache = int(its.get("L2CacheSize", 0)) or 64 << 20
+        attributes = self._cupy.cuda.Device().attributes
+        self.cache = int(attributes.get("L2CacheSize", 0)) or 64 << 20
         self._pool = self._cupy.get_default_memory_pool()
         self._pool.set_limit(size=MEMORY)
 

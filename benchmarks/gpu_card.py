@@ -69,7 +69,7 @@ def describe() -> dict[str, Any]:
 def state() -> dict[str, Any]:
     """Return clocks in MHz, temperature in degrees, power in watts, and why the card is slowed down, as far as told."""
     found: dict[str, Any] = dict(zip(_STATE, map(_number, _asked(list(_STATE.values()))), strict=True))
-    reasons = next((its for field in _THROTTLE if (its := _asked([field])[0]) is not None), None)
+    reasons = next((answer for field in _THROTTLE if (answer := _asked([field])[0]) is not None), None)
     return found | {"throttle_reasons": reasons}
 
 

@@ -86,7 +86,7 @@ def _on_torch(task: Task, binds: Binds, *, as_stored: bool = False) -> Entrant:
         if task.direction in (FORWARD, HOST_FORWARD):
             calls.append(binds(x, weight, bias))
             continue
-        leaves = [None if its is None else its.detach().requires_grad_() for its in (x, weight, bias)]
+        leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
         wanted = [leaf for leaf in leaves if leaf is not None]
         forward = binds(*leaves)
         if task.direction == HOST_BOTH:
@@ -140,8 +140,8 @@ def _plain(task: Task) -> Entrant:
 
     calls: list[Callable[[], Any]] = []
     for arrays in task.inputs:
-        x, dy = (its.reshape(view) for its in arrays[:2])
-        weight, bias = (None if its is None else its.reshape(column) for its in arrays[2:])
+        x, dy = (tensor.reshape(view) for tensor in arrays[:2])
+        weight, bias = (None if tensor is None else tensor.reshape(column) for tensor in arrays[2:])
         if task.direction in (FORWARD, HOST_FORWARD):
             calls.append(partial(forward, x, weight, bias))
         elif task.direction == HOST_BOTH:
@@ -151,7 +151,7 @@ def _plain(task: Task) -> Entrant:
 
     def read(result: Any) -> tuple[Any, ...]:
         first, *rest = _several(result)
-        return (first.reshape(problem.stored), *[its.reshape(-1) for its in rest])
+        return (first.reshape(problem.stored), *[other.reshape(-1) for other in rest])
 
     return Entrant(lambda i: calls[i](), read)
 

@@ -101,7 +101,7 @@ def _draw_bars(axes: Axes, pairs: Sequence[Row], bars: Sequence[tuple[str, str]]
               if (*name, COPY) in found]  # fmt: skip
         heights, widths = [i + offset for i, _, _ in at], [percent for _, percent, _ in at]
         axes.barh(heights, widths, height=0.36, color=colour, label=direction, zorder=2)
-        ticks = [(i + offset, percent / its["ratio"]) for i, percent, its in at if its is not None]
+        ticks = [(i + offset, percent / pair["ratio"]) for i, percent, pair in at if pair is not None]
         axes.scatter([x for _, x in ticks], [y for y, _ in ticks], marker="|", s=60, color="black", zorder=3)
     axes.scatter([], [], marker="|", s=60, color="black", label=peer)
     axes.set_yticks(range(len(bars)), [problem for problem, _ in bars], fontsize=8.5)

@@ -36,7 +36,7 @@ def _copies(rows: Sequence[Row]) -> None:
     header = ["norm", "dtype", "arrays", "direction", "anynorm", "GB/s", "% of a copy", "quartiles"]
     lines = []
     for row in rows:
-        low, high = (100 * its for its in row["spread"])
+        low, high = (100 * value for value in row["spread"])
         lines.append(
             [
                 *[row[name] for name in ("problem", "dtype", "arrays", "direction")],

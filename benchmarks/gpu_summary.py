@@ -49,14 +49,14 @@ def _numbers(found: dict[Key, Row]) -> Iterator[Row]:
     rows = [*_cells(ROWS, "torch", BACKWARD), *_cells(SOME_ROWS, "cupy", BACKWARD)]
     long = [cell for cell in rows if 2**10 <= cell[0].shape[1] <= 2**16]
     yield _percent("layer and RMS norm, backward, rows of 1 K to 64 K elements", 85, long, found)
-    large = [its for its in NETWORKS if size(its) >= LARGE_BYTES and not its.channels_last]
+    large = [network for network in NETWORKS if size(network) >= LARGE_BYTES and not network.channels_last]
     for direction, target in ((FORWARD, 90), (BACKWARD, 85)):
         cells = [
-            cell for its in ("torch", "cupy") for cell in _cells(large, its, direction) if held(cell[0], direction)
+            cell for name in ("torch", "cupy") for cell in _cells(large, name, direction) if held(cell[0], direction)
         ]
         yield _percent(f"group, instance, batch norm, channels first, held, {direction}", target, cells, found)
     last = [problem for problem in NETWORKS if problem.channels_last]
-    cells = [cell for its in ("torch", "cupy") for way in (FORWARD, BACKWARD) for cell in _cells(last, its, way)]
+    cells = [cell for name in ("torch", "cupy") for way in (FORWARD, BACKWARD) for cell in _cells(last, name, way)]
     large_enough = [cell for cell in cells if size(cell[0]) >= LARGE_BYTES]
     near = [cell for cell in cells if resident(cell[0], cell[2])]
     near += [cell for cell in large_enough if held(cell[0], cell[2])]

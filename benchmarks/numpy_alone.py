@@ -108,15 +108,15 @@ def cases(dtype: str) -> Iterator[Case]:
         x, dy = _array(dtype, *kind.shape), _array(dtype, *kind.shape)[::-1].copy()
         w, b = [_array(dtype, math.prod(kind.column)) for _ in range(2)]
         arguments = (x, *kind.arguments)
-        its, its_dy, its_w, its_b = (
+        theirs, its_dy, its_w, its_b = (
             x.reshape(kind.view),
             dy.reshape(kind.view),
             *[a.reshape(kind.column) for a in (w, b)],
         )
         ours = _call(kind.function, *arguments, weight=w, bias=b, **kind.options)
-        yield Case(kind.name, "forward", x, ours, _call(five_lines, its, kind.axes, its_w, its_b))
+        yield Case(kind.name, "forward", x, ours, _call(five_lines, theirs, kind.axes, its_w, its_b))
         ours = _call(_there_and_back, dy, kind.function, *arguments, weight=w, bias=b, **kind.options)
-        yield Case(kind.name, "both", x, ours, _call(five_lines_and_back, its, its_dy, kind.axes, its_w, its_b))
+        yield Case(kind.name, "both", x, ours, _call(five_lines_and_back, theirs, its_dy, kind.axes, its_w, its_b))
 
 
 def _there_and_back(dy: Any, *arguments: Any, **options: Any) -> Any:
@@ -145,4 +145,4 @@ def overhead() -> dict[str, float]:
         "five lines of (8, 64) float32": _call(five_lines, x, (1,), w, b),
         "of which finding what runs it": _call(bound, an.layer_norm, (x, w, b), {}),
     }
-    return {name: min(per_call(its, 500) for _ in range(15)) * 1e6 for name, its in timed.items()}
+    return {name: min(per_call(value, 500) for _ in range(15)) * 1e6 for name, value in timed.items()}

@@ -144,8 +144,8 @@ def _onnxruntime(problem: Problem, data: Data, direction: str) -> Run:
     session = onnxruntime.InferenceSession(_onnx_model(problem), options, providers=["CPUExecutionProvider"])
     # Bound, so that nothing is copied in or out.
     binding = session.io_binding()
-    for its, value in zip(session.get_inputs(), _onnx_inputs(problem, data.numpy), strict=True):
-        binding.bind_ortvalue_input(its.name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+    for session_input, value in zip(session.get_inputs(), _onnx_inputs(problem, data.numpy), strict=True):
+        binding.bind_ortvalue_input(session_input.name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
     binding.bind_output("y")
 
     def call() -> Any:

@@ -55,13 +55,13 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], shown: list[str]) -> None:
         axes.axhspan(band - 0.5, band + 0.5, color=_PALE, zorder=0)
     axes.axvline(1, color="black", linewidth=1.2, zorder=1)
     for offset, (arrays, words) in zip((-0.17, 0.17), ARRAYS.items(), strict=True):
-        its = [row for row in rows if row["arrays"] == arrays]
-        heights = [shown.index(row["problem"]) + offset for row in its]
+        of_kind = [row for row in rows if row["arrays"] == arrays]
+        heights = [shown.index(row["problem"]) + offset for row in of_kind]
         axes.hlines(
-            heights, [row["spread"][0] for row in its], [row["spread"][1] for row in its], color=_COLOURS[arrays],
-            linewidth=2.2, alpha=0.45, zorder=2,
+            heights, [row["spread"][0] for row in of_kind], [row["spread"][1] for row in of_kind],
+            color=_COLOURS[arrays], linewidth=2.2, alpha=0.45, zorder=2,
         )  # fmt: skip
-        axes.scatter([row["ratio"] for row in its], heights, s=30, color=_COLOURS[arrays], label=words, zorder=3)
+        axes.scatter([row["ratio"] for row in of_kind], heights, s=30, color=_COLOURS[arrays], label=words, zorder=3)
     axes.tick_params(axis="x", labelsize=9.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=_GREY, alpha=0.35, linewidth=0.6)

@@ -44,7 +44,7 @@ def _torch(rows: Sequence[Row]) -> None:
     header = ["norm", "dtype", "arrays"]
     for words in DIRECTIONS.values():
         header += [words, "torch / anynorm", "quartiles"]
-    lines = [[*key, *[text for name in DIRECTIONS for text in _times(its.get(name))]] for key, its in cells.items()]
+    lines = [[*key, *[text for name in DIRECTIONS for text in _times(cell.get(name))]] for key, cell in cells.items()]
     if lines:
         table("Times as fast as torch's own operators", header, lines)
 

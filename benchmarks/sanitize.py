@@ -148,7 +148,7 @@ def run(case: Case, memory: Memory, launch: Run, device: Device) -> str | None:
             dweight=dweight,
             dbias=dbias,
         )
-        found = [memory.get(dx, room), *[memory.get(its, of_parameters) for its in (dweight, dbias) if its]]
+        found = [memory.get(dx, room), *[memory.get(sums, of_parameters) for sums in (dweight, dbias) if sums]]
         return _wrong(problem, arrays, BACKWARD, found)
     finally:
         memory.free()

@@ -40,15 +40,15 @@ class Pairs:
         `bound` is what they would come to if ours took as long as the copies that bound it.
         """
         wanted = [
-            (str(problem), problem.dtype, its, direction, peer)
+            (str(problem), problem.dtype, tensor, direction, peer)
             for problem in dict.fromkeys(problems)
-            for its in arrays
+            for tensor in arrays
             for direction in directions
         ]
         rows = [self._rows[key] for key in wanted if key in self._rows]
         figure = combine([row["ratio"] for row in rows]) if rows else None
         copies = [self._rows.get((*key[:-1], BOUND)) for key in wanted if key in self._rows]
-        bounds = [row["ratio"] / its["ratio"] for row, its in zip(rows, copies, strict=True) if its is not None]
+        bounds = [row["ratio"] / copy["ratio"] for row, copy in zip(rows, copies, strict=True) if copy is not None]
         worst = min(rows, key=lambda row: float(row["ratio"]), default=None)
         reached = None
         if figure is not None:

@@ -83,7 +83,7 @@ def on_torch(binds: Callable[..., partial[Any]], problem: Problem, data: Data, d
 
     if direction == "forward":
         return Run(binds(x, weight, bias), read)
-    leaves = [None if its is None else its.detach().requires_grad_() for its in (x, weight, bias)]
+    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
     wanted = [leaf for leaf in leaves if leaf is not None]
     forward = binds(*leaves)
 
@@ -94,11 +94,11 @@ def on_torch(binds: Callable[..., partial[Any]], problem: Problem, data: Data, d
     return Run(both, read)
 
 
-def disagreement(problem: Problem, mine: tuple[Any, ...], its: tuple[Any, ...]) -> str | None:
+def disagreement(problem: Problem, mine: tuple[Any, ...], tensor: tuple[Any, ...]) -> str | None:
     """Return how a peer's results differ from ours by more than rounding, or None: then both compute the same."""
-    if len(mine) != len(its):
-        return f"{len(its)} results where anynorm gives {len(mine)}"
-    for name, a, b in zip(NAMES, mine, its, strict=False):
+    if len(mine) != len(tensor):
+        return f"{len(tensor)} results where anynorm gives {len(mine)}"
+    for name, a, b in zip(NAMES, mine, tensor, strict=False):
         if a.shape != b.shape:
             return f"{name} has shape {b.shape}, anynorm's {a.shape}"
         furthest, largest = float(np.max(np.abs(a - b))), float(np.max(np.abs(a)))

@@ -41,7 +41,7 @@ class Layer:
 
     def state_dict(self, prefix: str = "") -> dict[str, Any]:
         """Return the arrays, with `prefix` before their names."""
-        return {prefix + name: its for name, its in self.params.items()}
+        return {prefix + name: parameter for name, parameter in self.params.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, prefix: str = "") -> None:
         """Replace the arrays by those of `state`, which are NumPy's."""
@@ -215,8 +215,8 @@ class Network:
         def whole(dy: Any) -> tuple[Any, dict[str, Any]]:
             grads: dict[str, Any] = {}
             for name, pullback in zip(reversed(self.layers), reversed(pullbacks), strict=True):
-                dy, its = pullback(dy)
-                grads |= {f"{name}.{parameter}": gradient for parameter, gradient in its.items()}
+                dy, theirs = pullback(dy)
+                grads |= {f"{name}.{parameter}": gradient for parameter, gradient in theirs.items()}
             return dy, grads
 
         return x, whole
@@ -228,7 +228,9 @@ class Network:
     @property
     def params(self) -> dict[str, Any]:
         """The trainable arrays by name, such as "norm1.weight", as a new dict."""
-        return {f"{name}.{key}": its for name, layer in self.layers.items() for key, its in layer.params.items()}
+        return {
+            f"{name}.{key}": parameter for name, layer in self.layers.items() for key, parameter in layer.params.items()
+        }
 
     @params.setter
     def params(self, new: Mapping[str, Any]) -> None:
@@ -237,7 +239,9 @@ class Network:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the parameters and, with batch norm, the running statistics."""
-        return {key: its for name, layer in self.layers.items() for key, its in layer.state_dict(f"{name}.").items()}
+        return {
+            key: value for name, layer in self.layers.items() for key, value in layer.state_dict(f"{name}.").items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over NumPy arrays by name, whichever library they come from; a ValueError if they do not fit."""

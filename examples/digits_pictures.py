@@ -45,7 +45,9 @@ def draw_batch_sizes(target: Path, accuracies: dict[tuple[int, str, int], list[f
     panels = sorted({blocks for blocks, _, _ in accuracies})
     figure, each_axes = _figure(len(panels))
     for blocks, axes in zip(panels, each_axes, strict=True):
-        _draw_panel(axes, {(norm, size): runs for (its, norm, size), runs in accuracies.items() if its == blocks})
+        _draw_panel(
+            axes, {(norm, size): runs for (accuracy, norm, size), runs in accuracies.items() if accuracy == blocks}
+        )
         edge = last_edge(blocks)
         values = "1 value" if edge == 1 else f"{edge**2} values"
         axes.set_title(f"{blocks} blocks, last images {edge} × {edge}:\n{values} of a channel in each sample")

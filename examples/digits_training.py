@@ -94,7 +94,7 @@ def train(
     another library's differs by rounding.
     """
     network = Network(norm, xp, blocks=blocks, seed=seed)
-    velocity = {name: xp.zeros_like(its) for name, its in network.params.items()}
+    velocity = {name: xp.zeros_like(parameter) for name, parameter in network.params.items()}
     random = np.random.default_rng(seed)
     count = digits.labels.shape[0]
     steps = count // batch_size  # in an epoch
@@ -108,8 +108,8 @@ def train(
             loss, dlogits = cross_entropy(xp, logits, xp.take(digits.labels, chosen, axis=0))
             _, grads = pullback(dlogits)
             rate = learning_rate((epoch * steps + step + 0.5) / (epochs * steps), batch_size)
-            velocity = {name: MOMENTUM * its + grads[name] for name, its in velocity.items()}
-            network.params = {name: its - rate * velocity[name] for name, its in network.params.items()}
+            velocity = {name: MOMENTUM * value + grads[name] for name, value in velocity.items()}
+            network.params = {name: parameter - rate * velocity[name] for name, parameter in network.params.items()}
             of_steps.append(loss)
         losses.append(fmean([float(loss) for loss in of_steps]))
         report(epoch, losses[-1])

@@ -37,7 +37,6 @@ class _Engine(Executable[Array]):
         super().__init__(plan, OPS, None)
         dtype, self._compute = dtypes_of(x)
         strides = (x.strides, *[array.strides for array in beside])
-        self._strides = strides[-1]  # of y or dx
         self._configs = Configs(plan, dtype, x.shape, strides, layout_of(weight), layout_of(bias))
         # Shape and dtype of y or dx where it is in C order: `empty` takes half as long as `empty_like`.
         self._y = (x.shape, x.dtype) if x.flags.c_contiguous else None
@@ -146,21 +145,23 @@ class Gradient(_Engine):
         # A copy of dy costs one pass over it, the formula about ten.
         for source in (dy,) if dy.strides == dx.strides else (dy, np.empty_like(dx)):
             found = cls(plan, x, (source, dx), read, dbias)
-            found._reads_weight, found._copies_dy = read is weight, source is not dy
+            found._reads_weight = read is weight
+            found._copy_strides = None if source is dy else source.strides
             found._shapes = [None if parameter is None else parameter.shape for parameter in (weight, bias)]
             reason = found.why_not(x, source, dx)
             if reason is None:
                 return found
         return str(reason)
 
-    _reads_weight = _copies_dy = False
+    _reads_weight = False
+    _copy_strides: Ints | None = None  # of a copy of dy, where the configs are made for one
     _shapes: list[Any]  # of dweight and dbias
 
     def backward(
         self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals, out: Array | None
     ) -> tuple[Any, Any, Any]:
         dx = np.empty_like(x, subok=False) if out is None else out
-        if self._copies_dy:
+        if self._copy_strides is not None:
             dy = self._copied(dy)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
@@ -209,9 +210,9 @@ class Gradient(_Engine):
         return dx
 
     def _copied(self, dy: Array) -> Array:
-        """Return dy, or where the configs are not made for its strides a copy with those of dx."""
-        if not self._copies_dy:
+        """Return dy, or a copy of it, as the configs are made for it."""
+        if self._copy_strides is None:
             return dy
-        copy: Array = np.ndarray(dy.shape, dy.dtype, np.empty(dy.nbytes, np.uint8), strides=self._strides)
+        copy: Array = np.ndarray(dy.shape, dy.dtype, np.empty(dy.nbytes, np.uint8), strides=self._copy_strides)
         copy[...] = dy
         return copy

@@ -81,9 +81,9 @@ class Case:
         return self.options.get("eps", 1e-6 if self.function == "rms_norm" else 1e-5)
 
     def __str__(self) -> str:
-        rest = [repr(its) for its in self.groups] + [f"{name}={its!r}" for name, its in self.options.items()]
+        rest = [repr(group) for group in self.groups] + [f"{name}={option!r}" for name, option in self.options.items()]
         lines = [f"seed {self.seed}: {self.function}(x, {', '.join(rest)})"]
-        lines += [f"  {name}: {its}" for name, its in self.operands.items()]
+        lines += [f"  {name}: {operand}" for name, operand in self.operands.items()]
         path = "" if self.fast else ", fast_paths(False)"
         wrong = f", made wrong: {self.wrong}" if self.wrong else ""
         return "\n".join([*lines, f"  on {self.library}{path}, by {self.way}{wrong}"])

@@ -151,7 +151,7 @@ def _by_channel(random: Random, function: str, shape: Shape) -> tuple[tuple[Any,
         batch = others[:1] if random.random() < 0.6 else random.sample(others, random.randint(0, len(others)))
         axes = tuple([_from_either_end(random, axis, ndim) for axis in batch])
         options["batch_axis"] = axes[0] if len(axes) == 1 and random.random() < 0.7 else (axes or None)
-    groups = [its for its in range(1, shape[channel] + 1) if shape[channel] % its == 0] or [1, 2]
+    groups = [value for value in range(1, shape[channel] + 1) if shape[channel] % value == 0] or [1, 2]
     return (random.choice(groups),) if function == "group_norm" else (), options, (channel,)
 
 
@@ -162,23 +162,23 @@ def _parameters(
     drawn: dict[str, Operand] = {}
     laid = tuple([shape[axis] for axis in along])
     strict = library == "array_api_strict"
-    dtypes = [its for its in DTYPES if not strict or its in ("float32", "float64")]
+    dtypes = [dtype for dtype in DTYPES if not strict or dtype in ("float32", "float64")]
     if library == "dask":
         dtypes.remove("bfloat16")
 
-    def operand(name: str, its: Shape, values: str) -> None:
+    def operand(name: str, tensor: Shape, values: str) -> None:
         own = x.dtype if random.random() < 0.75 else random.choice(dtypes)
         if values in ("large", "small") and own == "float16":
             values = "ordinary"
-        drawn[name] = Operand(its, own, values, _layout(random, library, way, name))
+        drawn[name] = Operand(tensor, own, values, _layout(random, library, way, name))
 
     for name in ("weight", "bias"):
         if random.random() < 0.35:
             continue
-        its = laid if random.random() < 0.75 else tuple([random.choice((1, length)) for length in shape])
+        tensor = laid if random.random() < 0.75 else tuple([random.choice((1, length)) for length in shape])
         gradient = way in GRADIENTS or way in SMALL
         values = "ordinary" if gradient else chosen(random, {"ordinary": 20, "zeros": 1, "large": 1, "small": 1})
-        operand(name, its, values)
+        operand(name, tensor, values)
     alone = math.prod(shape) == shape[along[0]]
     if (
         function == "batch_norm"
@@ -215,5 +215,7 @@ def _layout(random: Random, library: str, way: str, name: str) -> Layout:
 
 def with_values(case: Case, **values: str) -> Case:
     """Return the same call on other kinds of numbers."""
-    operands = {name: replace(its, values=values.get(name, its.values)) for name, its in case.operands.items()}
+    operands = {
+        name: replace(operand, values=values.get(name, operand.values)) for name, operand in case.operands.items()
+    }
     return replace(case, operands=operands)

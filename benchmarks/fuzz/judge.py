@@ -25,7 +25,7 @@ def compute_name(dtype: str) -> str:
 
 
 def _reference_of(case: Case, numbers: dict[str, NumPyArray], *parameters: str) -> _reference.Reference:
-    others = {name: its for name, its in numbers.items() if name in parameters}
+    others = {name: number for name, number in numbers.items() if name in parameters}
     reference = getattr(_reference, case.function)(numbers["x"], *case.groups, **others, **case.options)
     assert isinstance(reference, _reference.Reference)
     return reference
@@ -49,7 +49,7 @@ def check_values(y: NumPyArray, case: Case, numbers: dict[str, NumPyArray], what
         got, bound = y.astype(np.longdouble), reference.bound
         with np.errstate(all="ignore"):
             wrong = (np.isnan(got) != np.isnan(reference.exact)) | (np.abs(got - reference.exact) > bound)
-        where = tuple([int(its[0]) for its in np.nonzero(wrong)])
+        where = tuple([int(value[0]) for value in np.nonzero(wrong)])
         detail = f"at {where} {y[where]!r} for {reference.exact[where]!r}, bound {float(bound[where]):.3g}"
         nan = "NaN or infinity out of place" if math.isinf(units) else "off"
         fail(f"{what} is {nan}", f"{units:.3g} bounds, {int(wrong.sum())} of {y.size} elements, {detail}")
@@ -70,7 +70,7 @@ def check_y(y: Any, trial: Trial, what: str = "y") -> NumPyArray:
     x = trial.x
     # A subclass is respected wherever it is an argument, though not all of NumPy's functions keep that of a variance,
     # and nothing is computed of no elements. Memory maps are plain arrays.
-    named = {name: type(its) for name, its in trial.arrays.items() if type(its).__name__ in ("Plain", "Tagged")}
+    named = {name: type(array) for name, array in trial.arrays.items() if type(array).__name__ in ("Plain", "Tagged")}
     kept = [own for name, own in named.items() if name in ("x", "weight", "bias") and trial.before["x"].size]
     if not (type(y) in kept if kept else isinstance(x, type(y)) or type(y) in named.values()):
         expected = sorted([own.__name__ for own in kept]) or [type(x).__name__]
@@ -107,7 +107,7 @@ def check_gradients(found: an.Gradients, trial: Trial, *names: str, times: float
     if times != 1.0:
         numbers = numbers | {"dy": numbers["dy"] * numbers["dy"].dtype.type(times)}
     case = trial.case
-    others = {name: its for name, its in numbers.items() if name in ("weight", "bias", "mean", "var")}
+    others = {name: number for name, number in numbers.items() if name in ("weight", "bias", "mean", "var")}
     exact = None
     if numbers["x"].size:
         with np.errstate(all="ignore"):
@@ -115,13 +115,13 @@ def check_gradients(found: an.Gradients, trial: Trial, *names: str, times: float
                 case.function, numbers["dy"], numbers["x"], *case.groups, **others, **case.options
             )
     for name in names or ("x", "weight", "bias"):
-        its = getattr(found, name)
+        gradient = getattr(found, name)
         if name not in numbers:
-            if its is not None:
-                fail(f"d{name} is not None", f"{its!r:.80}")
+            if gradient is not None:
+                fail(f"d{name} is not None", f"{gradient!r:.80}")
             continue
         argument = numbers[name]
-        got = native(trial.home.read(its))
+        got = native(trial.home.read(gradient))
         if (got.dtype, got.shape) != (argument.dtype, argument.shape):
             fail(f"d{name} has another shape or dtype", f"{got.dtype}{got.shape}, {argument.dtype}{argument.shape}")
         if exact is None:
@@ -148,10 +148,10 @@ def reduced_axes(case: Case) -> tuple[int, ...]:
     if case.function in OVER_AXES:
         axis = case.options["axis"]
         several = range(ndim) if axis is None else (axis if isinstance(axis, tuple) else (axis,))
-        return tuple(sorted([its % ndim for its in several]))
+        return tuple(sorted([value % ndim for value in several]))
     batch = case.options.get("batch_axis", 0) if case.function != "batch_norm" else None
     kept = {case.options["channel_axis"] % ndim}
-    kept |= set() if batch is None else {its % ndim for its in (batch if isinstance(batch, tuple) else (batch,))}
+    kept |= set() if batch is None else {value % ndim for value in (batch if isinstance(batch, tuple) else (batch,))}
     return tuple([axis for axis in range(ndim) if axis not in kept])
 
 
@@ -174,15 +174,15 @@ def check_moments(found: an.Moments, trial: Trial, merges: int = 0) -> None:
     if int(found.n) != n:
         fail("n of moments is wrong", f"{found.n} for {n}")
     named = {"mean": found.mean, "m2": found.m2} | ({"var": found.var(), "std": found.std()} if n else {})
-    read = {what: native(trial.home.read(its)) for what, its in named.items()}
+    read = {what: native(trial.home.read(array)) for what, array in named.items()}
     shape = tuple([length for axis, length in enumerate(x.shape) if axis not in reduced])
     name = compute_name(case.x.dtype)
-    for what, its in read.items():
-        if its.shape != shape or its.dtype.name != name:
-            fail(f"{what} of moments has another shape or dtype", f"{its.dtype}{its.shape}, {name}{shape}")
+    for what, array in read.items():
+        if array.shape != shape or array.dtype.name != name:
+            fail(f"{what} of moments has another shape or dtype", f"{array.dtype}{array.shape}, {name}{shape}")
     if x.size:
         with np.errstate(all="ignore"):
-            _check_rows({what: its.reshape(-1) for what, its in read.items()}, rows_of(x, reduced), merges)
+            _check_rows({what: array.reshape(-1) for what, array in read.items()}, rows_of(x, reduced), merges)
 
 
 def _check_rows(read: dict[str, NumPyArray], rows: Any, merges: int) -> None:

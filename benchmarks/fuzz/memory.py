@@ -74,8 +74,8 @@ def place(values: NumPyArray, layout: Layout, random: Random) -> Placed:
     dtype = values.dtype.newbyteorder(">") if layout.odd == "big_endian" else values.dtype
     strides = _strides(layout.order, values.shape, dtype.itemsize, random)
     reach = [(length - 1) * step for length, step in zip(values.shape, strides, strict=True)] if values.size else []
-    below = -sum([its for its in reach if its < 0])
-    length = below + sum([its for its in reach if its > 0]) + (dtype.itemsize if values.size else 0)
+    below = -sum([span for span in reach if span < 0])
+    length = below + sum([span for span in reach if span > 0]) + (dtype.itemsize if values.size else 0)
     memory = _memory(length + 2 * GUARD + 16, layout.odd == "memmap")
     offset = GUARD + below + (-address(memory) - GUARD - below) % 16 + layout.shift
     array: NumPyArray = np.ndarray(values.shape, dtype, memory, offset, strides)
@@ -121,9 +121,9 @@ def _strides(order: str, shape: Shape, size: int, random: Random) -> list[int]:
         if order in ("cropped", "mixed") and few:
             step += strides[axis] * random.randrange(3)
     if order in ("reversed", "mixed"):
-        strides = [-its if random.random() < 0.5 else its for its in strides]
+        strides = [-stride if random.random() < 0.5 else stride for stride in strides]
     elif order == "repeated":
-        strides = [0 if random.random() < 0.5 else its for its in strides]
+        strides = [0 if random.random() < 0.5 else stride for stride in strides]
     elif order == "windows" and len(shape) > 1:
         outer, inner = random.sample(axes, 2)
         strides[outer] = strides[inner]

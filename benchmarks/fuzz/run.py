@@ -160,6 +160,6 @@ def report(outcome: Outcome, seconds: float) -> str:
         f"be made, or is wrong where refusals have no rule; the next seed is {outcome.next_seed}; "
         f"{len(outcome.findings)} kinds of findings"
     ]
-    for kind, seeds in sorted(outcome.findings.items(), key=lambda its: -len(its[1])):
+    for kind, seeds in sorted(outcome.findings.items(), key=lambda array: -len(array[1])):
         lines.append(f"  {len(seeds)} × {kind}: --case {seeds[0]}")
     return "\n".join(lines)

@@ -32,7 +32,7 @@ class Trial:
         self.arrays: dict[str, Any] = {}
         for name, operand in case.operands.items():
             self.add(name, operand)
-        self.before = {name: native(its.array) for name, its in self.placed.items()}
+        self.before = {name: native(placed.array) for name, placed in self.placed.items()}
 
     def add(self, name: str, operand: Operand) -> Any:
         """Make an array, keep it by its name, and return it."""
@@ -69,7 +69,7 @@ class Trial:
     @property
     def others(self) -> dict[str, Any]:
         """The array arguments beside x."""
-        return {name: its for name, its in self.arrays.items() if name in ("weight", "bias", "mean", "var")}
+        return {name: tensor for name, tensor in self.arrays.items() if name in ("weight", "bias", "mean", "var")}
 
     @property
     def function(self) -> Any:
@@ -78,7 +78,7 @@ class Trial:
 
     def of(self, arrays: dict[str, Any], **extra: Any) -> Any:
         """Call the function on given arrays."""
-        others = {name: its for name, its in arrays.items() if name != "x"}
+        others = {name: tensor for name, tensor in arrays.items() if name != "x"}
         return self.function(arrays["x"], *self.case.groups, **others, **self.case.options, **extra)
 
     def run(self, **extra: Any) -> Any:
@@ -94,8 +94,10 @@ class Trial:
 
     def exact_arguments(self) -> dict[str, NumPyArray]:
         """Return the numbers of the arguments as the library sees them."""
-        named = {name: its for name, its in self.before.items() if name in ("x", "weight", "bias", "mean", "var", "dy")}
-        return {name: flushed(its) for name, its in named.items()} if self.home.flushes else named
+        named = {
+            name: value for name, value in self.before.items() if name in ("x", "weight", "bias", "mean", "var", "dy")
+        }
+        return {name: flushed(tensor) for name, tensor in named.items()} if self.home.flushes else named
 
     def check_unchanged(self, *but: str) -> None:
         """Raise unless every byte of every argument and around it is as before, but for those of some elements."""
@@ -138,16 +140,19 @@ def overlapping(trial: Trial) -> tuple[Any, bool, Placed]:
     moved = Placed(array, memory)
     strides = list(np.empty(shape, x.dtype).strides)
     if trial.random.random() < 0.5:
-        strides = [trial.random.choice((1, 1, 2)) * its for its in strides]
+        strides = [trial.random.choice((1, 1, 2)) * stride for stride in strides]
     if name == "x" and trial.random.random() < 0.5:
         strides = list(x.strides)
         if trial.random.random() < 0.5 and trial.home.name != "torch":
             strides = [
-                -its if length > 1 and trial.random.random() < 0.3 else its
-                for length, its in zip(shape, strides, strict=True)
+                -stride if length > 1 and trial.random.random() < 0.3 else stride
+                for length, stride in zip(shape, strides, strict=True)
             ]
     span = [(length - 1) * step for length, step in zip(shape, strides, strict=True)]
-    lowest, highest = sum([its for its in span if its < 0]), sum([its for its in span if its > 0]) + size
+    lowest, highest = (
+        sum([stride for stride in span if stride < 0]),
+        sum([stride for stride in span if stride > 0]) + size,
+    )
     first = shift + size * trial.random.randrange(-int(np.prod(shape)) - 2, array.size + 3)
     first = min(max(first, -lowest), len(memory) - highest)
     first -= (first - shift) % size

@@ -55,8 +55,8 @@ def poison(trial: Trial) -> None:
     found = native(trial.home.read(trial.run()))
     reduced = reduced_axes(case)
     poisoned = tuple([slice(None) if axis in reduced else slice(i, i + 1) for axis, i in enumerate(where)])
-    for its in (clean, found):
-        its[poisoned] = 0
+    for y in (clean, found):
+        y[poisoned] = 0
     if clean.tobytes() != found.tobytes():
         fail("NaN or infinity changes the bits of other sets")
     trial.before["x"] = native(array)
@@ -82,10 +82,10 @@ def threads(trial: Trial) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    for its in found:
-        if isinstance(its, Exception):
-            raise its
-        if any(y.tobytes() != alone.tobytes() for y in its):
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+        if any(y.tobytes() != alone.tobytes() for y in result):
             fail("two threads at once get other bits")
     check_values(alone, trial.case, trial.exact_arguments())
     trial.check_unchanged()
@@ -94,7 +94,7 @@ def threads(trial: Trial) -> None:
 def _out_operand(trial: Trial) -> Operand:
     """Draw an `out`."""
     case, random = trial.case, trial.random
-    orders = [its for its in DISTINCT_ORDERS if case.library != "torch" or its in FORWARD_ORDERS]
+    orders = [order for order in DISTINCT_ORDERS if case.library != "torch" or order in FORWARD_ORDERS]
     layout = Layout()
     if trial.home.strided:
         order = random.choice(orders) if random.random() < 0.7 else "C"
@@ -105,7 +105,7 @@ def _out_operand(trial: Trial) -> Operand:
     if case.wrong == "out_shape":
         shape = (*shape[:-1], shape[-1] + 1) if random.random() < 0.5 else (1, *shape)
     if case.wrong == "out_dtype":
-        dtype = random.choice([its for its in ("float32", "float64") if its != dtype])
+        dtype = random.choice([name for name in ("float32", "float64") if name != dtype])
     return Operand(shape, dtype, "ones", layout)
 
 
@@ -155,10 +155,12 @@ def add_dy(trial: Trial) -> Any:
     case, random = trial.case, trial.random
     layout = Layout()
     if trial.home.strided and random.random() < 0.5:
-        order = random.choice([its for its in DISTINCT_ORDERS if case.library != "torch" or its in FORWARD_ORDERS])
+        order = random.choice(
+            [order for order in DISTINCT_ORDERS if case.library != "torch" or order in FORWARD_ORDERS]
+        )
         layout = Layout(order, random.choice((1, 2)) if random.random() < 0.1 else 0)
     shape = (*case.x.shape, 1) if case.wrong == "dy_shape" else case.x.shape
-    known = [its for its in DTYPES if not (case.library == "dask" and its == "bfloat16")]
+    known = [name for name in DTYPES if not (case.library == "dask" and name == "bfloat16")]
     dtypes = ("float32", "float64") if case.library == "array_api_strict" else known
     dtype = case.x.dtype if random.random() < 0.8 else random.choice(dtypes)
     if case.wrong == "dy_dtype":
@@ -220,7 +222,7 @@ def merge(trial: Trial) -> None:
 def layer(trial: Trial) -> None:
     """Train batch norm for three steps, each judged, and then evaluate."""
     case = replace(trial.case, function="batch_norm", groups=(), operands={"x": trial.case.x})
-    options = {name: its for name, its in trial.case.options.items() if name in ("channel_axis", "eps")}
+    options = {name: option for name, option in trial.case.options.items() if name in ("channel_axis", "eps")}
     case = replace(case, options={"channel_axis": 0} | options)
     channel, shape = case.options["channel_axis"], case.x.shape
     channels = shape[channel]
@@ -237,7 +239,7 @@ def layer(trial: Trial) -> None:
         a = batch.exact_arguments()["x"].astype(np.longdouble)
         mean, var = 0.9 * mean + 0.1 * a.mean(axis=axes), 0.9 * var + 0.1 * a.var(axis=axes, ddof=1)
         size = np.maximum(size, np.abs(a).max(axis=axes))
-    found = [native(batch.home.read(its)) for its in (norm.running_mean, norm.running_var)]
+    found = [native(batch.home.read(running)) for running in (norm.running_mean, norm.running_var)]
     # Three steps, each with a few roundings of numbers as large as the largest.
     for name, got, exact, bound in (("mean", found[0], mean, size), ("var", found[1], var, np.maximum(var, 1))):
         if not (np.abs(got - exact) <= 16 * 2.0**-23 * bound).all():
@@ -264,10 +266,10 @@ def alone(trial: Trial) -> None:
     may be of groups of one channel, whose other axes are then taken for channels.
     """
     case = trial.case
-    shape, steps = case.x.shape, [abs(its) for its in trial.placed["x"].array.strides]
+    shape, steps = case.x.shape, [abs(stride) for stride in trial.placed["x"].array.strides]
     kept = set(range(len(shape))) - set(reduced_axes(case)) - {case.options.get("channel_axis", -1) % len(shape)}
     axis = steps.index(max(steps))
-    whole = any(len(its.shape) == len(shape) for name, its in case.operands.items() if name != "x")
+    whole = any(len(operand.shape) == len(shape) for name, operand in case.operands.items() if name != "x")
     if whole or axis not in kept or shape[axis] < 2 or 0 in shape or "mean" in case.operands:
         raise SkippedError
     if case.x.layout.order not in ("C", "F", "permuted", "channels_last", "reversed"):
@@ -278,16 +280,16 @@ def alone(trial: Trial) -> None:
     backwards = case.library != "torch" and trial.random.random() < 0.5
     part = (slice(None),) * axis + (slice(None, None, -1) if backwards else slice(i, i + 1),)
     both = {"x": trial.x, **trial.others}, {"x": trial.x[part], **trial.others}
-    for its in both:
-        others = {name: array for name, array in its.items() if name != "x"}
-        if an.explain(trial.function, its["x"], *case.groups, **others, **case.options).path != "anynorm_numba":
+    for arrays in both:
+        others = {name: array for name, array in arrays.items() if name != "x"}
+        if an.explain(trial.function, arrays["x"], *case.groups, **others, **case.options).path != "anynorm_numba":
             raise SkippedError
-    every, one = [native(trial.home.read(trial.of(its))) for its in both]
+    every, one = [native(trial.home.read(trial.of(arrays))) for arrays in both]
     if native(every[part]).tobytes() != one.tobytes():
         fail("a sample has other bits alone or backwards", f"{part}")
 
 
 ANY: dict[str, Way] = {
-    its.__name__: its
-    for its in (call, again, poison, threads, out, in_place, overlap, vjp, vjp_out, moments, merge, layer, alone)
+    way.__name__: way
+    for way in (call, again, poison, threads, out, in_place, overlap, vjp, vjp_out, moments, merge, layer, alone)
 }

@@ -34,15 +34,15 @@ def files(trial: Trial) -> None:
             subprocess.Popen([*command, str(number), str(size)], stderr=subprocess.PIPE, text=True)
             for number in range(1, WRITERS + 1)
         ]
-        while any(its.poll() is None for its in writers):
+        while any(writer.poll() is None for writer in writers):
             state = an.load_state(file)
-            if len({float(number) for its in state.values() for number in its[[0, -1]]}) != 1:
+            if len({float(number) for value in state.values() for number in value[[0, -1]]}) != 1:
                 fail("a file is of two writers")
         for writer in writers:
             _, said = writer.communicate()
             if writer.returncode:
                 fail("a writer of a shared file fails", said.strip().splitlines()[-1])
-        left = [its.name for its in Path(folder).iterdir() if its != file]
+        left = [path.name for path in Path(folder).iterdir() if path != file]
         if left:
             fail("files are left beside a state", ", ".join(left))
 

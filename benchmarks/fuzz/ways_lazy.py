@@ -27,9 +27,9 @@ def grad(trial: Trial) -> None:
     dy = add_dy(trial)
     if dy.dtype != trial.x.dtype:
         raise SkippedError
-    given = {name: its for name, its in trial.arrays.items() if name in ("mean", "var")}
-    inputs = {name: its for name, its in trial.arrays.items() if name in ("x", "weight", "bias")}
-    y, pullback = _jax().vjp(lambda its: trial.of(its | given), inputs)
+    given = {name: array for name, array in trial.arrays.items() if name in ("mean", "var")}
+    inputs = {name: array for name, array in trial.arrays.items() if name in ("x", "weight", "bias")}
+    y, pullback = _jax().vjp(lambda array: trial.of(array | given), inputs)
     check_y(y, trial)
     (found,) = pullback(dy)
     check_gradients(an.Gradients(**{name: found.get(name) for name in ("x", "weight", "bias")}), trial)
@@ -39,21 +39,21 @@ def vmap(trial: Trial) -> None:
     """Map over three of each argument, stacked along any axis."""
     trials = [trial, Trial(trial.case, 1), Trial(trial.case, 2)]
     jnp = _jax("jax.numpy")
-    axes = {name: trial.random.randint(0, its.ndim) for name, its in trial.arrays.items()}
-    stacked = {name: jnp.stack([its.arrays[name] for its in trials], axis=axes[name]) for name in axes}
+    axes = {name: trial.random.randint(0, array.ndim) for name, array in trial.arrays.items()}
+    stacked = {name: jnp.stack([other_trial.arrays[name] for other_trial in trials], axis=axes[name]) for name in axes}
     y = _jax().vmap(trial.of, in_axes=(axes,))(stacked)
-    for i, its in enumerate(trials):
-        check_values(its.home.read(y[i]), its.case, its.exact_arguments(), "y under vmap")
+    for i, other_trial in enumerate(trials):
+        check_values(other_trial.home.read(y[i]), other_trial.case, other_trial.exact_arguments(), "y under vmap")
 
 
 def scan(trial: Trial) -> None:
     """Call within a loop."""
     trials = [trial, Trial(trial.case, 1)]
-    xs = _jax("jax.numpy").stack([its.x for its in trials])
+    xs = _jax("jax.numpy").stack([other_trial.x for other_trial in trials])
     _, y = _jax().lax.scan(lambda carry, x: (carry, trial.of({"x": x, **trial.others})), 0, xs)
-    for i, its in enumerate(trials):
-        numbers = trial.exact_arguments() | {"x": its.exact_arguments()["x"]}
-        check_values(its.home.read(y[i]), its.case, numbers, "y in a loop")
+    for i, other_trial in enumerate(trials):
+        numbers = trial.exact_arguments() | {"x": other_trial.exact_arguments()["x"]}
+        check_values(other_trial.home.read(y[i]), other_trial.case, numbers, "y in a loop")
 
 
 def export(trial: Trial) -> None:
@@ -63,14 +63,16 @@ def export(trial: Trial) -> None:
     along = {case.options["channel_axis"] % len(shape)} if "channel_axis" in case.options else set(reduced_axes(case))
     if case.function in ("layer_norm", "rms_norm") and len(case.operands) == 1:
         along = set()
-    whole = any(len(its.shape) == len(shape) and len(shape) > 1 for name, its in case.operands.items() if name != "x")
+    whole = any(
+        len(operand.shape) == len(shape) and len(shape) > 1 for name, operand in case.operands.items() if name != "x"
+    )
     free = [axis for axis in range(len(shape)) if axis not in along and shape[axis] > 1]
     if whole or not free or 0 in shape:
         raise SkippedError
     jax_export: Any = _jax("jax.export")
     lengths = ", ".join([f"n{axis}" if axis in free else str(length) for axis, length in enumerate(shape)])
     described: dict[str, Any] = {
-        name: _jax().ShapeDtypeStruct(its.shape, its.dtype) for name, its in trial.others.items()
+        name: _jax().ShapeDtypeStruct(other.shape, other.dtype) for name, other in trial.others.items()
     }
     described["x"] = _jax().ShapeDtypeStruct(jax_export.symbolic_shape(lengths), trial.x.dtype)
     exported = jax_export.export(_jax().jit(trial.of))(described)

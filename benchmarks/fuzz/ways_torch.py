@@ -19,9 +19,9 @@ torch: Any = importlib.import_module("torch")
 
 def _leaves(trial: Trial) -> dict[str, Any]:
     """Let the arguments that have a gradient require one."""
-    named = {name: its for name, its in trial.arrays.items() if name in ("x", "weight", "bias")}
-    for its in named.values():
-        its.requires_grad_()
+    named = {name: tensor for name, tensor in trial.arrays.items() if name in ("x", "weight", "bias")}
+    for tensor in named.values():
+        tensor.requires_grad_()
     return named
 
 
@@ -64,9 +64,9 @@ def changed(trial: Trial) -> None:
 def func_vjp(trial: Trial) -> None:
     """Let torch.func derive."""
     dy = _dy(trial)
-    given = {name: its for name, its in trial.arrays.items() if name in ("mean", "var")}
-    inputs = {name: its for name, its in trial.arrays.items() if name in ("x", "weight", "bias")}
-    y, pullback = torch.func.vjp(lambda its: trial.of(its | given), inputs)
+    given = {name: tensor for name, tensor in trial.arrays.items() if name in ("mean", "var")}
+    inputs = {name: tensor for name, tensor in trial.arrays.items() if name in ("x", "weight", "bias")}
+    y, pullback = torch.func.vjp(lambda tensor: trial.of(tensor | given), inputs)
     check_values(trial.home.read(y), trial.case, trial.exact_arguments())
     (found,) = pullback(dy)
     check_gradients(an.Gradients(**{name: found.get(name) for name in ("x", "weight", "bias")}), trial)
@@ -75,11 +75,11 @@ def func_vjp(trial: Trial) -> None:
 def vmap(trial: Trial) -> None:
     """Map over three of each argument, stacked along any axis."""
     trials = [trial, Trial(trial.case, 1), Trial(trial.case, 2)]
-    axes = {name: trial.random.randint(0, its.ndim) for name, its in trial.arrays.items()}
-    stacked = {name: torch.stack([its.arrays[name] for its in trials], dim=axes[name]) for name in axes}
+    axes = {name: trial.random.randint(0, tensor.ndim) for name, tensor in trial.arrays.items()}
+    stacked = {name: torch.stack([other_trial.arrays[name] for other_trial in trials], dim=axes[name]) for name in axes}
     y = torch.func.vmap(trial.of, in_dims=(axes,))(stacked)
-    for i, its in enumerate(trials):
-        check_values(its.home.read(y[i]), its.case, its.exact_arguments(), "y under vmap")
+    for i, other_trial in enumerate(trials):
+        check_values(other_trial.home.read(y[i]), other_trial.case, other_trial.exact_arguments(), "y under vmap")
 
 
 def jvp(trial: Trial) -> None:
@@ -90,8 +90,8 @@ def jvp(trial: Trial) -> None:
         raise SkippedError  # torch writes a tangent of x's own strides
     x, others = trial.x.as_subclass(torch.Tensor), trial.others
     v, t = [torch.from_numpy(trial.numbers.normal(size=trial.case.x.shape)) for _ in range(2)]
-    _, change = torch.func.jvp(lambda its: trial.of({"x": its, **others}), (x,), (v,))
-    _, pullback = torch.func.vjp(lambda its: trial.of({"x": its, **others}), x)
+    _, change = torch.func.jvp(lambda tensor: trial.of({"x": tensor, **others}), (x,), (v,))
+    _, pullback = torch.func.vjp(lambda tensor: trial.of({"x": tensor, **others}), x)
     one, other = float((change * t).sum()), float((pullback(t)[0] * v).sum())
     size = float((change * t).abs().sum() + (pullback(t)[0] * v).abs().sum())
     rounding = 1e-10 * float((v * t).abs().sum()) / trial.case.eps**0.5
@@ -108,9 +108,9 @@ def twice(trial: Trial) -> None:
     x, others = trial.x.as_subclass(torch.Tensor).detach(), trial.others
     deviation = float(x.std(correction=0)) if x.numel() else 0.0
 
-    def slope(its: Any) -> Any:
-        its = its.detach().requires_grad_() if not its.requires_grad else its
-        return torch.autograd.grad(trial.of({"x": its, **others}), its, dy, create_graph=True)[0]
+    def slope(tensor: Any) -> Any:
+        tensor = tensor.detach().requires_grad_() if not tensor.requires_grad else tensor
+        return torch.autograd.grad(trial.of({"x": tensor, **others}), tensor, dy, create_graph=True)[0]
 
     if not deviation:
         raise SkippedError
@@ -140,7 +140,7 @@ def compiled(trial: Trial) -> None:
 
 def _tensors(trial: Trial) -> tuple[list[str], list[Any]]:
     """Return names and arguments as plain tensors: torch's compilers know no subclasses of others."""
-    return ["x", *trial.others], [its.as_subclass(torch.Tensor) for its in (trial.x, *trial.others.values())]
+    return ["x", *trial.others], [value.as_subclass(torch.Tensor) for value in (trial.x, *trial.others.values())]
 
 
 def _traceable(trial: Trial) -> bool:
@@ -156,20 +156,22 @@ def make_fx(trial: Trial) -> None:
         raise SkippedError
     names, tensors = _tensors(trial)
     other = Trial(trial.case, variant=1)
-    traced = trace_symbols(lambda *its: trial.of(dict(zip(names, its, strict=True))), tracing_mode="symbolic")(*tensors)
+    traced = trace_symbols(
+        lambda *arguments: trial.of(dict(zip(names, arguments, strict=True))), tracing_mode="symbolic"
+    )(*tensors)
     check_values(trial.home.read(traced(*_tensors(other)[1])), trial.case, other.exact_arguments(), "y of make_fx")
 
 
 def _open_axis(trial: Trial) -> int:
     """Return an axis of x that may have any length: no parameter lies along it, and no group divides it."""
     case = trial.case
-    closed = {its for its in (case.options.get("channel_axis"),) if its is not None}
-    closed = {its % len(case.x.shape) for its in closed}
+    closed = {value for value in (case.options.get("channel_axis"),) if value is not None}
+    closed = {value % len(case.x.shape) for value in closed}
     if case.operands.keys() - {"x"} and case.function in ("layer_norm", "rms_norm"):
         raise SkippedError
     if any(
-        len(its.shape) == len(case.x.shape) and len(case.x.shape) > 1
-        for name, its in case.operands.items()
+        len(operand.shape) == len(case.x.shape) and len(case.x.shape) > 1
+        for name, operand in case.operands.items()
         if name != "x"
     ):
         raise SkippedError
@@ -195,7 +197,7 @@ def exported(trial: Trial) -> None:
     axis = _open_axis(trial)
     names, tensors = _tensors(trial)
     tensors[0] = tensors[0].contiguous()  # torch exports no open length that might be a step of x
-    module = _Module(lambda *its: trial.of(dict(zip(names, its, strict=True))))
+    module = _Module(lambda *arguments: trial.of(dict(zip(names, arguments, strict=True))))
     open_length = {axis: torch.export.Dim("length", min=2, max=4096)}
     dynamic = ((open_length, *[None] * (len(names) - 1)),)
     program = torch.export.export(module, tuple(tensors), dynamic_shapes=dynamic, strict=False).module()
@@ -221,7 +223,7 @@ def traced(trial: Trial) -> None:
         raise SkippedError
     names, tensors = _tensors(trial)
     function = torch.jit.trace(
-        lambda *its: trial.of(dict(zip(names, its, strict=True))), tuple(tensors), check_trace=False
+        lambda *arguments: trial.of(dict(zip(names, arguments, strict=True))), tuple(tensors), check_trace=False
     )
     other = Trial(trial.case, variant=1)
     check_values(
@@ -237,7 +239,7 @@ def fake(trial: Trial) -> None:
     check_values(trial.home.read(real), trial.case, trial.exact_arguments())
     with FakeTensorMode() as mode:
         names, tensors = _tensors(trial)
-        y = trial.of(dict(zip(names, [mode.from_tensor(its) for its in tensors], strict=True)))
+        y = trial.of(dict(zip(names, [mode.from_tensor(tensor) for tensor in tensors], strict=True)))
     if (y.shape, y.dtype) != (real.shape, real.dtype):
         fail("a fake tensor has another shape", f"{y.shape} {y.dtype}, {real.shape} {real.dtype}")
     if real.numel() and any(a != b for a, b, n in zip(y.stride(), real.stride(), y.shape, strict=True) if n > 1):

@@ -52,12 +52,12 @@ def judge(case: Case) -> None:
     except (FindingError, SkippedError):
         raise
     except Exception as error:
-        if type(error) in expected and str(error).startswith(tuple([its.format(case.function) for its in _OURS])):
+        if type(error) in expected and str(error).startswith(tuple([our.format(case.function) for our in _OURS])):
             return
         what = "refused in other words" if expected else "a right call raises"
         fail(f"{what}: {type(error).__name__}: {_kind_of(str(error))}", _where(error))
     if expected:
-        fail("a wrong call is accepted", ", ".join(sorted([its.__name__ for its in expected])))
+        fail("a wrong call is accepted", ", ".join(sorted([error.__name__ for error in expected])))
 
 
 def _kind_of(message: str) -> str:
@@ -67,8 +67,8 @@ def _kind_of(message: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    frames = [its for its in traceback.extract_tb(error.__traceback__) if "site-packages" not in its.filename]
-    last = "; ".join([f"{os.path.basename(its.filename)}:{its.lineno}" for its in frames[-4:]])
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    last = "; ".join([f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in frames[-4:]])
     return f"{error!s:.300} ({last})"
 
 

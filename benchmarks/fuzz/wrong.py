@@ -45,13 +45,13 @@ def _spoiled(case: Case, what: str, random: Random) -> Case:
         own = case.operands.get(name, Operand((3,), case.x.dtype, "ordinary"))
         return _with(case, name, _wrong_parameter(case, own, what, random))
     if what == "half_given":
-        others = {name: its for name, its in case.operands.items() if name not in ("mean", "var")}
+        others = {name: operand for name, operand in case.operands.items() if name not in ("mean", "var")}
         shape = (case.x.shape[case.options["channel_axis"]],)
-        its = Operand(shape, case.x.dtype, "variance")
-        return replace(case, operands=others | {random.choice(("mean", "var")): its})
+        var = Operand(shape, case.x.dtype, "variance")
+        return replace(case, operands=others | {random.choice(("mean", "var")): var})
     if what == "statistic_shape":
         length = case.x.shape[case.options["channel_axis"]]
-        right, bad = [Operand((its,), case.x.dtype, "variance") for its in (length, length + 1)]
+        right, bad = [Operand((value,), case.x.dtype, "variance") for value in (length, length + 1)]
         first, second = (right, bad) if random.random() < 0.5 else (bad, right)
         return replace(case, operands=case.operands | {"mean": first, "var": second})
     return case  # dy and out are made by the ways
@@ -101,10 +101,10 @@ def _with_axes(case: Case, what: str, random: Random) -> Case:
 def refusals(case: Case) -> set[type[Exception]]:
     """Return the errors of which one must be raised; none where the call is right."""
     found: set[type[Exception]] = set()
-    for name, its in case.operands.items():
-        if its.kind != "array" or its.dtype not in DTYPES:
+    for name, operand in case.operands.items():
+        if operand.kind != "array" or operand.dtype not in DTYPES:
             found.add(TypeError)
-        if name == "x" and not its.shape:
+        if name == "x" and not operand.shape:
             found.add(ValueError)
     if case.function != "moments":
         found |= _of_eps(case)
@@ -165,7 +165,7 @@ def _of_shapes(case: Case) -> set[type[Exception]]:
         along = (
             range(ndim)
             if axis is None
-            else sorted([its % ndim for its in (axis if isinstance(axis, tuple) else (axis,))])
+            else sorted([value % ndim for value in (axis if isinstance(axis, tuple) else (axis,))])
         )
     else:
         along = [case.options["channel_axis"] % ndim]
@@ -176,14 +176,14 @@ def _of_shapes(case: Case) -> set[type[Exception]]:
     each = math.prod([length for axis, length in enumerate(shape) if axis not in along])
     if case.function == "batch_norm" and each == 1 and not case.operands.keys() & {"mean", "var"}:
         return {ValueError}
-    for name, its in case.operands.items():
-        if name in ("weight", "bias") and its.kind == "array":
-            fits = its.shape == laid
-            if len(its.shape) == ndim:
-                fits = all(own in (1, length) for own, length in zip(its.shape, shape, strict=True))
+    for name, operand in case.operands.items():
+        if name in ("weight", "bias") and operand.kind == "array":
+            fits = operand.shape == laid
+            if len(operand.shape) == ndim:
+                fits = all(own in (1, length) for own, length in zip(operand.shape, shape, strict=True))
             if not fits:
                 return {ValueError}
         whole = tuple([length if axis in along else 1 for axis, length in enumerate(shape)])
-        if name in ("mean", "var") and its.shape not in (laid, whole):
+        if name in ("mean", "var") and operand.shape not in (laid, whole):
             return {ValueError}
     return set()

@@ -76,6 +76,23 @@ def test_dx_is_put_into_any_layout(norm: str, family: str) -> None:
     np.testing.assert_array_equal(library.to_numpy(memory)[:, 1::2], 7)
 
 
+@pytest.mark.parametrize("family", ["numpy", "torch"])
+@each_norm
+def test_dx_has_gaps_and_dy_another_layout(norm: str, family: str) -> None:
+    """Where dy must be copied, and `out` has gaps between its elements, dx is right and nothing else is written."""
+    library = LIBRARIES[family]
+    _, pullback, dy = _pullback(library, norm)
+    expected = library.to_numpy(pullback(dy).x)
+    other = np.asfortranarray(dy) if family == "numpy" else dy.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    for memory, places in (((8, 6, 5), np.s_[::2]), ((4, 12, 5), np.s_[:, ::2]), ((4, 6, 10), np.s_[..., ::2])):
+        filled = np.full(memory, 7, "float32")
+        out = library.make(filled)
+        pullback(other, out=out[places])
+        filled[places] = library.to_numpy(out[places])
+        np.testing.assert_allclose(library.to_numpy(out[places]), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(library.to_numpy(out), filled)
+
+
 @each_library(WRITABLE)
 @pytest.mark.parametrize("place", ["x", "dy"])
 def test_dx_overwrites_no_argument(place: str, library: ArrayLibrary) -> None:

@@ -33,11 +33,9 @@ from anynorm._core import cache as cache
 from anynorm._core import formula as formula
 from anynorm._core.arrays import FLOAT32 as FLOAT32
 from anynorm._core.arrays import FLOAT64 as FLOAT64
-from anynorm._core.arrays import Array as Array
 from anynorm._core.arrays import Format as Format
 from anynorm._core.arrays import Operand as Operand
 from anynorm._core.arrays import Shape as Shape
-from anynorm._core.arrays import dtype_name as dtype_name
 from anynorm._core.arrays import tree_sum as tree_sum
 from anynorm._core.executable import AnyResiduals as AnyResiduals
 from anynorm._core.executable import Declined as Declined
@@ -54,8 +52,8 @@ from anynorm._core.memory import may_be_written as may_be_written
 from anynorm._core.memory import reach as reach
 from anynorm._core.memory import refuses_out as refuses_out
 from anynorm._core.ops import ArrayOps as ArrayOps
+from anynorm._core.ops import Derivable
 from anynorm._core.ops import Ops as Ops
-from anynorm._core.ops import refuse_unknown_names
 from anynorm._core.packed import PackedResiduals as PackedResiduals
 from anynorm._core.packed import pack_statistics as pack_statistics
 from anynorm._core.packed import pack_sums as pack_sums
@@ -75,7 +73,6 @@ __all__ = [
     "FLOAT32",
     "FLOAT64",
     "AnyResiduals",
-    "Array",
     "ArrayOps",
     "Backend",
     "Declined",
@@ -98,7 +95,6 @@ __all__ = [
     "apart",
     "cache",
     "conversion",
-    "dtype_name",
     "formula",
     "may_be_written",
     "pack_statistics",
@@ -116,7 +112,7 @@ __all__ = [
 ]
 
 
-class Backend:
+class Backend(Derivable):
     """How the arrays of one library are served. The defaults serve any standard array by the formula.
 
     Attributes
@@ -136,9 +132,6 @@ class Backend:
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
-
-    def __init_subclass__(cls) -> None:
-        refuse_unknown_names(cls, Backend)
 
     # Two questions about a call.
 
@@ -170,7 +163,7 @@ class Backend:
     # What may be served. Each answer is None, or the rest of a sentence that begins with the argument's name.
 
     def accepts(self, x: object) -> bool:  # noqa: ARG002
-        """Say whether x is an array that this backend serves; asked of the first array of a type alone."""
+        """Say whether x is an array that this backend serves; asked of arrays of a type until it is so of one."""
         return True
 
     def refuses(self, x: Any) -> str | None:  # noqa: ARG002

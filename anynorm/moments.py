@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 from anynorm._core.arrays import Array, Namespace, Number, Operand, described
 from anynorm._core.backends import backend_of
 from anynorm._core.checks import check_array, check_beside, check_companion, real_number
-from anynorm._core.dispatch import measuring
+from anynorm._core.dispatch import norm
 from anynorm._core.merge import Measured, Rest, merged, of_numbers, of_saved, shares, traced_shares, variance
 from anynorm._core.ops import Ops
 from anynorm._core.plan import AxesLike, Plan, axes_argument, over_axes, show
@@ -223,7 +223,7 @@ def _measured_moments(plan: Plan, ops: Ops, x: Operand, statistics: Statistics, 
     return Moments(plan.n, *_in_own_units(plan, ops, x, statistics, keepdims=keepdims))
 
 
-@measuring(_measured_moments)
+@norm(_measured_moments, only_measures=True)
 def moments(x: Array, /, *, axis: AxesLike = None, keepdims: bool = False) -> Moments:
     """Return count, mean and sum of squared deviations of x over `axis`.
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, NoReturn
 
+from anynorm._core.arrays import class_name
+
 # Stands for a number of groups that was not given.
 MISSING: Any = object()
 
@@ -331,6 +333,6 @@ def _part(argument: str, part: str, library: str) -> str:
 
 def reject_array(function: str, argument: str, value: object) -> NoReturn:
     """Raise the TypeError for something that is not an array anynorm can take."""
-    own = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    own = class_name(value).removeprefix("builtins.")
     msg = f"{function}: {argument} must be an array of a library that follows the array API standard, got {own}. "
     raise TypeError(msg + for_no_array(function, argument, value))

@@ -109,6 +109,11 @@ def tree_sum(x: Operand, axes: tuple[int, ...]) -> Any:
     return x
 
 
+def class_name(value: object) -> str:
+    """Return the full name of a value's class."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
 def described(value: object) -> str:
     """Return a value as an error shows it: short, whatever it is."""
     name = type(value).__name__

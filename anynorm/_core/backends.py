@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from anynorm._core.advice import reject_array
-from anynorm._core.arrays import Namespace
+from anynorm._core.arrays import Namespace, class_name
 from anynorm._core.frames import users_level
 from anynorm._core.ops import ArrayOps, Ops
 from anynorm._core.unknown import UntestedOps, fault_of, namespace
@@ -18,43 +17,31 @@ from anynorm.backend import Backend, Declined, Executable, Operands, Plan
 # graph, even behind a cache.
 
 
-def _numpy() -> type[Backend]:
-    from anynorm_numpy import NumPyBackend
+def _first_party(library: str) -> type[Any] | None:
+    """Return the class of the backend in this distribution for a library, or None."""
+    match library:
+        case "numpy":
+            from anynorm_numpy import NumPyBackend
 
-    return NumPyBackend
+            return NumPyBackend
+        case "cupy":
+            from anynorm_cupy import CuPyBackend
 
+            return CuPyBackend
+        case "torch":
+            from anynorm_torch import TorchBackend
 
-def _torch() -> type[Backend]:
-    from anynorm_torch import TorchBackend
+            return TorchBackend
+        case "jax":
+            from anynorm_jax import JaxBackend
 
-    return TorchBackend
+            return JaxBackend
+        case "dask":
+            from anynorm_dask import DaskBackend
 
+            return DaskBackend
+    return None
 
-def _cupy() -> type[Backend]:
-    from anynorm_cupy import CuPyBackend
-
-    return CuPyBackend
-
-
-def _jax() -> type[Backend]:
-    from anynorm_jax import JaxBackend
-
-    return JaxBackend
-
-
-def _dask() -> type[Backend]:
-    from anynorm_dask import DaskBackend
-
-    return DaskBackend
-
-
-_FIRST_PARTY: dict[str, Callable[[], Any]] = {
-    "numpy": _numpy,
-    "cupy": _cupy,
-    "torch": _torch,
-    "jax": _jax,
-    "dask": _dask,
-}
 
 # By exact type: one look-up for each array of a call.
 by_type: dict[type, Backend] = {}
@@ -64,6 +51,9 @@ _asked: set[type] = set()
 
 # First-party backends that were loaded, by library: several types may share one.
 _loaded: dict[str, Backend] = {}
+
+# Those of other distributions, by type. A type is in `by_type` once one of them accepted an array of it.
+_registered: dict[type, list[Backend]] = {}
 
 
 def backend_of(function: str, argument: str, x: object) -> Backend:
@@ -87,11 +77,14 @@ def ops_of(function: str, argument: str, x: object) -> Ops:
 
 
 def _meet(function: str, argument: str, x: object) -> Backend:
-    """Find the backend for a type that was not seen before."""
+    """Find the backend for an array of a type for which none is known."""
     found = namespace(x)
     name = "" if found is None else found[0]
-    backend = None
-    if name not in _FIRST_PARTY:
+    backend = _loaded.get(name)
+    own = _first_party(name) if backend is None else None
+    if own is not None:
+        backend = _loaded[name] = own()
+    elif backend is None:
         backend = _third_party(x)
         if backend is not None:
             by_type[type(x)] = backend
@@ -102,12 +95,10 @@ def _meet(function: str, argument: str, x: object) -> Backend:
         _refuse_unsuited(function, argument, x)
         if may_differ(type(x)):
             _asked.add(type(x))
-    if name in _FIRST_PARTY:
-        backend = _loaded.get(name)
-        if backend is None:
-            backend = _loaded[name] = _FIRST_PARTY[name]()()
-    else:
+    if backend is None:
         backend = _unserved(function, argument, x, *found)
+        if _registered[type(x)]:  # and may accept the next array of this type
+            return backend
     by_type[type(x)] = backend
     return backend
 
@@ -146,10 +137,26 @@ def _refuse_unsuited(function: str, argument: str, x: object) -> None:
 
 
 def _third_party(x: object) -> Backend | None:
-    """Load the backend that an installed distribution registers for x's type, if it accepts x."""
+    """Return the first backend that an installed distribution registers for x's type and that accepts x."""
+    if type(x) not in _registered:
+        _registered[type(x)] = _load(class_name(x))
+    for backend in _registered[type(x)]:
+        try:
+            accepted = backend.accepts(x)
+        except Exception as error:
+            asked = f"{class_name(backend)}.accepts must say whether it serves {class_name(x)}"
+            msg = f"anynorm: {asked}, it raised {error!r}"
+            raise RuntimeError(msg) from error
+        if accepted:
+            return backend
+    return None
+
+
+def _load(array_type: str) -> list[Backend]:
+    """Load the backends that installed distributions register for a type; a warning says which cannot be."""
     from importlib.metadata import entry_points  # here, because it doubles the time of `import anynorm`
 
-    array_type = f"{type(x).__module__}.{type(x).__qualname__}"
+    backends = []
     for entry_point in entry_points(group="anynorm.backends", name=array_type):
         try:
             loaded = entry_point.load()
@@ -160,11 +167,9 @@ def _third_party(x: object) -> Backend | None:
             if not isinstance(getattr(backend, "ops", None), ArrayOps):
                 msg = f"{entry_point.value} has no ops: its __init__ must call super().__init__(ops)"
                 raise TypeError(msg)
+            backends.append(backend)
         except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
             where = f"the backend {entry_point.value!r} for {array_type}"
             msg = f"anynorm: {where} failed to import and is not used: {error!r}"
             warnings.warn(msg, RuntimeWarning, stacklevel=users_level())
-        else:
-            if backend.accepts(x):
-                return backend
-    return None
+    return backends

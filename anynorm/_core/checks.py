@@ -44,9 +44,7 @@ def checked_plan(
         if array is not None:
             _check_statistic(function, name, array, plan, backend)
     if out is not None:
-        check_writes(function, backend)
-        check_beside(function, "out", out, x, backend)
-        check_out(function, out, x, beside, backend)
+        _check_out(function, out, x, beside, backend, in_place=True)
     return plan
 
 
@@ -62,10 +60,9 @@ def _check_statistic(function: str, name: str, statistic: Array, plan: Plan, bac
         raise ValueError(msg)
 
 
-def check_gradient(
-    function: str, dy: Array, x: Array, others: dict[str, Any], out: Array | None, backend: Backend
-) -> None:
+def check_gradient(function: str, operands: Operands, backend: Backend) -> None:
     """Raise unless dy can be the gradient of y, and dx can be put into `out`: x is read again by the next call."""
+    x, out, dy = operands.x, operands.out, operands.dy
     check_companion(function, "dy", dy, x, backend)
     needed, shape = backend.ops.shape(x), backend.ops.shape(dy)
     if shape != needed:
@@ -75,9 +72,8 @@ def check_gradient(
         )
         raise ValueError(msg)
     if out is not None:
-        check_writes(function, backend)
-        check_beside(function, "out", out, x, backend)
-        check_out(function, out, x, {"dy": dy, **others}, backend, in_place=False)
+        beside = {name: array for name, array in operands.arrays().items() if name not in ("x", "out")}
+        _check_out(function, out, x, beside, backend, in_place=False)
 
 
 def check_unchanged(function: str, x: Array, shape: Shape, backend: Backend) -> None:
@@ -164,18 +160,15 @@ def check_eps(function: str, eps: float, compute: Format) -> None:
     raise ValueError(msg)
 
 
-def check_writes(function: str, backend: Backend) -> None:
-    """Raise a TypeError where no array of the library can be written to."""
+def _check_out(
+    function: str, out: Array, x: Array, others: dict[str, Any], backend: Backend, *, in_place: bool
+) -> None:
+    """Raise unless `out` can take the result: an array like x that overlaps nothing, or x itself if `in_place`."""
     if backend.immutable:
         name = backend.ops.name
         msg = f"{function}: {name} arrays cannot be written to, so out must be None. Use the returned array."
         raise TypeError(msg)
-
-
-def check_out(
-    function: str, out: Array, x: Array, others: dict[str, Any], backend: Backend, *, in_place: bool = True
-) -> None:
-    """Raise unless `out` can take the result: an array like x that overlaps nothing, or x itself if `in_place`."""
+    check_beside(function, "out", out, x, backend)
     unsuited = backend.refuses(out)
     if unsuited is not None:
         what = unsuited.partition(". ")[0]  # the rest advises what to do with what it holds

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._core import cache
 from anynorm._core.advice import advice_on_binding
-from anynorm._core.arrays import Array, Shape, described
+from anynorm._core.arrays import Array, Shape, class_name, described
 from anynorm._core.backends import backend_of, by_type, check_suited
 from anynorm._core.checks import check_gradient, check_unchanged, checked_plan, real_number
 from anynorm._core.plan import Plan
@@ -57,7 +57,10 @@ def entry_for(
     signature = backend.signature(x, weight, bias, mean, var, out)
     if signature is not None:
         key = backend, function, numbers, eps, signature, _fast_paths.get()
-        entry: Entry | None = cache.entries.get(key)
+        try:
+            entry: Entry | None = cache.entries.get(key)
+        except TypeError:
+            raise _unhashable(backend, signature) from None
         if entry is not None:
             return entry
     check_suited(function, "x", x)
@@ -68,6 +71,11 @@ def entry_for(
     if key is not None:
         cache.remember(key, entry)
     return entry
+
+
+def _unhashable(backend: Backend, signature: object) -> TypeError:
+    got = described(signature)
+    return TypeError(f"{class_name(backend)}.signature must return something that can be hashed, or None, got {got}.")
 
 
 def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable[Any]:
@@ -91,49 +99,34 @@ def _by_backend(backend: Backend, plan: Plan, operands: Operands) -> Executable[
         return found
     if isinstance(found, Declined):
         return Executable(plan, backend.ops, found.reason)
-    msg = (
-        f"{type(backend).__module__}.{type(backend).__qualname__}.compile must return an Executable, or "
-        f"Declined(reason), got {described(found)}."
-    )
+    msg = f"{class_name(backend)}.compile must return an Executable, or Declined(reason), got {described(found)}."
     raise TypeError(msg)
 
 
-def norm(moments_of: Callable[..., Any] | None = None) -> Callable[[F], F]:
+def norm(moments_of: Callable[..., Any] | None = None, *, only_measures: bool = False) -> Callable[[F], F]:
     """Make a function that binds its arguments, and returns them as a tuple, one that runs the norm.
 
-    The tuple is what `entry_for` takes, and whether the moments are wanted: then the result is (y, moments_of(...)).
-    The function's own signature is the public one; `vjp` and `explain` call it as `__wrapped__`.
+    The tuple is what `entry_for` takes, and an option. Of a norm it says whether the moments are wanted too: then the
+    result is (y, moments_of(...)). A function that only measures returns moments_of(..., option). The function's own
+    signature is the public one; `vjp` and `explain` call it as `__wrapped__`.
     """
 
     def with_run(bind: F) -> F:
         @wraps(bind)
         def run(*args: Any, **options: Any) -> Any:
             try:
-                function, build, numbers, x, weight, bias, given, eps, out, wants_moments = bind(*args, **options)
+                function, build, numbers, x, weight, bias, given, eps, out, option = bind(*args, **options)
             except TypeError as error:
                 raise advice_on_binding(bind, args, options, error) from None
             if type(eps) is not float:
                 eps = real_number(function, "eps", eps)
             entry = entry_for(function, build, numbers, x, weight, bias, given, eps, out)
-            y, residuals = entry.executable.forward(x, weight, bias, eps, given, out, wants_moments)
-            if moments_of is None or not wants_moments:
+            if only_measures and moments_of is not None:
+                return moments_of(entry.plan, entry.backend.ops, x, entry.executable.measure(x), option)
+            y, residuals = entry.executable.forward(x, weight, bias, eps, given, out, option)
+            if moments_of is None or not option:
                 return y
             return y, moments_of(entry.plan, entry.backend.ops, x, residuals)
-
-        return cast("F", run)
-
-    return with_run
-
-
-def measuring(moments_of: Callable[..., Any]) -> Callable[[F], F]:
-    """Make a function that binds its arguments as those of `norm` do, with keepdims last, one that measures x."""
-
-    def with_run(bind: F) -> F:
-        @wraps(bind)
-        def run(*args: Any, **options: Any) -> Any:
-            function, build, numbers, x, weight, bias, given, eps, out, keepdims = bind(*args, **options)
-            entry = entry_for(function, build, numbers, x, weight, bias, given, eps, out)
-            return moments_of(entry.plan, entry.backend.ops, x, entry.executable.measure(x), keepdims)
 
         return cast("F", run)
 
@@ -177,17 +170,19 @@ def backward(call: Bound, residuals: AnyResiduals, dy: Array, out: Array | None)
         signature = backend.signature(x, weight, bias, mean, var, out, dy)
         if signature is not None:
             key = entry, signature
-            executable: Executable[Any] | None = cache.entries.get(key)
+            try:
+                executable: Executable[Any] | None = cache.entries.get(key)
+            except TypeError:
+                raise _unhashable(backend, signature) from None
             if executable is not None:
                 return executable.backward(dy, x, weight, residuals, out)
-    named = {"weight": weight, "bias": bias, "mean": mean, "var": var}
-    others = {name: array for name, array in named.items() if array is not None}
-    check_gradient(f"pullback of {entry.plan.function}", dy, x, others, out, backend)
+    operands = Operands(x, weight, bias, mean, var, out, dy, residuals)
+    check_gradient(f"pullback of {entry.plan.function}", operands, backend)
     if entry.cached:
         check_unchanged(entry.plan.function, x, entry.shape, backend)
     executable = entry.executable
     if type(executable) is not Executable:
-        executable = _by_backend(backend, entry.plan, Operands(x, weight, bias, mean, var, out, dy, residuals))
+        executable = _by_backend(backend, entry.plan, operands)
     if key is not None:
         cache.remember(key, executable)
     return executable.backward(dy, x, weight, residuals, out)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 from anynorm._core import formula
 from anynorm._core.arrays import X
 from anynorm._core.formula import GradientSums, Residuals, Statistics
-from anynorm._core.ops import ArrayOps
+from anynorm._core.ops import ArrayOps, Derivable
 from anynorm._core.packed import PackedResiduals
 from anynorm._core.plan import Plan
 
@@ -41,7 +42,7 @@ class Declined(NamedTuple):
     reason: str  # half a sentence, without a full stop
 
 
-class Executable(Generic[X]):
+class Executable(Derivable, Generic[X]):
     """What serves all calls of one signature: as it stands, by the formula. It holds no array of a caller's.
 
     A backend derives its own, and overrides the steps that it does better; the others remain the formula's.
@@ -60,6 +61,8 @@ class Executable(Generic[X]):
     """
 
     engine = "formula"
+
+    _likeness = 0.8  # a backend may have methods of its own on it, which it calls itself
 
     def __init__(self, plan: Plan, ops: ArrayOps[X], reason: str | None = None) -> None:
         self.plan = plan
@@ -92,8 +95,8 @@ class Executable(Generic[X]):
             Whether residuals are wanted.
 
         """
-        options: dict[str, Any] = {"given": given, "out": out, "ops": self.ops}
-        found: tuple[Any, Any] = self.ops.on_device(x, formula.forward, self.plan, x, weight, bias, eps, **options)
+        constants = {"eps": eps, "out": out}
+        found: tuple[Any, Any] = self._by_formula(formula.forward, constants, x, weight, bias, given=given)
         return found
 
     def backward(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals, out: X | None) -> tuple[Any, Any, Any]:
@@ -101,32 +104,29 @@ class Executable(Generic[X]):
 
         dweight and dbias have as many elements as the parameter, in its order.
         """
-        options: dict[str, Any] = {"out": out, "ops": self.ops}
-        found: tuple[Any, Any, Any] = self.ops.on_device(
-            x, formula.backward, self.plan, dy, x, weight, residuals, **options
-        )
+        found: tuple[Any, Any, Any] = self._by_formula(formula.backward, {"out": out}, dy, x, weight, residuals)
         return found
 
     def measure(self, x: X, eps: float = 0.0) -> Statistics:
         """Return the statistics of each set, the first half of `forward`."""
-        found: Statistics = self.ops.on_device(x, formula.measure, self.plan, x, eps, ops=self.ops)
+        found: Statistics = self._by_formula(formula.measure, {"eps": eps}, x)
         return found
 
     def apply(self, x: X, weight: X | None, bias: X | None, eps: float, statistics: Statistics, out: X | None) -> Any:
         """Return y by statistics, the second half of `forward`."""
-        options: dict[str, Any] = {"out": out, "ops": self.ops}
-        return self.ops.on_device(x, formula.apply, self.plan, x, weight, bias, eps, statistics, **options)
+        return self._by_formula(formula.apply, {"eps": eps, "out": out}, x, weight, bias, statistics=statistics)
 
     def gradient_sums(self, dy: X, x: X, weight: X | None, residuals: AnyResiduals) -> GradientSums:
         """Return what `gradient` needs of each set, and dweight and dbias: the first half of `backward`."""
-        found: GradientSums = self.ops.on_device(
-            x, formula.gradient_sums, self.plan, dy, x, weight, residuals, ops=self.ops
-        )
+        found: GradientSums = self._by_formula(formula.gradient_sums, {}, dy, x, weight, residuals)
         return found
 
     def gradient(
         self, dy: X, x: X, weight: X | None, residuals: AnyResiduals, sums: GradientSums, out: X | None
     ) -> Any:
         """Return dx by sums over the sets, the second half of `backward`."""
-        options: dict[str, Any] = {"out": out, "ops": self.ops}
-        return self.ops.on_device(x, formula.gradient, self.plan, dy, x, weight, residuals, sums, **options)
+        return self._by_formula(formula.gradient, {"out": out}, dy, x, weight, residuals, sums)
+
+    def _by_formula(self, step: Callable[..., Any], constants: dict[str, Any], *arrays: Any, **named: Any) -> Any:
+        """Call a step of the formula; a backend may compile it for the plan and constants, and call that on arrays."""
+        return self.ops.on_device(arrays[0], step, self.plan, *arrays, **named, **constants, ops=self.ops)

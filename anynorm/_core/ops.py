@@ -10,23 +10,30 @@ from anynorm._core.arrays import COMPUTE, Format, Namespace, Shape, X, dtype_nam
 from anynorm._core.plan import Plan
 
 
-def refuse_unknown_names(cls: type, base: type) -> None:
-    """Raise a TypeError if a subclass has a public name that its base lacks: it would never be asked for.
+class Derivable:
+    """A base that backends derive from. A public name that it lacks is a TypeError: nothing would ever ask for it.
 
     Names that only instances have, set in `__init__`, are annotated in the base.
     """
-    known = [name for name in {*dir(base), *base.__annotations__} if not name.startswith("_")]
-    for name in vars(cls):
-        if not name.startswith("_") and name not in known:
-            nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            msg = (
-                f"{cls.__qualname__}: {base.__name__} has no {name!r}, so nothing would ever ask for it. Did you mean "
-                f"{nearest!r}? Helpers of your own begin with an underscore."
-            )
-            raise TypeError(msg)
+
+    _likeness = 0.0  # to a name of the base, from which on a name is refused; 0 refuses all
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        base = next(above for above in reversed(cls.__mro__) if Derivable in above.__bases__)
+        known = [name for name in {*dir(base), *base.__annotations__} if not name.startswith("_")]
+        for name in vars(cls):
+            if name.startswith("_") or name in known:
+                continue
+            for nearest in get_close_matches(name, known, n=1, cutoff=cls._likeness):
+                msg = (
+                    f"{cls.__qualname__}: {base.__name__} has no {name!r}, so nothing would ever ask for it. Did you "
+                    f"mean {nearest!r}? Helpers of your own begin with an underscore."
+                )
+                raise TypeError(msg)
 
 
-class ArrayOps(Generic[X]):
+class ArrayOps(Derivable, Generic[X]):
     """What the formula asks of an array library. Every method has a default in the standard's own calls.
 
     A backend overrides what its library does better, or does wrong: NumPy's own sum is naive along leading axes, torch
@@ -50,9 +57,6 @@ class ArrayOps(Generic[X]):
         # Filled ahead for the dtypes that the namespace names, so that torch.compile only ever reads it.
         named = [(getattr(xp, own, None), compute) for own, compute in COMPUTE.items()]
         self._formats: dict[Any, Format | None] = {dtype: compute for dtype, compute in named if dtype is not None}
-
-    def __init_subclass__(cls) -> None:
-        refuse_unknown_names(cls, ArrayOps)
 
     # Shapes and dtypes.
 

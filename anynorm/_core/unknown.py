@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-from anynorm._core.arrays import Namespace, Operand
+from anynorm._core.arrays import Namespace, Operand, class_name
 from anynorm._core.frames import is_own
 from anynorm._core.ops import Ops
 
@@ -60,8 +60,8 @@ class UntestedOps(Ops):
             if is_own(error):
                 raise
             msg = (
-                f"anynorm: {self.name} does not follow the array API standard in what a norm asks of "
-                f"{type(x).__module__}.{type(x).__qualname__}: {error}. Convert them first, e.g. to NumPy's."
+                f"anynorm: {self.name} does not follow the array API standard in what a norm asks of {class_name(x)}: "
+                f"{error}. Convert them first, e.g. to NumPy's."
             )
             raise TypeError(msg) from error
         return result
@@ -85,5 +85,5 @@ def _check_own(array: object, name: str) -> None:
     """Raise a TypeError unless an array is of the library of this name."""
     found = namespace(array)
     if found is None or found[0] != name:
-        msg = f"it makes {type(array).__module__}.{type(array).__qualname__} of its own arrays"
+        msg = f"it makes {class_name(array)} of its own arrays"
         raise TypeError(msg)

@@ -48,7 +48,7 @@ class CuPyBackend(Backend):
         return tuple(found)
 
     def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:
-        compiled = Launch.forwards if operands.dy is None else Launch.backwards
+        compiled = Launch.compiled_forward if operands.dy is None else Launch.compiled_backward
         found: Launch | str = self.ops.on_device(operands.x, compiled, plan, operands)
         return Declined(found) if isinstance(found, str) else found
 

@@ -33,7 +33,7 @@ class Launch(Executable[Any]):
         self._launcher = launcher(self._device)
 
     @classmethod
-    def forwards(cls, plan: Plan, operands: Operands) -> Launch | str:
+    def compiled_forward(cls, plan: Plan, operands: Operands) -> Launch | str:
         """Return what serves forward passes like this one, or why the engine does not. Nothing is allocated."""
         x, weight, bias, mean, var, out, *_ = operands
         reason = unreadable(x, weight, bias, mean, var, out) or unfit(x.data.device_id)
@@ -51,7 +51,7 @@ class Launch(Executable[Any]):
         return launch
 
     @classmethod
-    def backwards(cls, plan: Plan, operands: Operands) -> Launch | str:
+    def compiled_backward(cls, plan: Plan, operands: Operands) -> Launch | str:
         """Return what serves backward passes like this one, or why the engine does not. Nothing is allocated."""
         x, weight, _, _, _, out, dy, residuals = operands
         reason = unreadable(dy, weight, out)

@@ -12,19 +12,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from anynorm.backend import (
-    AnyResiduals,
-    ArrayOps,
-    Backend,
-    Declined,
-    Executable,
-    GradientSums,
-    Operands,
-    Plan,
-    Residuals,
-    Statistics,
-    formula,
-)
+from anynorm.backend import ArrayOps, Backend, Declined, Executable, Operands, Plan, Residuals, Statistics, formula
 from anynorm_jax._ops import OPS
 
 
@@ -79,7 +67,7 @@ class Compiled(Executable[Array]):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, OPS, None)
-        self._jitted: dict[Hashable, Callable[..., Any]] = {}  # by function and constants
+        self._jitted: dict[Hashable, Callable[..., Any]] = {}  # by step and constants
 
     def forward(
         self,
@@ -88,58 +76,22 @@ class Compiled(Executable[Array]):
         bias: Array | None,
         eps: float,
         given: tuple[Array, Array] | None,
-        out: Array | None,
+        out: Array | None,  # noqa: ARG002  no JAX array can be written to
         save: bool,
     ) -> tuple[Any, Any]:
-        assert out is None  # no JAX array can be written to
-        result: tuple[Any, Any] = self._under_jit(_forward, eps=eps, save=save)(x, weight, bias, given=given)
-        return result
-
-    def backward(
-        self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals, out: Array | None
-    ) -> tuple[Any, Any, Any]:
-        assert out is None
-        gradients: tuple[Any, Any, Any] = self._under_jit(formula.backward)(dy, x, weight, residuals)
-        return gradients
+        constants = {"eps": eps, "save": save}
+        found: tuple[Any, Any] = self._by_formula(_forward, constants, x, weight, bias, given=given)
+        return found
 
     def measure(self, x: Array, eps: float = 0.0) -> Statistics:
-        statistics: Statistics = self._under_jit(formula.measure, eps=eps)(x)
-        return statistics._replace(n=self.plan.n)  # which jit returns as an array
+        return super().measure(x, eps)._replace(n=self.plan.n)  # which jit returns as an array
 
-    def apply(
-        self,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        eps: float,
-        statistics: Statistics,
-        out: Array | None,
-    ) -> Any:
-        assert out is None
-        return self._under_jit(formula.apply, eps=eps)(x, weight, bias, statistics=statistics)
-
-    def gradient_sums(self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals) -> GradientSums:
-        sums: GradientSums = self._under_jit(formula.gradient_sums)(dy, x, weight, residuals)
-        return sums
-
-    def gradient(
-        self,
-        dy: Array,
-        x: Array,
-        weight: Array | None,
-        residuals: AnyResiduals,
-        sums: GradientSums,
-        out: Array | None,
-    ) -> Any:
-        assert out is None
-        return self._under_jit(formula.gradient)(dy, x, weight, residuals, sums)
-
-    def _under_jit(self, function: Callable[..., Any], **constants: Hashable) -> Callable[..., Any]:
-        key = function, *constants.values()
+    def _by_formula(self, step: Callable[..., Any], constants: dict[str, Any], *arrays: Any, **named: Any) -> Any:
+        key = step, *constants.values()
         jitted = self._jitted.get(key)
         if jitted is None:
-            jitted = self._jitted[key] = jax.jit(partial(function, self.plan, ops=self.ops, **constants))
-        return jitted
+            jitted = self._jitted[key] = jax.jit(partial(step, self.plan, ops=self.ops, **constants))
+        return jitted(*arrays, **named)
 
 
 # Signatures of one plan share what is compiled: two ways to write its axes must not both cost a tenth of a second.

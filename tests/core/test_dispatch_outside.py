@@ -256,6 +256,74 @@ except TypeError as error:
     assert found.startswith("layer_norm: x must be an array of a library that follows the array API standard")
 
 
+def test_a_backend_is_asked_until_it_accepts(tmp_path: Path) -> None:
+    """An array that its backend declines leaves the next one of its type to be asked about; after a yes none is."""
+    accepts = """
+    def accepts(self, x):
+        calls.append("accepts")
+        return x.ndim > 1
+"""
+    install(tmp_path, backend(LAUNCH, compiles=True) + accepts, value="outside:Strangers")
+
+    found = run(
+        tmp_path,
+        """
+import array_api_strict as xp
+paths = [an.explain(an.layer_norm, xp.ones(shape)).path for shape in (3, 4, (2, 3), 3)]
+import outside
+found = paths, outside.calls
+""",
+    )
+
+    assert found == [["formula", "formula", "outside", "outside"], ["accepts"] * 3]
+
+
+SIGNATURE = """
+    def signature(self, x, weight, bias, mean, var, out, dy=None):
+        return [x.shape] if dy is {} None else x.shape
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        pytest.param(
+            SIGNATURE.format(""),
+            "outside.Strangers.signature must return something that can be hashed, or None, got [(2, 3)] of type list.",
+            id="signature",
+        ),
+        pytest.param(
+            SIGNATURE.format("not"),
+            "outside.Strangers.signature must return something that can be hashed, or None, got [(2, 3)] of type list.",
+            id="signature-backward",
+        ),
+        pytest.param(
+            "    def accepts(self, x):\n        return x.values\n",
+            f"anynorm: outside.Strangers.accepts must say whether it serves {STRICT}, it raised AttributeError(",
+            id="accepts",
+        ),
+    ],
+)
+def test_a_backend_that_answers_wrongly_is_named(own: str, said: str, tmp_path: Path) -> None:
+    """An answer that cannot be used, or an error in its place, is an error that names the backend and the method."""
+    install(tmp_path, backend() + own, value="outside:Strangers")
+
+    found = run(
+        tmp_path,
+        """
+import array_api_strict as xp
+x = xp.ones((2, 3), dtype=xp.float32)
+try:
+    y, pullback = an.vjp(an.layer_norm, x)
+    pullback(y)
+except (TypeError, RuntimeError) as error:
+    found = str(error)
+""",
+    )
+
+    assert found.startswith(said)
+
+
 @pytest.mark.parametrize("returned", ["None", "'no out is served'", "Launch"])
 def test_what_compile_returns_is_checked(returned: str, tmp_path: Path) -> None:
     """A backend whose `compile` returns neither an Executable nor a Declined is named in a TypeError."""

@@ -12,7 +12,7 @@ from wrong_calls import NUMPY, WRITABLE, Of, an
 
 import anynorm
 from anynorm._core import backends
-from anynorm.backend import ArrayOps, Backend
+from anynorm.backend import ArrayOps, Backend, Executable
 
 
 def present(name: str) -> ArrayLibrary:
@@ -137,9 +137,14 @@ def test_a_backend_may_leave_lengths_open(monkeypatch: pytest.MonkeyPatch) -> No
         an.layer_norm(xp.ones((2, 3)), axis=0)
 
 
-@pytest.mark.parametrize(("base", "wrong", "nearest"), [(Backend, "compil", "compile"), (ArrayOps, "summ", "sum")])
+@pytest.mark.parametrize(
+    ("base", "wrong", "nearest"),
+    [(Backend, "compil", "compile"), (ArrayOps, "summ", "sum"), (Executable, "mesure", "measure")],
+)
 def test_a_name_that_nothing_asks_for_is_refused(base: type, wrong: str, nearest: str) -> None:
     """A public name that the base class lacks is a TypeError when the class is made, which names the nearest."""
     with pytest.raises(TypeError, match=f"has no '{wrong}'.* Did you mean '{nearest}'"):
         type("Misspelt", (base,), {wrong: lambda *_: None})
-    type("Fine", (base,), {"_helper": lambda *_: None})
+    middle = type("Fine", (base,), {"_helper": lambda *_: None})
+    with pytest.raises(TypeError, match=f"{base.__name__} has no '{wrong}'"):
+        type("Misspelt", (middle,), {wrong: lambda *_: None})

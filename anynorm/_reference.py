@@ -1,19 +1,22 @@
 """What every norm should return, and how far from it the contract lets a result be.
 
-For tests and `python -m anynorm check` alone. It shares no code and no algorithm with the library: sets are rows of a
-plain two-dimensional NumPy array, computed in numpy.longdouble (64 bits of mantissa and 15 of exponent on x86), where
-no float64 square overflows. Never imported by a norm.
+For tests and `python -m anynorm check` alone. It shares no code and no algorithm with the library: every element is
+given the number of its set, and the sets are sorted into rows of a plain two-dimensional NumPy array, computed in
+numpy.longdouble (64 bits of mantissa and 15 of exponent on x86), where no float64 square overflows. Never imported by a
+norm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 NumPyArray = np.ndarray[Any, np.dtype[Any]]
-Axes = int | tuple[int, ...] | None
+Shape = tuple[int, ...]
+Axes = int | Shape | None
 
 # precision in bits, exponent of the smallest normal number, exponent of the largest number
 FORMATS = {
@@ -32,6 +35,16 @@ class Reference(NamedTuple):
 
     exact: NumPyArray
     bound: NumPyArray
+
+    @classmethod
+    def bounded(cls, exact: NumPyArray, share: NumPyArray, x: NumPyArray, dtype: object) -> Reference:
+        """Return ½ ulp(exact) + eps(C)·share + tiny as the bound of a result in `dtype`."""
+        eps = np.ldexp(np.longdouble(1), 1 - FORMATS[_compute_name(x)][0])
+        bits, smallest, _ = FORMATS[str(dtype)]
+        # Of a number 2^k·[½, 1) frexp returns k; of 0, infinity and NaN it says nothing.
+        exponent = np.where(np.isfinite(exact) & (exact != 0), np.frexp(exact)[1] - 1, smallest)
+        half_ulp = np.ldexp(np.longdouble(1), np.maximum(exponent, smallest) - bits)
+        return cls(exact, half_ulp + eps * share + np.ldexp(np.longdouble(1), smallest))
 
     def units(self, y: ArrayLike) -> float:
         """Return the largest error of y in units of the bound; infinite where NaN or infinity is out of place.
@@ -54,151 +67,138 @@ class Reference(NamedTuple):
 
 
 def layer_norm(
-    x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, *, axis: Axes = -1, eps: float = 1e-5
+    x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, **options: Any
 ) -> Reference:
     """Return the reference of layer_norm."""
-    return _over_axes(x, weight, bias, axis, eps, centred=True)
+    return _value("layer_norm", x, weight, bias, options)
 
 
-def rms_norm(
-    x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, *, axis: Axes = -1, eps: float = 1e-6
-) -> Reference:
+def rms_norm(x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, **options: Any) -> Reference:
     """Return the reference of rms_norm."""
-    return _over_axes(x, weight, bias, axis, eps, centred=False)
+    return _value("rms_norm", x, weight, bias, options)
 
 
 def batch_norm(
-    x: ArrayLike,
-    weight: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    *,
-    channel_axis: int = 1,
-    mean: ArrayLike | None = None,
-    var: ArrayLike | None = None,
-    eps: float = 1e-5,
+    x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, **options: Any
 ) -> Reference:
     """Return the reference of batch_norm."""
-    x = np.asarray(x)
-    rows = np.moveaxis(x, channel_axis, 0)
-    shape = rows.shape
-    stats = None
-    if mean is not None:
-        assert var is not None
-        stats = (computed(mean, x).reshape(-1, 1), computed(var, x).reshape(-1, 1))
-    normalized = _rows(rows.reshape(shape[0], -1), eps, True, stats)
-    back = [np.moveaxis(part.reshape(shape), 0, channel_axis) for part in normalized]
-    return _affine(x, back, _by_channel(weight, x, channel_axis), _by_channel(bias, x, channel_axis))
+    return _value("batch_norm", x, weight, bias, options)
 
 
 def group_norm(
-    x: ArrayLike,
-    num_groups: int,
-    weight: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    *,
-    channel_axis: int = 1,
-    batch_axis: Axes = 0,
-    eps: float = 1e-5,
+    x: ArrayLike, num_groups: int, weight: ArrayLike | None = None, bias: ArrayLike | None = None, **options: Any
 ) -> Reference:
     """Return the reference of group_norm."""
-    x = np.asarray(x)
-    batch = () if batch_axis is None else (batch_axis if isinstance(batch_axis, tuple) else (batch_axis,))
-    front = [axis % x.ndim for axis in batch] + [channel_axis % x.ndim]
-    moved = np.moveaxis(x, front, range(len(front)))
-    samples = int(np.prod(moved.shape[: len(batch)], initial=1))
-    normalized = _rows(moved.reshape(samples * num_groups, -1), eps, True)
-    back = [np.moveaxis(part.reshape(moved.shape), range(len(front)), front) for part in normalized]
-    return _affine(x, back, _by_channel(weight, x, channel_axis), _by_channel(bias, x, channel_axis))
+    return _value("group_norm", x, weight, bias, options, num_groups)
 
 
 def instance_norm(
+    x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, **options: Any
+) -> Reference:
+    """Return the reference of instance_norm."""
+    return _value("instance_norm", x, weight, bias, options)
+
+
+def _value(
+    function: str,
     x: ArrayLike,
-    weight: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    *,
-    channel_axis: int = 1,
-    batch_axis: Axes = 0,
-    eps: float = 1e-5,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    options: dict[str, Any],
+    *groups: int,
 ) -> Reference:
-    """Return the reference of instance_norm: group norm with one channel per group."""
-    channels = np.asarray(x).shape[channel_axis]
-    return group_norm(x, channels, weight, bias, channel_axis=channel_axis, batch_axis=batch_axis, eps=eps)
-
-
-def _over_axes(
-    x: ArrayLike, weight: ArrayLike | None, bias: ArrayLike | None, axis: Axes, eps: float, centred: bool
-) -> Reference:
+    """Return weight·x̂ + bias and the contract's bound, section 'accuracy' of the README."""
     x = np.asarray(x)
-    axes = tuple(range(x.ndim)) if axis is None else (axis if isinstance(axis, tuple) else (axis,))
-    axes = tuple(sorted(a % x.ndim for a in axes))
-    last = range(x.ndim - len(axes), x.ndim)
-    moved = np.moveaxis(x, axes, last)
-    n = int(np.prod([x.shape[a] for a in axes], initial=1))
-    normalized = _rows(moved.reshape(-1, n) if n else moved.reshape(-1, 1)[:0], eps, centred)
-    back = [np.moveaxis(part.reshape(moved.shape), last, axes) for part in normalized]
-
-    def broadcastable(parameter: ArrayLike | None) -> ArrayLike | None:
-        if parameter is None or np.ndim(parameter) == x.ndim:
-            return parameter
-        return np.asarray(parameter).reshape([x.shape[a] if a in axes else 1 for a in range(x.ndim)])
-
-    return _affine(x, back, broadcastable(weight), broadcastable(bias))
-
-
-def _rows(
-    rows: NumPyArray, eps: float, centred: bool, stats: tuple[NumPyArray, NumPyArray] | None = None
-) -> list[NumPyArray]:
-    """Return x̂ of each row, as a list of one; that of a row of equal values is 0, and at eps=0 too."""
-    # In C order, because NumPy sums pairwise along the innermost axis and plainly along others: of 1.9 million numbers,
-    # each repeated, y came out 3e-15 off.
-    a = rows.astype(np.longdouble, order="C")
-    n = max(a.shape[1], 1)
+    sets, along = sets_of(function, x.shape, options, *groups)
     with np.errstate(all="ignore"):
-        if stats is not None:
-            centre, var = stats
-            a = a - centre
-        else:
-            if centred:
-                # Twice, since the first mean is rounded to its own magnitude and not to the spread's.
-                a = a - a[:, :1]
-                a = a - a.sum(axis=1, keepdims=True) / n
-                a = a - a.sum(axis=1, keepdims=True) / n
-            var = (a * a).sum(axis=1, keepdims=True) / n
-        total = var + np.longdouble(eps)
-        xhat = np.where(total == 0, 0 * total, a / np.sqrt(np.where(total == 0, 1, total)))
-    return [xhat]
-
-
-def _affine(x: NumPyArray, normalized: list[NumPyArray], weight: ArrayLike | None, bias: ArrayLike | None) -> Reference:
-    """Return exact weight·x̂ + bias and the contract's bound, section 'accuracy' of the README."""
-    (xhat,) = normalized
-    w = np.longdouble(1) if weight is None else computed(weight, x)
-    b = np.longdouble(0) if bias is None else computed(bias, x)
-    with np.errstate(all="ignore"):
+        xhat = sets.restore(normalized(sets.rows(x), function, x, options)[0])
+        w = np.longdouble(1) if weight is None else computed(weight, x, along)
+        b = np.longdouble(0) if bias is None else computed(bias, x, along)
         scaled = xhat * w
-        exact = scaled + b
-        eps = np.longdouble(2) ** (1 - FORMATS[compute_name(x)][0])
-        bits, smallest, _ = FORMATS[str(x.dtype)]
-        # frexp calls 0 a number of exponent 0.
-        exponent = np.where(exact == 0, smallest, np.frexp(np.where(np.isfinite(exact), exact, 1))[1] - 1)
-        half_ulp = np.ldexp(np.longdouble(0.5), np.maximum(exponent, smallest) - bits + 1)
-        tiny = np.ldexp(np.longdouble(1), smallest)
-        bound = half_ulp + 4 * eps * (np.abs(scaled) + np.abs(w) + np.abs(b)) + tiny
-    return Reference(exact, np.broadcast_to(bound, exact.shape))
+        return Reference.bounded(scaled + b, 4 * (np.abs(scaled) + np.abs(w) + np.abs(b)), x, x.dtype)
 
 
-def _by_channel(parameter: ArrayLike | None, x: NumPyArray, channel_axis: int) -> ArrayLike | None:
-    if parameter is None or np.ndim(parameter) == x.ndim:
-        return parameter
-    shape = [1] * x.ndim
-    shape[channel_axis] = -1
-    return np.asarray(parameter).reshape(shape)
+class Sets:
+    """Elements sorted by the number that each has, below `count`; every number occurs equally often."""
+
+    def __init__(self, number: NumPyArray, count: int) -> None:
+        self._shape = number.shape
+        self._order = np.argsort(number, axis=None, kind="stable")
+        self._lengths = count, number.size // max(count, 1)
+
+    def rows(self, a: ArrayLike) -> NumPyArray:
+        """Return the rows, in longdouble and in C order: NumPy sums pairwise along the innermost axis alone."""
+        a = np.broadcast_to(a, self._shape).astype(np.longdouble)
+        return a.reshape(-1)[self._order].reshape(self._lengths)
+
+    def restore(self, rows: NumPyArray) -> NumPyArray:
+        """Return what `rows` was made of."""
+        a = np.empty(len(self._order), np.longdouble)
+        a[self._order] = rows.reshape(-1)
+        return a.reshape(self._shape)
 
 
-def compute_name(x: NumPyArray) -> str:
+def sets_of(function: str, shape: Shape, options: dict[str, Any], num_groups: int | None = None) -> tuple[Sets, Shape]:
+    """Return the sets that share a statistic, and the axes along which a parameter lies that has fewer than x."""
+    every = range(len(shape))
+    if function in ("layer_norm", "rms_norm"):
+        along = tuple([every[axis] for axis in _as_tuple(options.get("axis", -1), every)])
+        kept = tuple([axis for axis in every if axis not in along])
+    else:
+        along = (every[options.get("channel_axis", 1)],)
+        batch = () if function == "batch_norm" else _as_tuple(options.get("batch_axis", 0), ())
+        kept = (*[every[axis] for axis in batch], *along)
+    number, count = np.zeros(shape, int), 1
+    for axis in kept:
+        length = shape[axis]
+        index = np.arange(length).reshape([-1 if other == axis else 1 for other in every])
+        if num_groups is not None and axis == kept[-1]:
+            index, length = index * num_groups // max(length, 1), num_groups
+        number, count = number * length + index, count * length
+    return Sets(number, count), along
+
+
+def _as_tuple(axes: Axes, if_none: Iterable[int]) -> Iterable[int]:
+    if axes is None:
+        return if_none
+    return axes if isinstance(axes, tuple) else (axes,)
+
+
+def normalized(
+    rows: NumPyArray, function: str, x: NumPyArray, options: dict[str, Any]
+) -> tuple[NumPyArray, NumPyArray]:
+    """Return x̂ of each row, and r = 1/√(var + eps) of each row as a column; both are 0 where that is 1/0."""
+    eps = np.longdouble(options.get("eps", 1e-6 if function == "rms_norm" else 1e-5))
+    if options.get("mean") is not None:
+        rows = rows - computed(options["mean"], x).reshape(-1, 1)
+        total = computed(options["var"], x).reshape(-1, 1) + eps
+    else:
+        if function != "rms_norm":
+            # The mean of what is left is rounded to the spread, that of the values themselves to their own magnitude.
+            for middle in (rows[:, :1], None, None):
+                rows = rows - (mean_of(rows) if middle is None else middle)
+        total = mean_of(rows * rows) + eps
+    r = np.where(total == 0, 0, 1 / np.sqrt(total))
+    return np.where(total == 0, 0, rows * r), r
+
+
+def mean_of(rows: NumPyArray) -> NumPyArray:
+    """Return the mean of each row as a column; 0 of an empty one."""
+    mean: NumPyArray = rows.sum(axis=1, keepdims=True) / max(rows.shape[1], 1)
+    return mean
+
+
+def computed(parameter: ArrayLike, x: NumPyArray, along: Shape | None = None) -> NumPyArray:
+    """Return a parameter as the contract reads it: in the compute dtype; with `along`, as it broadcasts to x."""
+    read = np.asarray(parameter).astype(_compute_name(x)).astype(np.longdouble)
+    return read if along is None else read.reshape(broadcastable(parameter, x.shape, along))
+
+
+def broadcastable(parameter: ArrayLike, shape: Shape, along: Shape) -> Shape:
+    """Return the shape in which a parameter broadcasts to x."""
+    own = np.shape(parameter)
+    return own if len(own) == len(shape) else tuple([n if axis in along else 1 for axis, n in enumerate(shape)])
+
+
+def _compute_name(x: NumPyArray) -> str:
     return "float64" if str(x.dtype) == "float64" else "float32"
-
-
-def computed(parameter: ArrayLike, x: NumPyArray) -> NumPyArray:
-    """Return a parameter as the contract reads it: rounded to the compute dtype first."""
-    return np.asarray(parameter).astype(compute_name(x)).astype(np.longdouble)

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from inputs import Case, Norm
 from libraries import BOTH_NUMPY, EACH_WAY, LIBRARIES, ArrayLibrary, NumPyArray, each_library
 
-from anynorm import _reference, _reference_gradients
+from anynorm import _reference
 from tests.core.test_properties import _arrays, _calls
 
 FAST = (*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
@@ -135,8 +135,8 @@ def test_pullback_is_linear(library: ArrayLibrary) -> None:
 
 def _by_set(case: Case, a: Any) -> Any:
     """Return the elements of an array of x's shape with one set in each row."""
-    axes = _reference_gradients._Axes.of(case.norm.function, a.shape, case.norm.options)
-    return _reference_gradients._by_set(a.shape, axes.kept, *case.norm.groups).rows(a)
+    sets, _ = _reference.sets_of(case.norm.function, a.shape, case.norm.options, *case.norm.groups)
+    return sets.rows(a)
 
 
 @each_library(FAST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Any, Generic, Literal, SupportsIndex, TypedDict, Unpack, overload
 
 from anynorm._core.arrays import A, Array, Number, Operand
 from anynorm._core.checks import check_companion, real_number
@@ -25,51 +25,34 @@ from anynorm.moments import (
 )
 
 
+class _Arguments(TypedDict, Generic[A], total=False):
+    """What batch_norm takes by keyword whatever it returns."""
+
+    weight: Array | None
+    bias: Array | None
+    channel_axis: SupportsIndex
+    eps: Number
+    out: A | None
+
+
+class _WithGiven(_Arguments[A], total=False):
+    mean: Array | None
+    var: Array | None
+
+
 @overload
-def batch_norm(
-    x: A,
-    /,
-    *,
-    weight: Array | None = ...,
-    bias: Array | None = ...,
-    channel_axis: SupportsIndex = ...,
-    mean: Array | None = ...,
-    var: Array | None = ...,
-    eps: Number = ...,
-    out: A | None = ...,
-    return_moments: Literal[False] = ...,
-) -> A: ...
+def batch_norm(x: A, /, *, return_moments: Literal[False] = ..., **options: Unpack[_WithGiven[A]]) -> A: ...
 
 
 @overload
 def batch_norm(
-    x: A,
-    /,
-    *,
-    weight: Array | None = ...,
-    bias: Array | None = ...,
-    channel_axis: SupportsIndex = ...,
-    mean: None = ...,
-    var: None = ...,
-    eps: Number = ...,
-    out: A | None = ...,
-    return_moments: Literal[True],
+    x: A, /, *, return_moments: Literal[True], mean: None = ..., var: None = ..., **options: Unpack[_Arguments[A]]
 ) -> tuple[A, Moments]: ...
 
 
 @overload
 def batch_norm(
-    x: A,
-    /,
-    *,
-    weight: Array | None = ...,
-    bias: Array | None = ...,
-    channel_axis: SupportsIndex = ...,
-    mean: None = ...,
-    var: None = ...,
-    eps: Number = ...,
-    out: A | None = ...,
-    return_moments: bool,
+    x: A, /, *, return_moments: bool, mean: None = ..., var: None = ..., **options: Unpack[_Arguments[A]]
 ) -> A | tuple[A, Moments]: ...
 
 
@@ -217,7 +200,7 @@ def update_running(
 
     """
     n, share, backend = _check_running(running_mean, running_var, batch, momentum)
-    taken = _correction(correction)
+    taken = correction_argument("update_running", correction)
     ops = backend.ops
     moved: tuple[A, A] = ops.on_device(running_mean, _moved, running_mean, running_var, batch, n, share, taken, ops)
     return moved
@@ -302,10 +285,10 @@ def _check_running(running_mean: Array, running_var: Array, batch: object, momen
     return n, share, backend
 
 
-def _correction(value: object) -> int:
-    """Return update_running's correction as an int; raise unless it is one and not negative."""
-    correction = index_argument("update_running", "correction", value)
+def correction_argument(function: str, value: object) -> int:
+    """Return the correction of a variance as an int; raise unless it is one and not negative."""
+    correction = index_argument(function, "correction", value)
     if correction < 0:
-        msg = f"update_running: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
+        msg = f"{function}: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
         raise ValueError(msg)
     return correction

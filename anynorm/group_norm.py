@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Any, Generic, Literal, SupportsIndex, TypedDict, Unpack, overload
 
 from anynorm._core.arrays import A, Array, Number
 from anynorm._core.dispatch import norm
@@ -83,49 +83,27 @@ def group_norm(
     return call  # type: ignore[no-any-return]
 
 
-@overload
-def instance_norm(
-    x: A,
-    /,
-    *,
-    weight: Array | None = ...,
-    bias: Array | None = ...,
-    channel_axis: SupportsIndex = ...,
-    batch_axis: AxesLike = ...,
-    eps: Number = ...,
-    out: A | None = ...,
-    return_moments: Literal[False] = ...,
-) -> A: ...
+class _Arguments(TypedDict, Generic[A], total=False):
+    """What instance_norm takes by keyword whatever it returns."""
+
+    weight: Array | None
+    bias: Array | None
+    channel_axis: SupportsIndex
+    batch_axis: AxesLike
+    eps: Number
+    out: A | None
 
 
 @overload
-def instance_norm(
-    x: A,
-    /,
-    *,
-    weight: Array | None = ...,
-    bias: Array | None = ...,
-    channel_axis: SupportsIndex = ...,
-    batch_axis: AxesLike = ...,
-    eps: Number = ...,
-    out: A | None = ...,
-    return_moments: Literal[True],
-) -> tuple[A, Moments]: ...
+def instance_norm(x: A, /, *, return_moments: Literal[False] = ..., **options: Unpack[_Arguments[A]]) -> A: ...
 
 
 @overload
-def instance_norm(
-    x: A,
-    /,
-    *,
-    weight: Array | None = ...,
-    bias: Array | None = ...,
-    channel_axis: SupportsIndex = ...,
-    batch_axis: AxesLike = ...,
-    eps: Number = ...,
-    out: A | None = ...,
-    return_moments: bool,
-) -> A | tuple[A, Moments]: ...
+def instance_norm(x: A, /, *, return_moments: Literal[True], **options: Unpack[_Arguments[A]]) -> tuple[A, Moments]: ...
+
+
+@overload
+def instance_norm(x: A, /, *, return_moments: bool, **options: Unpack[_Arguments[A]]) -> A | tuple[A, Moments]: ...
 
 
 @norm(moments_of)

@@ -11,9 +11,6 @@ from typing import Any, NoReturn
 
 from anynorm._core.arrays import class_name
 
-# Stands for a number of groups that was not given.
-MISSING: Any = object()
-
 # What torch.nn.functional's function of the same name takes after x.
 _TORCH = {
     "layer_norm": ("normalized_shape", "weight", "bias", "eps"),
@@ -21,13 +18,6 @@ _TORCH = {
     "group_norm": ("num_groups", "weight", "bias", "eps"),
     "instance_norm": ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
     "batch_norm": ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-}
-_OWN = {
-    "layer_norm": "x, weight and bias",
-    "rms_norm": "x, weight and bias",
-    "group_norm": "x, num_groups, weight and bias",
-    "instance_norm": "x",
-    "batch_norm": "x",
 }
 
 
@@ -55,40 +45,38 @@ def advice_on_binding(
     given |= {name: value for name, value in options.items() if name in by_keyword}
     own = {name: given.get(name, parameter.default) for name, parameter in parameters.items() if name != "x"}
     if groups_missing:
-        own["num_groups"] = MISSING
-    try:
-        reject_call(function.__name__, excess, unknown, **own)
-    except TypeError as better:
-        return better
+        del own["num_groups"]
+    *others, last = by_position
+    can_be = f"{', '.join(others)} and {last}" if others else last
+    return TypeError(f"{function.__name__}: " + _on_call(function.__name__, can_be, excess, unknown, own))
 
 
-def reject_call(function: str, excess: tuple[Any, ...], unknown: dict[str, Any], **own: object) -> NoReturn:
-    """Raise the TypeError for more arguments by position than a function takes, or for keywords that it does not know.
+def _on_call(
+    function: str, can_be: str, excess: tuple[Any, ...], unknown: dict[str, Any], own: dict[str, object]
+) -> str:
+    """Return the error about more arguments by position than a function takes, or keywords that it does not know.
 
-    `excess` are those by position that are too many, `own` the function's other arguments.
+    `excess` are those by position that are too many, `can_be` says which can be given so, `own` are the function's
+    other arguments.
     """
     order = _TORCH[function]
-    if own.get("num_groups") is MISSING:
-        del own["num_groups"]
     before = [name for name in ("num_groups", "weight", "bias") if name in own] if order[0] != "running_mean" else []
     given = (*[own.pop(name) for name in before], *excess) if excess else ()
     known = {name: value for name, value in own.items() if not _is_default(function, name, value)}
     named = dict(zip(order, given, strict=False))
-    msg = f"{function}: "
+    msg = ""
     if given:
-        msg += f"only {_OWN[function]} can be given by position, got {len(given) + 1} arguments so. "
+        msg += f"only {can_be} can be given by position, got {len(given) + 1} arguments so. "
     if unknown:
         names = " and ".join(unknown)
         msg += f"It has no keyword {names}. " if len(unknown) == 1 else f"It has no keywords {names}. "
     elif not excess:
-        msg += "num_groups is missing. Give it by position, e.g. anynorm.group_norm(x, 1)."
-        raise TypeError(msg)
+        return "num_groups is missing. Give it by position, e.g. anynorm.group_norm(x, 1)."
     twice = named.keys() & (unknown.keys() | known.keys()) or unknown.keys() & known.keys()
     all_of_it = named | unknown | known
     if twice or len(given) > len(order) or not _is_torchs(function, all_of_it, set(order) | own.keys()):
         others = "Give the others by keyword, e.g. eps=..." if excess else "Leave it out, or give what it has"
-        msg += f"{others}, as help(anynorm.{function}) shows them."
-        raise TypeError(msg)
+        return msg + f"{others}, as help(anynorm.{function}) shows them."
     if order[0] == "running_mean" and 0 < len(given) <= 2:
         msg += "Give weight=..., bias=... by keyword. "
     if function == "instance_norm" and all_of_it.get("running_mean") is not None and _flag(all_of_it, True):
@@ -97,7 +85,7 @@ def reject_call(function: str, excess: tuple[Any, ...], unknown: dict[str, Any],
         msg += _EPS_OF_RMS
     order_given = ", ".join([*order[: len(given)], *[f"{name}=..." for name in unknown]])
     msg += f"In torch's {'order' if given else 'words'}, (x, {order_given}), the same call is "
-    raise TypeError(msg + _instead(function, all_of_it))
+    return msg + _instead(function, all_of_it)
 
 
 _EPS_OF_RMS = "Where none is given torch's eps is the machine epsilon, anynorm's 1e-6. "

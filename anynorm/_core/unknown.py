@@ -28,15 +28,13 @@ def namespace(x: object) -> tuple[str, Any] | None:
     if xp.__name__ == "jax.numpy" and type(x).__module__ == "numpy":
         # An array of float0, JAX's "no gradient", which is NumPy's: its type says nothing of those that follow.
         xp = array_api_compat.array_namespace(cast("Any", x).view("V1"))
-    if xp.__name__ == "array_api_compat.numpy" and _ignores_its_class(type(x)):
+    # array-api-compat takes both for plain arrays: it would drop the mask and multiply matrices.
+    if xp.__name__ == "array_api_compat.numpy" and {"MaskedArray", "matrix"} & {
+        cls.__name__ for cls in type(x).__mro__
+    }:
         return None
     name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     return name, xp
-
-
-def _ignores_its_class(cls: type) -> bool:
-    # array-api-compat takes both for plain arrays: it would drop the mask and multiply matrices.
-    return any(base.__name__ in ("MaskedArray", "matrix") for base in cls.__mro__)
 
 
 class UntestedOps(Ops):

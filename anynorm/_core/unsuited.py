@@ -23,7 +23,8 @@ def unsuited(x: object, *, chunks: bool = False) -> str | None:
         dense = _by(x, chunks, "toarray()", "todense()") or "by its library's own function"
         return f"{has} {type_name(x)}, whose missing zeros a norm would fill. Convert it first, {dense}."
     if _has(x, "unit") or _has(x, "units"):
-        numbers = _by(x, chunks, "magnitude", "value") or f"with {_called('numpy.asarray', x, chunks)}"
+        numbers = _by(x, chunks, "magnitude", "value")
+        numbers = numbers or f"with {conversion('numpy.asarray', x) if chunks else 'numpy.asarray'}"
         return (
             f"{has} {type_name(x)}, which has a unit, and eps has none. Pass its numbers, {numbers}; "
             "what is normalized has no unit."
@@ -64,7 +65,3 @@ def _by(x: object, chunks: bool, *attributes: str) -> str | None:
         if hasattr(x, attribute.removesuffix("()")):
             return f"with {conversion(f'lambda block: block.{attribute}', x) if chunks else f'.{attribute}'}"
     return None
-
-
-def _called(function: str, x: object, chunks: bool) -> str:
-    return conversion(function, x) if chunks else function

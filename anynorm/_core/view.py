@@ -176,17 +176,13 @@ def _merged(axes: list[_Axis]) -> list[_Axis]:
     merged: list[_Axis] = []
     for inner in axes:
         outer = merged[-1] if merged else None
-        if outer is not None and _continues(outer, inner):
+        beyond = tuple([step * inner.length for step in inner.steps])  # the step after the last along `inner`
+        # Channels within a group, of which there is one axis, share their places with none.
+        if outer is not None and outer.places == inner.places and outer.steps == beyond:
             merged[-1] = inner._replace(length=outer.length * inner.length, members=outer.members + inner.members)
         else:
             merged.append(inner)
     return merged
-
-
-def _continues(outer: _Axis, inner: _Axis) -> bool:
-    """Say whether a step along `outer` is, in every array, the one after the last along `inner`."""
-    # Channels within a group, of which there is one axis, share their places with none.
-    return outer.places == inner.places and outer.steps == tuple([step * inner.length for step in inner.steps])
 
 
 def _places(axes: list[_Axis]) -> tuple[str, ...] | None:

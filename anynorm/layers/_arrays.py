@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from anynorm._convert import FLOATING, LIKE_NUMPY, default_integer, device_of, dtype_of
-from anynorm._core.arrays import Array, Namespace, described, dtype_name
+from anynorm._convert import LIKE_NUMPY, default_integer, device_of, dtype_of
+from anynorm._core.arrays import FLOATING, Array, Namespace, described, dtype_name
 from anynorm._core.backends import backend_of, ops_of
 from anynorm._core.checks import check_array, check_companion
 from anynorm._core.ops import Ops

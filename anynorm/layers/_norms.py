@@ -13,18 +13,8 @@ from anynorm.layers._pytrees import pytree
 class _OverAxes(Layer):
     """A norm over axes whose lengths are known when the layer is made."""
 
-    def __init__(
-        self,
-        shape: int | tuple[int, ...],
-        *,
-        axis: Axes,
-        eps: float,
-        weight: bool | Array,
-        bias: bool | Array,
-        xp: Namespace | None,
-        dtype: object,
-        device: object,
-    ) -> None:
+    def _set_axes(self, shape: int | tuple[int, ...], axis: Axes) -> None:
+        """Check shape and axis, and keep them."""
         name = type(self).__name__
         lengths = shape if isinstance(shape, tuple | list) else (shape,)
         self.shape = tuple([count(name, "shape", length) for length in lengths])
@@ -36,7 +26,6 @@ class _OverAxes(Layer):
                 "reduced axis, at least one, and axis names each once; axis=None stands for the last axes."
             )
             raise ValueError(msg)
-        self._set_up(self.shape, weight, bias, xp, dtype, device, eps)
 
     def _axes(self) -> tuple[int, ...]:
         if self.axis is None:
@@ -45,9 +34,8 @@ class _OverAxes(Layer):
 
     def _step(self, x: Array, update: bool) -> Step:  # noqa: ARG002  nothing to update
         axes = self._axes()
-        ops = self._check_input(x, axes)
-        options = {**self._affine(ops), "axis": axes, "eps": self.eps}
-        return Step(type(self)._function, (), options)
+        affine = self._affine(self._check_input(x, axes))
+        return Step(type(self)._function, (), {**affine, "axis": axes, "eps": self.eps})
 
 
 @pytree
@@ -109,7 +97,8 @@ class LayerNorm(_OverAxes):
         dtype: object = None,
         device: object = None,
     ) -> None:
-        super().__init__(shape, axis=axis, eps=eps, weight=weight, bias=bias, xp=xp, dtype=dtype, device=device)
+        self._set_axes(shape, axis)
+        self._set_up(self.shape, weight, bias, xp, dtype, device, eps)
 
 
 @pytree
@@ -156,7 +145,8 @@ class RMSNorm(_OverAxes):
         dtype: object = None,
         device: object = None,
     ) -> None:
-        super().__init__(shape, axis=axis, eps=eps, weight=weight, bias=bias, xp=xp, dtype=dtype, device=device)
+        self._set_axes(shape, axis)
+        self._set_up(self.shape, weight, bias, xp, dtype, device, eps)
 
 
 @pytree
@@ -223,7 +213,6 @@ class GroupNorm(Layer):
         self._set_up((self.num_channels,), weight, bias, xp, dtype, device, eps)
 
     def _step(self, x: Array, update: bool) -> Step:  # noqa: ARG002  nothing to update
-        ops = self._check_input(x, (self.channel_axis,))
+        affine = self._affine(self._check_input(x, (self.channel_axis,)))
         axes = {"channel_axis": self.channel_axis, "batch_axis": self.batch_axis}
-        options = {**self._affine(ops), **axes, "eps": self.eps}
-        return Step(type(self)._function, (self.num_groups,), options)
+        return Step(type(self)._function, (self.num_groups,), {**affine, **axes, "eps": self.eps})

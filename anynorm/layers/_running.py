@@ -20,24 +20,9 @@ def accumulate(
 
     As `update_running`, but a NaN or infinity in any channel's mean, deviation or new statistics rejects the batch as a
     whole: one step that overflowed must not spoil every later evaluation. A batch of n ≤ correction has no variance and
-    is rejected too.
-    No Python branch depends on a value, so that compilers and schedulers can trace it and no GPU is waited for.
-
-    Parameters
-    ----------
-    running_mean, running_var, batch, momentum, correction
-        As in `update_running`.
-
-    Returns
-    -------
-    (array, array, array)
-        The new running mean and variance, or every bit of the old ones, and a 0-d bool: whether the batch was accepted.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `update_running` does.
-
+    is rejected too. Then every bit of the old statistics is returned. The last result, a 0-d bool, says if the batch
+    was accepted. No Python branch depends on a value, so that compilers and schedulers can trace it and no GPU is
+    waited for.
     """
     ops = ops_of("accumulate", "running_mean", running_mean)
     return ops.on_device(  # type: ignore[no-any-return]

@@ -9,8 +9,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
-from anynorm._convert import FLOATING, copied, default_integer, device_of, from_numpy, to_numpy
-from anynorm._core.arrays import Array, Namespace, described, dtype_name
+from anynorm._convert import copied, default_integer, device_of, from_numpy, to_numpy
+from anynorm._core.arrays import FLOATING, Array, Namespace, described, dtype_name
 from anynorm._core.backends import ops_of
 from anynorm._core.plan import show
 from anynorm.layers._arrays import Home, home_named

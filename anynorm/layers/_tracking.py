@@ -11,7 +11,7 @@ from anynorm._core.arrays import Array
 from anynorm._core.backends import ops_of
 from anynorm._core.checks import real_number
 from anynorm._core.ops import Ops
-from anynorm._core.plan import index_argument
+from anynorm.batch_norm import correction_argument
 from anynorm.layers._arrays import Home
 from anynorm.layers._layer import Layer
 from anynorm.layers._running import accumulate, cumulative_share
@@ -25,6 +25,18 @@ class Statistics(NamedTuple):
     running_var: Any
     num_batches_tracked: Any
     num_batches_skipped: Any
+
+
+def _statistic(name: str, meaning: str) -> Any:
+    """Return the property of a layer that reads and replaces one of its statistics."""
+
+    def get(layer: TrackingLayer) -> Any:
+        return None if layer._statistics is None else getattr(layer._statistics, name)
+
+    def replace(layer: TrackingLayer, new: Array) -> None:
+        layer._replace(**{name: new})
+
+    return property(get, replace, doc=meaning)
 
 
 class TrackingLayer(Layer):
@@ -41,6 +53,15 @@ class TrackingLayer(Layer):
 
     _names = ("weight", "bias", *Statistics._fields)
 
+    running_mean = _statistic("running_mean", "The running mean of each channel, or None.")
+    running_var = _statistic("running_var", "The running variance of each channel, or None.")
+    num_batches_tracked = _statistic(
+        "num_batches_tracked", "How many batches entered the statistics, a 0-d array of integers, or None."
+    )
+    num_batches_skipped = _statistic(
+        "num_batches_skipped", "How many batches were left out because theirs were not finite, likewise."
+    )
+
     momentum: float | None
     correction: int
     track_running_stats: bool
@@ -55,10 +76,7 @@ class TrackingLayer(Layer):
                 "weight of the new value; where another library's momentum m is the weight of the old one, pass 1 - m."
             )
             raise ValueError(msg)
-        self.correction = index_argument(name, "correction", correction)
-        if self.correction < 0:
-            msg = f"{name}: correction must be 0 or more, got {correction}. Use 1 for the unbiased variance."
-            raise ValueError(msg)
+        self.correction = correction_argument(name, correction)
         if not isinstance(track_running_stats, bool):
             msg = f"{name}: track_running_stats must be True or False, got {track_running_stats!r}."
             raise TypeError(msg)
@@ -100,51 +118,12 @@ class TrackingLayer(Layer):
             # asarray, because NumPy's 0-d arrays become scalars under arithmetic.
             self._statistics = Statistics(mean, var, xp.asarray(tracked + step), xp.asarray(skipped + (1 - step)))
 
-    def _statistic(self, name: str) -> Any:
-        return None if self._statistics is None else getattr(self._statistics, name)
-
     def _replace(self, **new: Array) -> None:
         with self._lock:
             if self._statistics is None:
                 msg = f"{type(self).__name__}: with track_running_stats=False there are no running statistics to set."
                 raise AttributeError(msg)
             self._statistics = self._statistics._replace(**new)
-
-    @property
-    def running_mean(self) -> Any:
-        """The running mean of each channel, or None."""
-        return self._statistic("running_mean")
-
-    @running_mean.setter
-    def running_mean(self, new: Array) -> None:
-        self._replace(running_mean=new)
-
-    @property
-    def running_var(self) -> Any:
-        """The running variance of each channel, or None."""
-        return self._statistic("running_var")
-
-    @running_var.setter
-    def running_var(self, new: Array) -> None:
-        self._replace(running_var=new)
-
-    @property
-    def num_batches_tracked(self) -> Any:
-        """How many batches entered the statistics, a 0-d array of integers, or None."""
-        return self._statistic("num_batches_tracked")
-
-    @num_batches_tracked.setter
-    def num_batches_tracked(self, new: Array) -> None:
-        self._replace(num_batches_tracked=new)
-
-    @property
-    def num_batches_skipped(self) -> Any:
-        """How many batches were left out because theirs were not finite, a 0-d array of integers, or None."""
-        return self._statistic("num_batches_skipped")
-
-    @num_batches_skipped.setter
-    def num_batches_skipped(self, new: Array) -> None:
-        self._replace(num_batches_skipped=new)
 
     def _assign(self, new: Mapping[str, Any]) -> None:
         """Replace arrays by name, the statistics among them all at once."""

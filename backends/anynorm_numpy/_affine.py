@@ -46,17 +46,10 @@ class Affine:
         if extreme is not None:
             out *= np.where(extreme, scale, 1.0).astype(out.dtype)
             out += np.where(extreme, -0.0 if shift is None else shift, -0.0).astype(out.dtype)
-        self._apply_spread(out, sets, span)
-
-    def _apply_spread(self, out: Array, sets: range, span: range) -> None:
-        """Multiply and add what varies within a set."""
-        scale, shift = self._spread
-        if scale is not None:
-            view, values = scale.against(out, sets, span)
-            view *= values
-        if shift is not None:
-            view, values = shift.against(out, sets, span)
-            view += values
+        for parameter, combine in zip(self._spread, (np.multiply, np.add), strict=True):
+            if parameter is not None:  # it varies within a set
+                view, values = parameter.against(out, sets, span)
+                combine(view, values, out=view)
 
 
 def _extreme(whole: Array, factor: Array, scale: Array, dtype: np.dtype[Any]) -> Any:

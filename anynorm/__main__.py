@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from anynorm import __version__
 from anynorm._cli import UsageError, piped
-
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
+from anynorm._core.arrays import FLOATING
 
 # What the extra `cli` installs, by the name it is imported under.
 _EXTRA = {"numpy": "NumPy", "rich": "rich", "matplotlib": "matplotlib", "PIL": "Pillow", "sklearn": "scikit-learn"}
@@ -86,7 +85,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="G",
         help="groups of group norm (default: the largest divisor among 32, 16, ... 1)",
     )
-    parser.add_argument("--dtype", choices=_DTYPES, help="compute on the data in this dtype")
+    parser.add_argument("--dtype", choices=FLOATING, help="compute on the data in this dtype")
     parser.add_argument(
         "--libraries", metavar="A,B", help="the array libraries to run (default: all that are installed)"
     )

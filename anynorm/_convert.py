@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     NumPyArray = np.ndarray[Any, np.dtype[Any]]
 
-FLOATING = ("float16", "bfloat16", "float32", "float64")
-
 # Libraries whose dtypes are NumPy's own.
 LIKE_NUMPY = ("numpy", "cupy", "dask", "jax")
 
@@ -26,11 +24,8 @@ LIKE_NUMPY = ("numpy", "cupy", "dask", "jax")
 def dtype_of(ops: Ops, name: str, device: object = None) -> Any:
     """Return the library's dtype of this name; a ValueError where it has none, on this device or as it is set."""
     found = numpy_dtype(name) if ops.name in LIKE_NUMPY else getattr(ops.xp, name, None)
-    if name == "float64" or name == "int64":
-        where = {} if ops.name in ("jax", "dask") else {"device": device}
-        if name not in ops.xp.__array_namespace_info__().dtypes(kind=None, **where):
-            found = None
-    if found is None:
+    absent = name in ("float64", "int64") and name not in _asked(ops, "dtypes", device, kind=None)
+    if found is None or absent:
         advice = "Set jax_enable_x64 before, or choose" if ops.name == "jax" else "Choose"
         msg = f"{ops.name} has no {name} here. {advice} another dtype, e.g. float32."
         raise ValueError(msg)
@@ -39,8 +34,13 @@ def dtype_of(ops: Ops, name: str, device: object = None) -> Any:
 
 def default_integer(ops: Ops, device: object = None) -> str:
     """Return the name of the library's default integer dtype: int64 where it has that."""
+    return dtype_name(_asked(ops, "default_dtypes", device)["integral"])
+
+
+def _asked(ops: Ops, question: str, device: object, **options: Any) -> Any:
+    """Return what the library's namespace says of its dtypes on a device."""
     where = {} if ops.name in ("jax", "dask") else {"device": device}
-    return dtype_name(ops.xp.__array_namespace_info__().default_dtypes(**where)["integral"])
+    return getattr(ops.xp.__array_namespace_info__(), question)(**options, **where)
 
 
 def device_of(array: Any) -> Any:

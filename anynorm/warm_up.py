@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from anynorm._core.arrays import described
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+from anynorm._core.arrays import FLOATING, described
 
 
 def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> None:
@@ -43,8 +41,8 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
         raise TypeError(msg)
     wanted = tuple(dtypes)
     for dtype in wanted:
-        if dtype not in DTYPES:
-            msg = f"warm_up: dtypes must be among {', '.join(DTYPES)}; got {dtype!r}. Name them as strings."
+        if dtype not in FLOATING:
+            msg = f"warm_up: dtypes must be among {', '.join(FLOATING)}; got {dtype!r}. Name them as strings."
             raise ValueError(msg)
     import anynorm_numba
 

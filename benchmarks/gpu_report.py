@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anynorm._cli.show import duration, line, table
+from anynorm._cli.show import duration, table
 from benchmarks.gpu_peers import NOBODY
 from benchmarks.gpu_summary import MICROSECONDS, PERCENT, RATIO
 from benchmarks.limit import COPY
@@ -22,9 +22,9 @@ def report(result: dict[str, Any]) -> None:
     left_out(result["left_out"])
     _summary(result["summary"])
     for library, speed in result["copy_gb_per_second"].items():
-        line(f"A copy by {library}: {speed:.0f} GB/s, read and written bytes counted.")
+        print(f"A copy by {library}: {speed:.0f} GB/s, read and written bytes counted.")
     machine = result["machine"]
-    line(f"{machine['card'] or 'unknown card'}, driver {machine['driver'] or 'unknown'}; {result['seconds']} s")
+    print(f"{machine['card'] or 'unknown card'}, driver {machine['driver'] or 'unknown'}; {result['seconds']} s")
 
 
 def figure(value: float, unit: str) -> str:

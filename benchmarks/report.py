@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from anynorm._cli.show import duration, line, table
+from anynorm._cli.show import duration, table
 from benchmarks.bounds import BOUND
 from benchmarks.limit import COPY
 from benchmarks.machine import DISTURBED, disturbed
@@ -29,11 +29,11 @@ def report(result: dict[str, Any]) -> None:
     if lines:
         table("Layer norm of (8, 64) float32 with weight and bias, and what it is made of", ["call", "µs"], lines)
     machine = result["machine"]
-    line(f"\n{machine['processor']}, {machine['cores']} cores; {result['seconds']} s")
+    print(f"\n{machine['processor']}, {machine['cores']} cores; {result['seconds']} s")
     count = sum([disturbed(row["others"]) for row in pairs])
     if count:
         words = f"others used more than {DISTURBED:g} of a core meanwhile, so do not trust it"
-        line(f"* {words}: {count} of {len(pairs)} pairs")
+        print(f"* {words}: {count} of {len(pairs)} pairs")
 
 
 def _torch(rows: Sequence[Row]) -> None:

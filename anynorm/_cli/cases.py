@@ -14,9 +14,8 @@ import numpy as np
 from anynorm import _reference
 from anynorm._cli.libraries import bfloat16
 from anynorm._cli.norms import Layout, Norm, five_norms
+from anynorm._core.arrays import FLOATING
 from anynorm._reference_gradients import Gradients
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 _IMAGES = Layout((4, 8, 6, 7), channel_axis=1, groups=4)
 
@@ -97,19 +96,16 @@ def cases() -> dict[tuple[str, str], list[Case]]:
 def _norms(kind: Input) -> list[Norm]:
     norms = five_norms(kind.layout)
     if kind.layout is _ROWS:
-        norms = [_over_leading_axes(norm) if "axis" in norm.options else norm for norm in norms]
+        over_leading: dict[str, Any] = {"options": {"axis": (0, 1)}, "parameter_shape": _ROWS.shape[:2]}
+        norms = [replace(norm, **over_leading) if "axis" in norm.options else norm for norm in norms]
     if kind.eps is not None:
         norms = [replace(norm, options=norm.options | {"eps": kind.eps}) for norm in norms]
     return norms
 
 
-def _over_leading_axes(norm: Norm) -> Norm:
-    return replace(norm, options={"axis": (0, 1)}, parameter_shape=_ROWS.shape[:2])
-
-
 def judged_dtypes() -> dict[str, Any]:
     """Return, by name, the dtypes for which an exact result can be had here."""
-    dtypes = {name: bfloat16() if name == "bfloat16" else np.dtype(name) for name in DTYPES}
+    dtypes = {name: bfloat16() if name == "bfloat16" else np.dtype(name) for name in FLOATING}
     return {
         name: dtype
         for name, dtype in dtypes.items()

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 
 import anynorm
 from anynorm._cli import libraries, show
-from anynorm._cli.cases import DTYPES, INPUTS, Case, cases, judged_dtypes
+from anynorm._cli.cases import INPUTS, Case, cases, judged_dtypes
 from anynorm._cli.libraries import ArrayLibrary, Installed
+from anynorm._core.arrays import FLOATING
 from anynorm._reference import NumPyArray
 
 
@@ -157,11 +158,11 @@ def _result(name: str, library: ArrayLibrary, found: object, like: NumPyArray) -
 def _print(report: Report) -> None:
     checked = dict.fromkeys([finding.library for finding in report.findings])
     versions = [f"{name} {version}" for name, version in report.versions.items() if name not in checked]
-    show.line(", ".join(versions))
-    show.line(f"inputs: {', '.join(report.inputs)}")
+    print(", ".join(versions))
+    print(f"inputs: {', '.join(report.inputs)}")
     for note in report.notes:
-        show.line(f"note: {note}")
-    dtypes = [dtype for dtype in DTYPES if any(finding.dtype == dtype for finding in report.findings)]
+        print(f"note: {note}")
+    dtypes = [dtype for dtype in FLOATING if any(finding.dtype == dtype for finding in report.findings)]
     for what, error in (("result", "error"), ("gradients (dx, dweight, dbias)", "gradient_error")):
         show.table(
             f"Largest error against the exact {what}, in units of the contract's bound (1 is allowed)",
@@ -173,16 +174,14 @@ def _print(report: Report) -> None:
         ("library", "version", "path"),
         [(library, report.versions[library], _paths(report, library)) for library in checked],
     )
-    show.line("")
+    print()
     for name, why in (report.absent | report.broken).items():
-        show.line(f"not checked: {name}: {why}{show.OFF if name in report.broken else ''}")
+        print(f"not checked: {name}: {why}{show.OFF if name in report.broken else ''}")
     off = [finding for finding in report.findings if not finding.fine]
     for finding in off:
         for what in _complaints(finding):
-            show.line(f"off: {finding.norm} on {finding.library}, {finding.dtype}, {what}{show.OFF}")
-    show.line(
-        f"{len(report.findings) - len(off)} of {len(report.findings)} are within the contract, results and gradients"
-    )
+            print(f"off: {finding.norm} on {finding.library}, {finding.dtype}, {what}{show.OFF}")
+    print(f"{len(report.findings) - len(off)} of {len(report.findings)} are within the contract, results and gradients")
 
 
 def _complaints(finding: Finding) -> list[str]:

@@ -130,11 +130,11 @@ def _describe(data: Data, found: Installed, usable: list[ArrayLibrary]) -> Repor
 
 def _print(report: Report) -> None:
     names = list(report.libraries)
-    show.line(f"anynorm {report.anynorm} on Python {report.python}")
-    show.line(f"data: {report.source}")
-    show.line(f"batch: {report.dtype} {report.shape} = ({', '.join(report.axes)}), {counted(report.groups, 'group')}")
+    print(f"anynorm {report.anynorm} on Python {report.python}")
+    print(f"data: {report.source}")
+    print(f"batch: {report.dtype} {report.shape} = ({', '.join(report.axes)}), {counted(report.groups, 'group')}")
     for note in report.notes:
-        show.line(f"note: {note}")
+        print(f"note: {note}")
     show.table(
         "What each norm reduces",
         ("norm", "which values share a statistic", "reduces", "statistics", "of values", "parameters"),
@@ -159,28 +159,36 @@ def _print(report: Report) -> None:
     show.table(
         "Largest error against the exact result, in units of the contract's bound (1 is allowed)",
         ("norm", *names, "between any two"),
-        [(r.norm, *[show.units(outcome.error) for outcome in r.libraries], _difference_cell(r)) for r in report.norms],
+        # Two results within the contract may lie on either side of the exact one.
+        [
+            (
+                r.norm,
+                *[show.units(outcome.error) for outcome in r.libraries],
+                show.units(r.largest_difference, allowed=2),
+            )
+            for r in report.norms
+        ],
     )
     show.table(
         "Libraries",
         ("library", "version", "path"),
         [(name, version, _paths(report, name)) for name, version in report.libraries.items()],
     )
-    show.line("")
+    print()
     for name, why in (report.absent | report.broken).items():
-        show.line(f"not run: {name}: {why}{show.OFF if name in report.broken else ''}")
+        print(f"not run: {name}: {why}{show.OFF if name in report.broken else ''}")
     for result in report.norms:
         for outcome in result.libraries:
             if outcome.problem:
-                show.line(f"problem: {result.norm} on {outcome.library}: {outcome.problem}{show.OFF}")
-    show.line(f"picture: {report.picture}")
+                print(f"problem: {result.norm} on {outcome.library}: {outcome.problem}{show.OFF}")
+    print(f"picture: {report.picture}")
 
 
 def _spread_cells(spread: Spread | None) -> tuple[str, str, str]:
     if spread is None:
         return "-", "-", "-"
-    low, high = [show.number(mean) for mean in spread.channel_means]
-    return show.number(spread.mean), show.number(spread.std), f"{low} to {high}"
+    low, high = spread.channel_means
+    return f"{spread.mean:.4g}", f"{spread.std:.4g}", f"{low:.4g} to {high:.4g}"
 
 
 def _batch_cell(result: NormResult) -> str:
@@ -189,11 +197,6 @@ def _batch_cell(result: NormResult) -> str:
     if result.batch_difference is None:
         return "yes (refused alone)"
     return f"{'yes' if result.batch_matters else 'no'} ({result.batch_difference:.2g} units)"
-
-
-def _difference_cell(result: NormResult) -> str:
-    # Two results within the contract may lie on either side of the exact one.
-    return show.units(result.largest_difference, allowed=2)
 
 
 def _time_cell(outcome: LibraryResult) -> str:

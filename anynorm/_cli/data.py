@@ -16,6 +16,7 @@ from anynorm._cli import UsageError
 from anynorm._cli.libraries import bfloat16
 from anynorm._cli.norms import Layout, counted
 from anynorm._cli.sources import ONE_IMAGE, Found, read, shipped
+from anynorm._core.arrays import FLOATING
 from anynorm._reference import NumPyArray
 
 # 256 MiB of float32, of which some ten copies are in memory at once.
@@ -87,16 +88,12 @@ def _channel_axis(found: Found, given: int | None) -> int:
         return found.channel_axis % ndim
     if ndim == 2:
         axis, why = 1, "an array of two axes is (samples, features)"
-    elif _looks_last(shape):
+    elif shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4):
         axis, why = ndim - 1, f"the last axis is as short as colours are, {shape[-1]}"
     else:
         axis, why = 1, "channels follow the samples"
     found.notes.append(f"--channel-axis is guessed to be {axis}: {why}")
     return axis
-
-
-def _looks_last(shape: tuple[int, ...]) -> bool:
-    return shape[-1] in (1, 3, 4) and shape[1] not in (1, 3, 4)
 
 
 def _sample(array: NumPyArray, channel_axis: int, notes: list[str]) -> NumPyArray:
@@ -135,7 +132,7 @@ def _as_batch(x: NumPyArray, channel_axis: int, notes: list[str]) -> tuple[NumPy
 def _as_floating(x: NumPyArray, dtype: str | None, notes: list[str]) -> NumPyArray:
     """Return x in a dtype the library takes, native and contiguous; what it loses by that is noted."""
     target = dtype or x.dtype.name
-    if target not in ("float16", "bfloat16", "float32", "float64"):
+    if target not in FLOATING:
         target = "float64" if x.dtype.kind == "f" else "float32"
     if target == "bfloat16" and bfloat16() is None:
         msg = "--dtype bfloat16 needs ml_dtypes, which is not installed: pip install ml_dtypes"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anynorm._cli import UsageError
+from anynorm._core.arrays import FLOATING
 from anynorm._reference import NumPyArray
 
 
@@ -49,17 +50,15 @@ def find(wanted: str | None, step: Callable[[str], None]) -> Installed:
 
     A wanted library that cannot be used is a UsageError.
     """
-    names = _names(wanted)
     found = Installed([], {}, {})
-    for name in names:
+    for name in _names(wanted):
         step(f"import {name}")
         try:
             found.libraries.append(_MAKERS[name]())
         except NoDeviceError as error:
             found.absent[name] = str(error)
         except ModuleNotFoundError as error:
-            root = name.partition(".")[0]
-            if error.name == root:
+            if error.name == name.partition(".")[0]:
                 found.absent[name] = "not installed"
             else:
                 found.broken[name] = f"its import failed: {error}"
@@ -91,14 +90,13 @@ def _names(wanted: str | None) -> list[str]:
     return names
 
 
-def _with_bfloat16(*dtypes: str) -> tuple[str, ...]:
+def _dtypes() -> tuple[str, ...]:
     # Without ml_dtypes there is no bfloat16 in NumPy, and so no reference to judge any library's by.
-    return dtypes if bfloat16() is None else (dtypes[0], "bfloat16", *dtypes[1:])
+    return tuple([name for name in FLOATING if name != "bfloat16" or bfloat16() is not None])
 
 
 def _numpy() -> ArrayLibrary:
-    dtypes = _with_bfloat16("float16", "float32", "float64")
-    return ArrayLibrary("numpy", np.__version__, dtypes, of_numpy=lambda a: a, to_numpy=lambda y: y)
+    return ArrayLibrary("numpy", np.__version__, _dtypes(), of_numpy=lambda a: a, to_numpy=lambda y: y)
 
 
 def _torch(device: str = "cpu") -> ArrayLibrary:
@@ -122,8 +120,8 @@ def _torch(device: str = "cpu") -> ArrayLibrary:
             torch.cuda.synchronize()
         return y
 
-    name, version = ("torch", torch.__version__) if device == "cpu" else ("torch.cuda", torch.__version__)
-    return ArrayLibrary(name, version, _with_bfloat16("float16", "float32", "float64"), of_numpy, to_numpy, finish)
+    name = "torch" if device == "cpu" else "torch.cuda"
+    return ArrayLibrary(name, torch.__version__, _dtypes(), of_numpy, to_numpy, finish)
 
 
 def _jax() -> ArrayLibrary:
@@ -133,7 +131,7 @@ def _jax() -> ArrayLibrary:
     return ArrayLibrary(
         "jax",
         jax.__version__,
-        _with_bfloat16("float16", "float32", "float64"),
+        _dtypes(),
         of_numpy=jax.numpy.asarray,
         to_numpy=np.asarray,
         finish=lambda y: y.block_until_ready(),
@@ -151,19 +149,13 @@ def _dask() -> ArrayLibrary:
         return dask_array.from_array(a, chunks=tuple(chunks))
 
     version = importlib.metadata.version("dask")
-    dtypes = _with_bfloat16("float16", "float32", "float64")
-    return ArrayLibrary("dask", version, dtypes, of_numpy, to_numpy=np.asarray, finish=lambda y: y.compute())
+    return ArrayLibrary("dask", version, _dtypes(), of_numpy, to_numpy=np.asarray, finish=lambda y: y.compute())
 
 
 def _array_api_strict() -> ArrayLibrary:
     strict = importlib.import_module("array_api_strict")
-    return ArrayLibrary(
-        "array_api_strict",
-        strict.__version__,
-        ("float32", "float64"),
-        of_numpy=strict.asarray,
-        to_numpy=np.from_dlpack,
-    )
+    dtypes = ("float32", "float64")
+    return ArrayLibrary("array_api_strict", strict.__version__, dtypes, strict.asarray, np.from_dlpack)
 
 
 def _cupy() -> ArrayLibrary:

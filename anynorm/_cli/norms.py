@@ -6,7 +6,7 @@ Also how far results are from the exact one and from one another, in units of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,37 +74,28 @@ class Norm:
         """The norm's name as it is written in a sentence."""
         return {"rms_norm": "RMS norm"}.get(self.name, self.name.replace("_", " ").capitalize())
 
+    def _call(self, function: Callable[..., Any], *arrays: Any, **parameters: Any) -> Any:
+        return function(*arrays, *self.arguments, **parameters, **self.options)
+
     def __call__(self, x: Array, weight: Array | None = None, bias: Array | None = None) -> Any:
         """Normalize x."""
-        return getattr(anynorm, self.name)(x, *self.arguments, weight=weight, bias=bias, **self.options)
+        return self._call(getattr(anynorm, self.name), x, weight=weight, bias=bias)
 
-    def vjp(self, x: Array, weight: Array | None, bias: Array | None) -> tuple[Any, Any]:
+    def vjp(self, x: Array, weight: Array | None, bias: Array | None) -> Any:
         """Normalize x; return the result and its pullback."""
-        function = getattr(anynorm, self.name)
-        y, pullback = anynorm.vjp(function, x, *self.arguments, weight=weight, bias=bias, **self.options)
-        return y, pullback
+        return self._call(anynorm.vjp, getattr(anynorm, self.name), x, weight=weight, bias=bias)
 
-    def explain(self, x: Array, weight: Array | None = None, bias: Array | None = None) -> tuple[str, str | None]:
+    def explain(self, x: Array, weight: Array | None = None, bias: Array | None = None) -> Any:
         """Return which path serves this call, and why no faster one does."""
-        function = getattr(anynorm, self.name)
-        path, reason = anynorm.explain(function, x, *self.arguments, weight=weight, bias=bias, **self.options)
-        return path, reason
+        return self._call(anynorm.explain, getattr(anynorm, self.name), x, weight=weight, bias=bias)
 
-    def reference(
-        self, x: NumPyArray, weight: NumPyArray | None = None, bias: NumPyArray | None = None
-    ) -> _reference.Reference:
+    def reference(self, x: NumPyArray, weight: NumPyArray | None = None, bias: NumPyArray | None = None) -> Any:
         """Return the exact result and the contract's bound."""
-        function = getattr(_reference, self.name)
-        result: _reference.Reference = function(x, *self.arguments, weight=weight, bias=bias, **self.options)
-        return result
+        return self._call(getattr(_reference, self.name), x, weight=weight, bias=bias)
 
-    def gradients(
-        self, dy: NumPyArray, x: NumPyArray, weight: NumPyArray | None, bias: NumPyArray | None
-    ) -> _reference_gradients.Gradients:
+    def gradients(self, dy: NumPyArray, x: NumPyArray, weight: NumPyArray | None, bias: NumPyArray | None) -> Any:
         """Return the exact gradients and the contract's bounds."""
-        return _reference_gradients.gradients(
-            self.name, dy, x, *self.arguments, weight=weight, bias=bias, **self.options
-        )
+        return self._call(_reference_gradients.gradients, self.name, dy, x, weight=weight, bias=bias)
 
     def set_size(self, layout: Layout) -> int:
         """Return how many elements share a statistic."""

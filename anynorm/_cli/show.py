@@ -80,16 +80,6 @@ def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console.print(grid)
 
 
-def line(text: str) -> None:
-    """Print one line as it is."""
-    print(text)
-
-
-def number(value: float | None) -> str:
-    """Return a number in few digits."""
-    return "-" if value is None else f"{value:.4g}"
-
-
 def units(value: float | None, allowed: float = 1) -> str:
     """Return an error in units of the bound, marked where it is more than allowed."""
     if value is None:

@@ -80,6 +80,7 @@ FLOAT64 = Format("float64", 2.0**-1022, (2.0 - 2.0**-52) * 2.0**1023)
 
 # Accepted dtypes, by name, and what each computes in: result_type(dtype, float32).
 COMPUTE = {"float16": FLOAT32, "bfloat16": FLOAT32, "float32": FLOAT32, "float64": FLOAT64}
+FLOATING = tuple(COMPUTE)
 
 
 def dtype_name(dtype: object) -> str:

@@ -29,45 +29,18 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from anynorm._core import cache as cache
-from anynorm._core import formula as formula
-from anynorm._core.arrays import FLOAT32 as FLOAT32
-from anynorm._core.arrays import FLOAT64 as FLOAT64
-from anynorm._core.arrays import Format as Format
-from anynorm._core.arrays import Operand as Operand
-from anynorm._core.arrays import Shape as Shape
-from anynorm._core.arrays import tree_sum as tree_sum
-from anynorm._core.executable import AnyResiduals as AnyResiduals
-from anynorm._core.executable import Declined as Declined
-from anynorm._core.executable import Executable as Executable
-from anynorm._core.executable import Operands as Operands
-from anynorm._core.files import write_whole as write_whole
-from anynorm._core.formula import GradientSums as GradientSums
-from anynorm._core.formula import Residuals as Residuals
-from anynorm._core.formula import Statistics as Statistics
-from anynorm._core.frames import users_level as users_level
-from anynorm._core.memory import Memory as Memory
-from anynorm._core.memory import apart as apart
-from anynorm._core.memory import may_be_written as may_be_written
-from anynorm._core.memory import reach as reach
-from anynorm._core.memory import refuses_out as refuses_out
-from anynorm._core.ops import ArrayOps as ArrayOps
-from anynorm._core.ops import Derivable
-from anynorm._core.ops import Ops as Ops
-from anynorm._core.packed import PackedResiduals as PackedResiduals
-from anynorm._core.packed import pack_statistics as pack_statistics
-from anynorm._core.packed import pack_sums as pack_sums
-from anynorm._core.packed import unpack_sums as unpack_sums
-from anynorm._core.plan import Plan as Plan
-from anynorm._core.unsuited import conversion as conversion
-from anynorm._core.unsuited import type_name as type_name
-from anynorm._core.unsuited import unsuited as unsuited
-from anynorm._core.view import Five as Five
-from anynorm._core.view import Ints as Ints
-from anynorm._core.view import Layout as Layout
-from anynorm._core.view import View as View
-from anynorm._core.view import view as view
-from anynorm._core.view import why_apart as why_apart
+from anynorm._core import cache, formula
+from anynorm._core.arrays import FLOAT32, FLOAT64, Format, Operand, Shape, tree_sum
+from anynorm._core.executable import AnyResiduals, Declined, Executable, Operands
+from anynorm._core.files import write_whole
+from anynorm._core.formula import GradientSums, Residuals, Statistics
+from anynorm._core.frames import users_level
+from anynorm._core.memory import Memory, apart, may_be_written, reach, refuses_out
+from anynorm._core.ops import ArrayOps, Derivable, Ops
+from anynorm._core.packed import PackedResiduals, pack_statistics, pack_sums, unpack_sums
+from anynorm._core.plan import Plan
+from anynorm._core.unsuited import conversion, type_name, unsuited
+from anynorm._core.view import Five, Ints, Layout, View, view, why_apart
 
 __all__ = [
     "FLOAT32",

@@ -62,7 +62,7 @@ class Executable(Derivable, Generic[X]):
 
     engine = "formula"
 
-    _likeness = 0.8  # a backend may have methods of its own on it, which it calls itself
+    _cutoff = 0.8  # a backend may have methods of its own on it, which it calls itself
 
     def __init__(self, plan: Plan, ops: ArrayOps[X], reason: str | None = None) -> None:
         self.plan = plan

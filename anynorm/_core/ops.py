@@ -16,7 +16,7 @@ class Derivable:
     Names that only instances have, set in `__init__`, are annotated in the base.
     """
 
-    _likeness = 0.0  # to a name of the base, from which on a name is refused; 0 refuses all
+    _cutoff = 0.0  # how like a name of the base one must be to be refused, as difflib counts it; all are
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -25,7 +25,7 @@ class Derivable:
         for name in vars(cls):
             if name.startswith("_") or name in known:
                 continue
-            for nearest in get_close_matches(name, known, n=1, cutoff=cls._likeness):
+            for nearest in get_close_matches(name, known, n=1, cutoff=cls._cutoff):
                 msg = (
                     f"{cls.__qualname__}: {base.__name__} has no {name!r}, so nothing would ever ask for it. Did you "
                     f"mean {nearest!r}? Helpers of your own begin with an underscore."

@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_compare(commands.add_parser("compare", help="run all five norms on real data through every installed library"))
     _add_check(commands.add_parser("check", help="measure every installed library against the exact result"))
+    for name, command in commands.choices.items():
+        command.epilog = f"{_EXIT_CODES}. The fields of --json are those of Report in anynorm/_cli/{name}.py."
+        command.add_argument("--libraries", metavar="A,B", help="the array libraries (default: all that are installed)")
+        command.add_argument("--json", action="store_true", help="machine-readable output, and nothing else, on stdout")
     return parser
 
 
@@ -65,7 +69,6 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "Run all five norms on one array through every installed array library; show what each reduces, what it does "
         "to mean and spread, whether the batch matters, time and error per library; and draw it."
     )
-    parser.epilog = f"{_EXIT_CODES}. The fields of --json are those of Report in anynorm/_cli/compare.py."
     parser.add_argument(
         "file", nargs="?", metavar="FILE", help=".npy, .npz or image file (default: data that ships with scikit-learn)"
     )
@@ -79,20 +82,12 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--channel-axis", type=int, metavar="AXIS", help="the axis of FILE's array that holds the channels or features"
     )
-    parser.add_argument(
-        "--groups",
-        type=int,
-        metavar="G",
-        help="groups of group norm (default: the largest divisor among 32, 16, ... 1)",
-    )
+    groups = "groups of group norm (default: the largest divisor among 32, 16, ... 1)"
+    parser.add_argument("--groups", type=int, metavar="G", help=groups)
     parser.add_argument("--dtype", choices=FLOATING, help="compute on the data in this dtype")
-    parser.add_argument(
-        "--libraries", metavar="A,B", help="the array libraries to run (default: all that are installed)"
-    )
     parser.add_argument(
         "--picture", default="anynorm-compare.png", metavar="PATH", help="where to write the PNG (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="machine-readable output, and nothing else, on stdout")
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -100,11 +95,6 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "For every installed array library, norm and dtype: the largest error on ordinary and hostile inputs in units "
         "of the contract's bound (at most 1), and the path taken."
     )
-    parser.epilog = f"{_EXIT_CODES}. The fields of --json are those of Report in anynorm/_cli/check.py."
-    parser.add_argument(
-        "--libraries", metavar="A,B", help="the array libraries to check (default: all that are installed)"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable output, and nothing else, on stdout")
 
 
 if __name__ == "__main__":

@@ -128,19 +128,8 @@ def instance_norm(
 
     Parameters
     ----------
-    x : array
-        Of any shape with a channel axis; float16, bfloat16, float32 or float64.
-    weight, bias : array or None
-        Of shape (C,), or with as many axes as x and broadcast to x's shape. Where both apply, the second does. Any of
-        the four dtypes.
-    channel_axis : int
-        The axis along which the channels, and so weight and bias, lie; -1 for channels last.
-    batch_axis : int, tuple of int or None
-        The axes of the batch; None for unbatched input.
-    eps : float
-        Added to the variance, in x's units squared. 0, or at least the smallest normal number of the compute dtype.
-    out : array or None
-        Where to put y: x itself, or an array with x's shape, dtype and device that overlaps no argument.
+    x, weight, bias, channel_axis, batch_axis, eps, out
+        As in `group_norm`.
     return_moments : bool
         Return (y, Moments) from the same pass; the moments, per sample and channel, are constants to differentiation.
 

@@ -128,13 +128,13 @@ class Moments(NamedTuple):
                 waiting.append(merged)
             else:
                 waiting[place] = merged
-        found: Moments | None = None
-        for statistics in waiting:
-            if statistics is not None:
-                found = statistics if found is None else statistics + found
-        if found is None:
+        left = [statistics for statistics in waiting if statistics is not None]
+        if not left:
             msg = "Moments.merge: there are no parts. Pass at least one, such as the moments of an empty array."
             raise ValueError(msg)
+        found = left[0]
+        for larger in left[1:]:
+            found = larger + found
         return found
 
     def var(self, correction: Number = 0) -> Any:

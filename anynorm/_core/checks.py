@@ -10,7 +10,7 @@ from typing import Any
 from anynorm._core.advice import for_dtype, is_shape, reject_shape
 from anynorm._core.arrays import Array, Format, Shape, described, dtype_name
 from anynorm._core.backends import backend_of
-from anynorm._core.plan import Plan, refuse_single, show
+from anynorm._core.plan import Plan, show
 from anynorm.backend import Backend, Operands
 
 
@@ -39,7 +39,12 @@ def checked_plan(
     shapes = [None if array is None else ops.shape(array) for array in (weight, bias)]
     plan = build(ops.compiling(), function, shape, *numbers, *shapes)
     if function == "batch_norm" and ops.holds(plan.n == 1):
-        refuse_single(plan)
+        msg = (
+            f"batch_norm: x of shape {show(shape)} has one value per channel along channel_axis={plan.kept[0]}, so its "
+            "variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= (running "
+            "statistics; a layer does after eval()), or use layer_norm or group_norm."
+        )
+        raise ValueError(msg)
     for name, array in (("mean", mean), ("var", var)):
         if array is not None:
             _check_statistic(function, name, array, plan, backend)
@@ -60,31 +65,29 @@ def _check_statistic(function: str, name: str, statistic: Array, plan: Plan, bac
         raise ValueError(msg)
 
 
-def check_gradient(function: str, operands: Operands, backend: Backend) -> None:
-    """Raise unless dy can be the gradient of y, and dx can be put into `out`: x is read again by the next call."""
-    x, out, dy = operands.x, operands.out, operands.dy
+def check_gradient(norm: str, operands: Operands, shape: Shape | None, backend: Backend) -> None:
+    """Raise unless dy can be the gradient of y, and dx can be put into `out`: x is read again by the next call.
+
+    `shape` is that of x in the forward pass, unless x was traced: it may have been reshaped or resized in place since.
+    """
+    function, x, out, dy = f"pullback of {norm}", operands.x, operands.out, operands.dy
     check_companion(function, "dy", dy, x, backend)
-    needed, shape = backend.ops.shape(x), backend.ops.shape(dy)
-    if shape != needed:
+    needed, own = backend.ops.shape(x), backend.ops.shape(dy)
+    if own != needed:
         msg = (
-            f"{function}: dy has shape {show(shape)}, x has {show(needed)}. Pass the gradient of y, one value for each "
+            f"{function}: dy has shape {show(own)}, x has {show(needed)}. Pass the gradient of y, one value for each "
             "of its elements."
+        )
+        raise ValueError(msg)
+    if shape is not None and needed != shape:
+        msg = (
+            f"{function}: x has shape {show(needed)}, and had {show(shape)} when {norm} ran. Leave x as it is until "
+            "the last call."
         )
         raise ValueError(msg)
     if out is not None:
         beside = {name: array for name, array in operands.arrays().items() if name not in ("x", "out")}
         _check_out(function, out, x, beside, backend, in_place=False)
-
-
-def check_unchanged(function: str, x: Array, shape: Shape, backend: Backend) -> None:
-    """Raise a ValueError if x was reshaped or resized in place since the forward pass, which the residuals describe."""
-    now = backend.ops.shape(x)
-    if now != shape:
-        msg = (
-            f"pullback of {function}: x has shape {show(now)}, and had {show(shape)} when {function} ran. Leave x as "
-            "it is until the last call."
-        )
-        raise ValueError(msg)
 
 
 def check_array(function: str, argument: str, x: Array, backend: Backend) -> Format:

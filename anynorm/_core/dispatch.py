@@ -17,7 +17,7 @@ from anynorm._core import cache
 from anynorm._core.advice import advice_on_binding
 from anynorm._core.arrays import Array, Shape, class_name, described
 from anynorm._core.backends import backend_of, by_type, check_suited
-from anynorm._core.checks import check_gradient, check_unchanged, checked_plan, real_number
+from anynorm._core.checks import check_gradient, checked_plan, real_number
 from anynorm._core.plan import Plan
 from anynorm.backend import AnyResiduals, Backend, Declined, Executable, Operands
 
@@ -177,9 +177,7 @@ def backward(call: Bound, residuals: AnyResiduals, dy: Array, out: Array | None)
             if executable is not None:
                 return executable.backward(dy, x, weight, residuals, out)
     operands = Operands(x, weight, bias, mean, var, out, dy, residuals)
-    check_gradient(f"pullback of {entry.plan.function}", operands, backend)
-    if entry.cached:
-        check_unchanged(entry.plan.function, x, entry.shape, backend)
+    check_gradient(entry.plan.function, operands, entry.shape if entry.cached else None, backend)
     executable = entry.executable
     if type(executable) is not Executable:
         executable = _by_backend(backend, entry.plan, operands)

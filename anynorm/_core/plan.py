@@ -158,16 +158,6 @@ def by_channel(
     return _plan(function, shape, reduced, n, given=given, **parameters)
 
 
-def refuse_single(plan: Plan) -> None:
-    """Raise the ValueError for a batch norm of one value per channel."""
-    msg = (
-        f"batch_norm: x of shape {show(plan.shape)} has one value per channel along channel_axis={plan.kept[0]}, so "
-        "its variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= (running "
-        "statistics; a layer does after eval()), or use layer_norm or group_norm."
-    )
-    raise ValueError(msg)
-
-
 def _axes(function: str, name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Return axes as ascending, non-negative ints."""
     axes = []

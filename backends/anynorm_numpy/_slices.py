@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from anynorm.backend import AnyResiduals, Executable, Ops, PackedResiduals, Plan, Residuals, formula
+from anynorm.backend import AnyResiduals, Executable, Ints, Ops, PackedResiduals, Plan, Residuals, formula
 from anynorm_numpy._arrays import Array
 
 # Elements in a slice; the formula makes about eight arrays of that size. On five shapes of 4 to 8 million float32, half
@@ -23,7 +23,6 @@ SLICE = 2**17
 RUN = 32
 
 Index = tuple[slice, ...]
-Shape = tuple[int, ...]
 
 
 class Slices(Executable[Array]):
@@ -45,11 +44,11 @@ def _in_slices(
     plan: Plan, dy: Array, x: Array, dx: Array, weight: Array | None, residuals: Residuals, ops: Ops
 ) -> tuple[Any, Any, Any]:
     # NumPy knows every length.
-    shape, statistic = cast(Shape, plan.shape), cast(Shape, plan.statistic)
-    parameters = cast("tuple[Shape | None, ...]", (plan.weight, plan.bias))
+    shape, statistic = cast(Ints, plan.shape), cast(Ints, plan.statistic)
+    parameters = cast("tuple[Ints | None, ...]", (plan.weight, plan.bias))
     # Splitting an axis, as group norm does, never copies.
     source, gradient, target = [array.reshape(shape) for array in (x, dy, dx)]
-    full_weight = None if weight is None else weight.reshape(cast(Shape, plan.weight))
+    full_weight = None if weight is None else weight.reshape(cast(Ints, plan.weight))
     totals = [None if own is None else np.zeros(own) for own in parameters]
     for index in _slices(parameters, source.strides, shape, plan.kept):
         part = source[index]
@@ -68,9 +67,7 @@ def _in_slices(
     return dx, dweight, dbias
 
 
-def _slices(
-    parameters: tuple[Shape | None, ...], strides: tuple[int, ...], shape: Shape, axes: tuple[int, ...]
-) -> Iterator[Index]:
+def _slices(parameters: tuple[Ints | None, ...], strides: Ints, shape: Ints, axes: Ints) -> Iterator[Index]:
     """Yield indices of slices that cover an array of this shape, cut along `axes` where that helps."""
     size = math.prod(shape)
     if size <= SLICE or not axes:
@@ -90,11 +87,11 @@ def _slices(
             yield (*index[:axis], slice(start, stop), *index[axis + 1 :])
 
 
-def _along(shape: Shape, index: Index) -> Index:
+def _along(shape: Ints, index: Index) -> Index:
     """Return the index of a slice into an array that may not vary along every axis."""
     return tuple([slice(None) if length == 1 else span for length, span in zip(shape, index, strict=True)])
 
 
-def _cut(shape: Shape, part: Shape) -> Shape:
+def _cut(shape: Ints, part: Ints) -> Ints:
     """Return the shape of a slice of an array that may not vary along every axis."""
     return tuple([1 if length == 1 else own for length, own in zip(shape, part, strict=True)])

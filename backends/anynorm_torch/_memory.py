@@ -75,25 +75,18 @@ def memory_of(x: Tensor) -> str:
     return memory
 
 
-def readable_in(x: Tensor) -> str | None:
-    """Return, faster than `unreadable`, in which memory a tensor may be read, if `watches` is False."""
-    own = type(x)
-    if own is not torch.Tensor and own is not torch.nn.Parameter:
-        return None
-    found = _plain.get(torch._C._dispatch_keys(x).raw_repr())
-    return memory_of(x) if found is None and unreadable(x) is None else found
-
-
 # The most bytes that a device reads at once, where they are aligned to as many.
 WIDEST = 16
 
 
 def facts_of(x: Tensor) -> tuple[Any, ...] | None:
     """Return all that decides about a tensor but its values, or None if it may not be read; `watches` is False."""
-    memory = readable_in(x)
-    if memory is None or x.data_ptr() % x.element_size():
+    if type(x) not in PLAIN:
         return None
-    if memory == "cpu":
+    memory = _plain.get(torch._C._dispatch_keys(x).raw_repr())  # faster than `unreadable`
+    if (memory is None and unreadable(x) is not None) or x.data_ptr() % x.element_size():
+        return None
+    if (memory or memory_of(x)) == "cpu":
         return x.dtype, x.shape, x.stride()
     return x.dtype, x.shape, x.stride(), x.get_device(), x.data_ptr() % WIDEST
 
@@ -138,11 +131,6 @@ def watches() -> bool:
         or forward_ad._current_level >= 0
         or (torch._C._len_torch_function_stack() and watched() is not None)
     )
-
-
-def traced(x: Tensor) -> bool:
-    """Say whether torch.func is transforming a call with x, which nothing may keep."""
-    return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def has_addresses(x: Tensor) -> bool:

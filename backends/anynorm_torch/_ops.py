@@ -13,7 +13,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from anynorm.backend import ArrayOps, Plan, Shape
 from anynorm_torch import _derivatives
-from anynorm_torch._memory import has_addresses, jit, traced
+from anynorm_torch._memory import has_addresses, jit
 from anynorm_torch._sums import TELLS_OPEN_LENGTHS, accurate_sum
 
 
@@ -50,7 +50,8 @@ class TorchOps(ArrayOps[Tensor]):
         return torch.compiler.is_compiling()
 
     def traced(self, x: Tensor) -> bool:
-        return traced(x)
+        # By torch.func.
+        return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
     def holds(self, comparison: Any) -> bool:
         # No where the compiler cannot know, as of what a mask takes. What it does know from the lengths that are traced

@@ -25,13 +25,10 @@ class Signature:
         self.lengths: tuple[int, ...] | None = None  # bytes that each reaches over, once somebody asks
 
 
-# Asks whether tensors are like those that it was made with.
-Guard = Callable[..., bool]
-
-# All signatures, by what they stand for; and the guards to try first, by the arguments' names and x's number of
-# elements, which several signatures may share.
+# All signatures, by what they stand for; and the guards to try first, which ask whether tensors are like those that
+# they were made with, by the arguments' names and x's number of elements, which several signatures may share.
 _signatures: dict[tuple[Any, ...], Signature] = {}
-_guarded: dict[tuple[str, int], list[tuple[Guard, Signature]]] = {}
+_guarded: dict[tuple[str, int], list[tuple[Callable[..., bool], Signature]]] = {}
 
 # Signatures that are remembered before all start anew; and guards that are tried in turn.
 MANY, FEW_GUARDS = 4096, 8

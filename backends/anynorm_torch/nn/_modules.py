@@ -129,17 +129,7 @@ class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
 # torch's class -> ours.
 CLASSES: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     getattr(torch.nn, ours.__name__): ours
-    for ours in (
-        LayerNorm,
-        RMSNorm,
-        GroupNorm,
-        BatchNorm1d,
-        BatchNorm2d,
-        BatchNorm3d,
-        InstanceNorm1d,
-        InstanceNorm2d,
-        InstanceNorm3d,
-    )
+    for ours in (LayerNorm, RMSNorm, GroupNorm, *_BatchNorm.__subclasses__(), *_InstanceNorm.__subclasses__())
 }
 for ours in CLASSES.values():
     ours.__module__ = "anynorm_torch.nn"  # what a saved model names: the public place, not this file

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import cache
 from struct import Struct
 from typing import Any
 
 import numpy as np
 
 from anynorm.backend import Ints, Layout, Plan
-from anynorm_numba import _compile, _given, _half, _threads
+from anynorm_numba import _compile, _threads
 from anynorm_numba import _geometry as at
 from anynorm_numba._address import Array, address
 from anynorm_numba._configs import LaunchConfig, configure
 from anynorm_numba._parameters import reduce
+
+# Dtypes of which weight and bias are cast to the compute dtype before a kernel reads them.
+HALVES = ("float16", "bfloat16")
 
 # Bytes of a cache line. A vector that lies across two takes twice as long to read.
 LINE = 64
@@ -178,7 +182,7 @@ def gradient_sums(
     _backward(config, x, dy, 0, weight, residuals, dweight, dbias, sums, 0)
 
 
-def gradient(config: LaunchConfig, x: int, dy: int, dx: int, weight: int, residuals: int, sums: int) -> None:
+def gradient(config: LaunchConfig, x: int, dy: int, weight: int, residuals: int, sums: int, dx: int) -> None:
     """Write dx by the sums of each set, the second half of `backward`: the same bits as in one pass."""
     _backward(config, x, dy, dx, weight, residuals, 0, 0, 0, sums)
 
@@ -243,32 +247,49 @@ def _array_at(begin: int, dtype: str, length: int) -> Array:
     return np.ctypeslib.as_array((number * length).from_address(begin))
 
 
+def take_given(dtype: str, n: int, mean: int, var: int, residuals: int, eps: float) -> None:
+    """Write the residuals (5, n) of given means (n,) and variances (n,), all dense and in the compute dtype."""
+    kernel = _kernel_named("take_given", dtype)
+    _threads.serial(kernel, at.WHOLE, 0, 1, n, mean, var, residuals, 0, 0, 0, 0, eps)
+
+
+def upcast_halves(
+    dtype: str, n: int, source: int, target: int, other_n: int, other_source: int, other_target: int
+) -> None:
+    """Cast n elements to the compute dtype, and other_n others: two casts, as it is the call that takes time."""
+    kernel = _kernel_named("upcast_two", dtype)
+    _threads.serial(kernel, at.WHOLE, 0, 1, n, source, target, other_n, other_source, other_target, 0, 0, 0.0)
+
+
 def compile_all(dtypes: Iterable[str], *, gradients: bool) -> None:
     """Compile or load every kernel of these dtypes, and what runs them."""
     for dtype in dtypes:
-        for rows in (True, False):
-            for backward in (False, True) if gradients else (False,):
-                _compile.task(_source(rows, backward=backward), dtype)
-        _given.kernel(dtype)
-        if dtype in _half.HALVES:
-            _half.kernel(dtype)
+        names = ["rows", "columns", "take_given"]
+        names += ["row_gradients", "column_gradients"] if gradients else []
+        names += ["upcast_two"] if dtype in HALVES else []
+        for name in names:
+            _kernel_named(name, dtype)
     _threads.start()
 
 
 def _kernel(config: LaunchConfig) -> int:
     """Return the address of the kernel that runs a config, compiled or loaded at the first call."""
     if not config.kernel:
-        config.kernel.append(_compile.task(_source(config.rows, backward=len(config.view.steps) == 3), config.dtype))
+        names = ("columns", "rows") if len(config.view.steps) == 2 else ("column_gradients", "row_gradients")
+        config.kernel.append(_kernel_named(names[config.rows], config.dtype))
     return config.kernel[0]
 
 
-def _source(rows: bool, *, backward: bool) -> Callable[..., None]:
-    # These import numba, amid which no process must be forked.
-    with _compile.alone():
+@cache
+def _kernel_named(name: str, dtype: str) -> int:
+    """Return the address of a kernel, compiled or loaded at the first call for a dtype."""
+    with _compile.alone():  # these import numba, amid which no process must be forked
+        from anynorm_numba._casts import upcast_two
         from anynorm_numba._column_gradients import column_gradients
         from anynorm_numba._columns import columns
         from anynorm_numba._row_gradients import row_gradients
-        from anynorm_numba._rows import rows as forward_rows
-    if backward:
-        return row_gradients if rows else column_gradients
-    return forward_rows if rows else columns
+        from anynorm_numba._rows import rows
+        from anynorm_numba._statistics import take_given
+    kernels = (rows, columns, row_gradients, column_gradients, take_given, upcast_two)
+    (found,) = [kernel for kernel in kernels if kernel.__name__ == name]
+    return _compile.task(found, dtype)

@@ -17,22 +17,20 @@ from anynorm_numba._engine import forward as forward
 from anynorm_numba._engine import gradient as gradient
 from anynorm_numba._engine import gradient_sums as gradient_sums
 from anynorm_numba._engine import measure as measure
-from anynorm_numba._given import take as take_given
-from anynorm_numba._half import HALVES as HALVES
-from anynorm_numba._half import upcast as upcast_halves
-from anynorm_numba._residuals import empty as empty_residuals
+from anynorm_numba._engine import take_given as take_given
+from anynorm_numba._engine import upcast_halves as upcast_halves
+from anynorm_numba._steps import Steps as Steps
 
 __all__ = [
     "COMPUTE",
-    "HALVES",
     "Configs",
     "LaunchConfig",
+    "Steps",
     "address",
     "addresses",
     "apply",
     "backward",
     "compile_all",
-    "empty_residuals",
     "forward",
     "gradient",
     "gradient_sums",

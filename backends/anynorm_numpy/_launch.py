@@ -7,29 +7,15 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm.backend import (
-    AnyResiduals,
-    Executable,
-    GradientSums,
-    Ints,
-    Operands,
-    PackedResiduals,
-    Plan,
-    Statistics,
-    pack_statistics,
-    pack_sums,
-    unpack_sums,
-)
+from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
 from anynorm_numba import engine
-from anynorm_numba.engine import Configs, address, addresses
+from anynorm_numba.engine import Configs, Steps, address, addresses
 from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
 
-class _Engine(Executable[Array]):
-    """What the engine's two passes share: a launch config for each number of threads."""
-
-    engine = "anynorm_numba"
+class _Engine(Steps):
+    """What the engine's two passes share."""
 
     def __init__(
         self, plan: Plan, x: Array, beside: tuple[Array, ...], weight: Array | None, bias: Array | None
@@ -46,6 +32,19 @@ class _Engine(Executable[Array]):
         if not dtypes_of(arrays[0])[0] or [array.flags.aligned for array in arrays].count(False):
             return "an array is not aligned, or of another byte order"
         return self._configs.why_none()
+
+    def _empty(self, shape: Ints, *, float64: bool = False) -> Array:
+        return np.empty(shape, np.float64 if float64 else self._compute)
+
+    def _empty_like(self, x: Array) -> Array:
+        return np.empty_like(x, subok=False)
+
+    def _address(self, array: Array | None) -> int:
+        return 0 if array is None else address(array)
+
+    def _as_parameter(self, parameter: Array | None) -> Array | None:
+        found: Array | None = as_parameter(parameter, self._compute)
+        return found
 
 
 class Launch(_Engine):
@@ -83,7 +82,7 @@ class Launch(_Engine):
         config = self._configs.serial or self._configs.now()
         packed, at_packed = None, 0
         if given is not None or save or config.split:
-            packed = engine.empty_residuals(config)
+            packed = np.empty((5, config.sets), self._compute)
             at_packed = address(packed)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
@@ -99,30 +98,6 @@ class Launch(_Engine):
             engine.take_given(config.dtype, config.sets, at_mean, at_var, at_packed, eps)
             engine.apply(config, at_x, at_y, at_weight, at_bias, at_packed)
         return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
-
-    def measure(self, x: Array, eps: float = 0.0) -> Statistics:
-        config = self._configs.serial or self._configs.now()
-        packed = engine.empty_residuals(config)
-        engine.measure(config, address(x), address(packed), eps)
-        return PackedResiduals(packed, self.plan, config.view, eps).statistics()
-
-    def apply(
-        self,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        eps: float,
-        statistics: Statistics,
-        out: Array | None,
-    ) -> Array:
-        y: Array = np.empty_like(x, subok=False) if out is None else out
-        config = self._configs.serial or self._configs.now()
-        packed = pack_statistics(statistics, eps, x, self.plan, config.view, OPS)
-        weight, bias = as_parameter(weight, self._compute), as_parameter(bias, self._compute)
-        at_x, at_y, at_weight, at_bias = addresses(x, y, weight, bias)
-        at_weight, at_bias = at_weight or config.absent_weight, at_bias or config.absent_bias
-        engine.apply(config, at_x, at_y, at_weight, at_bias, address(packed.array))
-        return y
 
 
 class Gradient(_Engine):
@@ -161,8 +136,7 @@ class Gradient(_Engine):
         self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals, out: Array | None
     ) -> tuple[Any, Any, Any]:
         dx = np.empty_like(x, subok=False) if out is None else out
-        if self._copy_strides is not None:
-            dy = self._copied(dy)
+        dy = self._as_dy(dy, x)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
         config = self._configs.serial or self._configs.now()
@@ -175,42 +149,7 @@ class Gradient(_Engine):
         engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
         return dx, dweight, dbias
 
-    def gradient_sums(self, dy: Array, x: Array, weight: Array | None, residuals: AnyResiduals) -> GradientSums:
-        if not isinstance(residuals, PackedResiduals):
-            return super().gradient_sums(dy, x, weight, residuals)
-        dy, config = self._copied(dy), self._configs.serial or self._configs.now()
-        sums = np.empty((2, config.sets))
-        shapes = [cast("Ints | None", shape) for shape in (self.plan.weight, self.plan.bias)]
-        dweight, dbias = [None if shape is None else np.empty(shape, self._compute) for shape in shapes]
-        weight = as_parameter(weight, self._compute)
-        at_x, at_dy, at_weight, at_residuals = addresses(x, dy, weight, residuals.array)
-        _, at_sums, at_dweight, at_dbias = addresses(None, sums, dweight, dbias)
-        at_weight = at_weight or config.absent_weight
-        engine.gradient_sums(config, at_x, at_dy, at_weight, at_residuals, at_sums, at_dweight, at_dbias)
-        return unpack_sums(sums, dweight, dbias, self.plan, config.view)
-
-    def gradient(
-        self,
-        dy: Array,
-        x: Array,
-        weight: Array | None,
-        residuals: AnyResiduals,
-        sums: GradientSums,
-        out: Array | None,
-    ) -> Any:
-        if not isinstance(residuals, PackedResiduals):
-            return super().gradient(dy, x, weight, residuals, sums, out)
-        dx = np.empty_like(x, subok=False) if out is None else out
-        dy, config = self._copied(dy), self._configs.serial or self._configs.now()
-        of_sets = pack_sums(sums, self.plan, config.view, np.empty((2, config.sets)))
-        weight = as_parameter(weight, self._compute)
-        at_x, at_dy, at_dx, at_weight = addresses(x, dy, dx, weight)
-        at_weight, at_residuals = at_weight or config.absent_weight, address(residuals.array)
-        engine.gradient(config, at_x, at_dy, at_dx, at_weight, at_residuals, address(of_sets))
-        return dx
-
-    def _copied(self, dy: Array) -> Array:
-        """Return dy, or a copy of it, as the configs are made for it."""
+    def _as_dy(self, dy: Array, x: Array) -> Array:  # noqa: ARG002
         if self._copy_strides is None:
             return dy
         copy: Array = np.ndarray(dy.shape, dy.dtype, np.empty(dy.nbytes, np.uint8), strides=self._copy_strides)

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anynorm.backend import (
-    AnyResiduals,
-    GradientSums,
-    Ints,
-    Operands,
-    PackedResiduals,
-    Plan,
-    Statistics,
-    pack_statistics,
-    pack_sums,
-    unpack_sums,
-)
+from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
 from anynorm_numba import engine
-from anynorm_numba.engine import Configs, LaunchConfig, address
+from anynorm_numba.engine import Configs, LaunchConfig, Steps, address
 from anynorm_torch._autograd import recorded
 from anynorm_torch._cpu_tensors import as_parameter, configs_of, new_like, strided_like, upcast, upcast_together
 from anynorm_torch._launch import Gradient, Gradients, Launch, gradient_wanted, why_no_gradient
 from anynorm_torch._memory import LOW, UNALIGNED, check_storage, unaligned, written
-from anynorm_torch._ops import OPS
 from anynorm_torch._tensors import DTYPES, Parameter, dense, empty, layout_of, like
 
 
-class CpuLaunch(Launch):
-    """A forward pass by the CPU engine."""
+class _Host(Steps):
+    """What both passes share."""
 
-    engine = "anynorm_numba"
+    _compute: torch.dtype
+    _records = False
+
+    def _empty(self, shape: Ints, *, float64: bool = False) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64 if float64 else self._compute, device="cpu")
+
+    def _empty_like(self, x: Tensor) -> Tensor:
+        return new_like(x)
+
+    def _address(self, array: Tensor | None) -> int:
+        return 0 if array is None else array.data_ptr()
+
+    def _as_parameter(self, parameter: Tensor | None) -> Tensor | None:
+        return as_parameter(parameter, self._compute)
+
+    def _by_formula(self, *arrays: Tensor | None) -> bool:
+        check_storage(*arrays)
+        return self._records or gradient_wanted(*arrays)
+
+    def _written(self, out: Tensor | None) -> None:
+        if out is not None:
+            written(out)
+
+
+class CpuLaunch(_Host, Launch):
+    """A forward pass by the CPU engine."""
 
     def __init__(self, plan: Plan, operands: Operands, configs: Configs) -> None:
         super().__init__(plan, operands)
@@ -113,38 +126,6 @@ class CpuLaunch(Launch):
             y = recorded(x, weight, bias, y, self, config.view, eps, residuals, read_weight)
         return y, PackedResiduals(residuals, self.plan, config.view, eps) if save else None
 
-    def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
-        if self._records:
-            return super().measure(x, eps)
-        self._check_lengths(x, None)
-        config = self._configs.serial or self._configs.now()
-        residuals = self._empty_residuals(config)
-        engine.measure(config, x.data_ptr(), residuals.data_ptr(), eps)
-        return PackedResiduals(residuals, self.plan, config.view, eps).statistics()
-
-    def apply(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        statistics: Statistics,
-        out: Tensor | None,
-    ) -> Any:
-        if self._records or gradient_wanted(*statistics[1:]):
-            return super().apply(x, weight, bias, eps, statistics, out)
-        check_storage(x, weight, bias, out)
-        config = self._configs.serial or self._configs.now()
-        residuals = pack_statistics(statistics, eps, x, self.plan, config.view, OPS).array
-        y = new_like(x) if out is None else out
-        read_weight, read_bias = as_parameter(weight, self._compute), as_parameter(bias, self._compute)
-        at_weight = config.absent_weight if read_weight is None else read_weight.data_ptr()
-        at_bias = config.absent_bias if read_bias is None else read_bias.data_ptr()
-        engine.apply(config, x.data_ptr(), y.data_ptr(), at_weight, at_bias, residuals.data_ptr())
-        if out is not None:
-            written(out)
-        return y
-
     def _empty_residuals(self, config: LaunchConfig) -> Tensor:
         sets = config.sets
         return empty((5, sets), (sets, 1), self._compute)
@@ -162,10 +143,8 @@ class CpuLaunch(Launch):
         return residuals
 
 
-class CpuGradient(Gradient):
+class CpuGradient(_Host, Gradient):
     """A backward pass by the CPU engine."""
-
-    engine = "anynorm_numba"
 
     def __init__(self, plan: Plan, operands: Operands, bias: Parameter | None, configs: Configs, copies: bool) -> None:
         super().__init__(plan)
@@ -207,7 +186,7 @@ class CpuGradient(Gradient):
         dx = out
         if dx is None:
             dx = new_like(x) if self._dx is None else empty(*self._dx)
-        dy = self._copied(dy, x)
+        dy = self._as_dy(dy, x)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
         dweight = empty(*self._dweight) if needs[1] and self._dweight is not None else None
@@ -224,59 +203,5 @@ class CpuGradient(Gradient):
             written(out)
         return dx, dweight, dbias
 
-    def gradient_sums(self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals) -> GradientSums:
-        if not isinstance(residuals, PackedResiduals):
-            return super().gradient_sums(dy, x, weight, residuals)
-        check_storage(dy, x, weight)
-        dy, config = self._copied(dy, x), self._configs.serial or self._configs.now()
-        sums = torch.empty((2, config.sets), dtype=torch.float64, device="cpu")
-        dweight, dbias = [
-            None if shape is None else torch.empty(cast("Ints", shape), dtype=self._compute, device="cpu")
-            for shape in (self.plan.weight, self.plan.bias)
-        ]
-        read_weight = as_parameter(weight, self._compute)
-        engine.gradient_sums(
-            config,
-            x.data_ptr(),
-            dy.data_ptr(),
-            config.absent_weight if read_weight is None else read_weight.data_ptr(),
-            residuals.array.data_ptr(),
-            sums.data_ptr(),
-            0 if dweight is None else dweight.data_ptr(),
-            0 if dbias is None else dbias.data_ptr(),
-        )
-        return unpack_sums(sums, dweight, dbias, self.plan, config.view)
-
-    def gradient(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        residuals: AnyResiduals,
-        sums: GradientSums,
-        out: Tensor | None,
-    ) -> Any:
-        if not isinstance(residuals, PackedResiduals):
-            return super().gradient(dy, x, weight, residuals, sums, out)
-        check_storage(dy, x, weight, out)
-        dy, config = self._copied(dy, x), self._configs.serial or self._configs.now()
-        of_sets = torch.empty((2, config.sets), dtype=torch.float64, device="cpu")
-        pack_sums(sums, self.plan, config.view, of_sets)
-        dx = new_like(x) if out is None else out
-        read_weight = as_parameter(weight, self._compute)
-        engine.gradient(
-            config,
-            x.data_ptr(),
-            dy.data_ptr(),
-            dx.data_ptr(),
-            config.absent_weight if read_weight is None else read_weight.data_ptr(),
-            residuals.array.data_ptr(),
-            of_sets.data_ptr(),
-        )
-        if out is not None:
-            written(out)
-        return dx
-
-    def _copied(self, dy: Tensor, x: Tensor) -> Tensor:
-        """Return dy, or where the configs are not made for its strides a copy with those of x."""
+    def _as_dy(self, dy: Tensor, x: Tensor) -> Tensor:
         return new_like(x).copy_(dy) if self._copies_dy else dy

@@ -23,7 +23,7 @@ STEPS = ("forward", "measure", "apply", "backward", "gradient_sums", "gradient")
 @contextmanager
 def watched() -> Iterator[list[Any]]:
     """Note the launch config of each step that the engine runs, in one pass or apart."""
-    from anynorm_numba import engine
+    from anynorm_numba import _engine, engine
 
     configs: list[Any] = []
 
@@ -37,7 +37,8 @@ def watched() -> Iterator[list[Any]]:
         return noted
 
     patches: Any = {name: seen(name) for name in STEPS}
-    with mock.patch.multiple(engine, **patches):
+    apart: Any = {name: run for name, run in patches.items() if name not in ("forward", "backward")}
+    with mock.patch.multiple(engine, **patches), mock.patch.multiple(_engine, **apart):
         yield configs
 
 

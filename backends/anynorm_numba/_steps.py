@@ -1,0 +1,110 @@
+"""`Steps`: the four steps of an executable apart, written once for the arrays of every library with memory on the host.
+
+Its two passes in one go each adapter writes for itself: of a small call half the time is what surrounds the kernel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, cast
+
+from anynorm.backend import (
+    AnyResiduals,
+    Executable,
+    GradientSums,
+    Ints,
+    PackedResiduals,
+    Statistics,
+    pack_statistics,
+    pack_sums,
+    unpack_sums,
+)
+from anynorm_numba import _engine
+from anynorm_numba._configs import LaunchConfig
+from anynorm_numba._engine import Configs
+
+
+class Steps(Executable[Any], ABC):
+    """What an adapter's executables derive from."""
+
+    engine = "anynorm_numba"
+
+    _configs: Configs
+
+    @abstractmethod
+    def _empty(self, shape: Ints, *, float64: bool = False) -> Any:
+        """Return an uninitialized array in C order, in the compute dtype or float64."""
+
+    @abstractmethod
+    def _empty_like(self, x: Any) -> Any:
+        """Return an uninitialized array for y or dx."""
+
+    @abstractmethod
+    def _address(self, array: Any) -> int:
+        """Return the address of an array, 0 for None."""
+
+    @abstractmethod
+    def _as_parameter(self, parameter: Any) -> Any:
+        """Return a weight or bias as the configs are made for it, None for None."""
+
+    def _as_dy(self, dy: Any, x: Any) -> Any:  # noqa: ARG002
+        """Return dy, or a copy of it, as the configs are made for it."""
+        return dy
+
+    def _by_formula(self, *arrays: Any) -> bool:  # noqa: ARG002
+        """Say whether the engine may not compute on these after all; raise if their memory is gone."""
+        return False
+
+    def _written(self, out: Any) -> None:
+        """Take note that `out` was written."""
+
+    def measure(self, x: Any, eps: float = 0.0) -> Statistics:
+        if self._by_formula(x):
+            return super().measure(x, eps)
+        config = self._configs.serial or self._configs.now()
+        residuals = self._empty((5, config.sets))
+        _engine.measure(config, self._address(x), self._address(residuals), eps)
+        return PackedResiduals(residuals, self.plan, config.view, eps).statistics()
+
+    def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
+        if self._by_formula(x, weight, bias, out, *statistics[1:]):
+            return super().apply(x, weight, bias, eps, statistics, out)
+        config = self._configs.serial or self._configs.now()
+        residuals = pack_statistics(statistics, eps, x, self.plan, config.view, self.ops).array
+        y = self._empty_like(x) if out is None else out
+        weight, bias = self._as_parameter(weight), self._as_parameter(bias)
+        at_weight = self._address(weight) or config.absent_weight
+        at_bias = self._address(bias) or config.absent_bias
+        _engine.apply(config, self._address(x), self._address(y), at_weight, at_bias, self._address(residuals))
+        self._written(out)
+        return y
+
+    def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals) -> GradientSums:
+        if not isinstance(residuals, PackedResiduals) or self._by_formula(dy, x, weight):
+            return super().gradient_sums(dy, x, weight, residuals)
+        config, shapes = self._configs.serial or self._configs.now(), (self.plan.weight, self.plan.bias)
+        sums = self._empty((2, config.sets), float64=True)
+        dweight, dbias = [None if shape is None else self._empty(cast("Ints", shape)) for shape in shapes]
+        targets = self._address(sums), self._address(dweight), self._address(dbias)
+        dy, weight = self._as_dy(dy, x), self._as_parameter(weight)
+        _engine.gradient_sums(config, *self._read(config, dy, x, weight, residuals), *targets)
+        return unpack_sums(sums, dweight, dbias, self.plan, config.view)
+
+    def gradient(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, sums: GradientSums, out: Any) -> Any:
+        if not isinstance(residuals, PackedResiduals) or self._by_formula(dy, x, weight, out):
+            return super().gradient(dy, x, weight, residuals, sums, out)
+        config = self._configs.serial or self._configs.now()
+        of_sets = pack_sums(sums, self.plan, config.view, self._empty((2, config.sets), float64=True))
+        dx = self._empty_like(x) if out is None else out
+        dy, weight = self._as_dy(dy, x), self._as_parameter(weight)
+        read = self._read(config, dy, x, weight, residuals)
+        _engine.gradient(config, *read, self._address(of_sets), self._address(dx))
+        self._written(out)
+        return dx
+
+    def _read(
+        self, config: LaunchConfig, dy: Any, x: Any, weight: Any, residuals: PackedResiduals
+    ) -> tuple[int, int, int, int]:
+        """Return the addresses of what a backward pass reads; the arrays must be kept meanwhile."""
+        at_weight = self._address(weight) or config.absent_weight
+        return self._address(x), self._address(dy), at_weight, self._address(residuals.array)

@@ -51,7 +51,7 @@ class Steps(Executable[Any], ABC):
         """Return dy, or a copy of it, as the configs are made for it."""
         return dy
 
-    def _by_formula(self, *arrays: Any) -> bool:  # noqa: ARG002
+    def _declines(self, *arrays: Any) -> bool:  # noqa: ARG002
         """Say whether the engine may not compute on these after all; raise if their memory is gone."""
         return False
 
@@ -59,7 +59,7 @@ class Steps(Executable[Any], ABC):
         """Take note that `out` was written."""
 
     def measure(self, x: Any, eps: float = 0.0) -> Statistics:
-        if self._by_formula(x):
+        if self._declines(x):
             return super().measure(x, eps)
         config = self._configs.serial or self._configs.now()
         residuals = self._empty((5, config.sets))
@@ -67,7 +67,7 @@ class Steps(Executable[Any], ABC):
         return PackedResiduals(residuals, self.plan, config.view, eps).statistics()
 
     def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
-        if self._by_formula(x, weight, bias, out, *statistics[1:]):
+        if self._declines(x, weight, bias, out, *statistics[1:]):
             return super().apply(x, weight, bias, eps, statistics, out)
         config = self._configs.serial or self._configs.now()
         residuals = pack_statistics(statistics, eps, x, self.plan, config.view, self.ops).array
@@ -80,7 +80,7 @@ class Steps(Executable[Any], ABC):
         return y
 
     def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals) -> GradientSums:
-        if not isinstance(residuals, PackedResiduals) or self._by_formula(dy, x, weight):
+        if not isinstance(residuals, PackedResiduals) or self._declines(dy, x, weight):
             return super().gradient_sums(dy, x, weight, residuals)
         config, shapes = self._configs.serial or self._configs.now(), (self.plan.weight, self.plan.bias)
         sums = self._empty((2, config.sets), float64=True)
@@ -91,7 +91,7 @@ class Steps(Executable[Any], ABC):
         return unpack_sums(sums, dweight, dbias, self.plan, config.view)
 
     def gradient(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, sums: GradientSums, out: Any) -> Any:
-        if not isinstance(residuals, PackedResiduals) or self._by_formula(dy, x, weight, out):
+        if not isinstance(residuals, PackedResiduals) or self._declines(dy, x, weight, out):
             return super().gradient(dy, x, weight, residuals, sums, out)
         config = self._configs.serial or self._configs.now()
         of_sets = pack_sums(sums, self.plan, config.view, self._empty((2, config.sets), float64=True))

@@ -37,7 +37,7 @@ class _Host(Steps):
     def _as_parameter(self, parameter: Tensor | None) -> Tensor | None:
         return as_parameter(parameter, self._compute)
 
-    def _by_formula(self, *arrays: Tensor | None) -> bool:
+    def _declines(self, *arrays: Tensor | None) -> bool:
         check_storage(*arrays)
         return self._records or gradient_wanted(*arrays)
 

@@ -15,7 +15,7 @@ import anynorm as an
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("numba")
-from anynorm_numba import engine  # noqa: E402
+from anynorm_numba import _threads  # noqa: E402
 
 # A few long rows are summed piece by piece, whose gradients the engine leaves to be added up.
 SHAPES = {"layer": (8, 64), "one row": (1, 64), "many rows": (300, 33), "long rows": (3, 5000)}
@@ -164,8 +164,8 @@ def test_saved_tensors_of_another_shape(which: str) -> None:
     with (
         nothing_known(),
         torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack),
-        mock.patch.object(engine, "always_serial", return_value=False),
-        mock.patch.object(engine, "threads_for", return_value=2),
+        mock.patch.object(_threads, "always_serial", return_value=False),
+        mock.patch.object(_threads, "threads_for", return_value=2),
     ):
         y = an.layer_norm(x, weight, bias)
     with pytest.raises(RuntimeError, match=r"size|shape"):

@@ -1,4 +1,4 @@
-"""Every kernel of the CUDA engine once, on small arrays with no room beside them: what compute-sanitizer watches.
+"""Every kernel of the CUDA engine once, on small arrays in allocations of their own: what compute-sanitizer watches.
 
 `python -m benchmarks.sanitize` runs all on the first GPU and fails if a result is not right. No array library is used:
 theirs take memory in large blocks, in which a kernel can leave its array unseen.
@@ -58,7 +58,7 @@ CASES = (
 
 
 class Memory(Protocol):
-    """Where arrays lie that kernels read and write."""
+    """The memory that kernels read and write."""
 
     def put(self, array: np.ndarray[Any, Any]) -> int:
         """Return the address of a copy."""
@@ -116,8 +116,8 @@ def run(case: Case, memory: Memory, launch: Run, device: Device) -> str | None:
     arrays = _arrays(case)
     problem, eps = case.problem, EPS.get(case.problem.norm, 1e-5)
     x, dy, weight, bias = (0 if array is None else memory.put(array) for array in arrays)
-    room = np.full_like(arrays.x, np.nan)
-    y, residuals = memory.put(room), _room(memory, 20 * configs[0].sets)
+    unwritten = np.full_like(arrays.x, np.nan)
+    y, residuals = memory.put(unwritten), _uninitialized(memory, 20 * configs[0].sets)
     try:
         engine.forward(
             configs[0],
@@ -127,15 +127,15 @@ def run(case: Case, memory: Memory, launch: Run, device: Device) -> str | None:
             weight=weight,
             bias=bias,
             residuals=residuals,
-            workspace=_room(memory, configs[0].workspace_bytes),
+            workspace=_uninitialized(memory, configs[0].workspace_bytes),
             eps=eps,
             given=_statistics(arrays.x, problem, memory) if case.given else (0, 0),
         )
-        wrong = _wrong(problem, arrays, FORWARD, [memory.get(y, room)])
+        wrong = _wrong(problem, arrays, FORWARD, [memory.get(y, unwritten)])
         if wrong is not None or len(configs) == 1:
             return wrong
-        dx, of_parameters = memory.put(room), np.full(problem.shape[1], np.nan, np.float32)
-        dweight, dbias = (memory.put(of_parameters) if there else 0 for there in (weight, bias))
+        dx, of_parameter = memory.put(unwritten), np.full(problem.shape[1], np.nan, np.float32)
+        dweight, dbias = (memory.put(of_parameter) if address else 0 for address in (weight, bias))
         engine.backward(
             configs[1],
             launch,
@@ -144,12 +144,12 @@ def run(case: Case, memory: Memory, launch: Run, device: Device) -> str | None:
             dx=dx,
             weight=weight,
             residuals=residuals,
-            workspace=_room(memory, configs[1].workspace_bytes),
+            workspace=_uninitialized(memory, configs[1].workspace_bytes),
             dweight=dweight,
             dbias=dbias,
         )
-        found = [memory.get(dx, room), *[memory.get(sums, of_parameters) for sums in (dweight, dbias) if sums]]
-        return _wrong(problem, arrays, BACKWARD, found)
+        parameters = [memory.get(address, of_parameter) for address in (dweight, dbias) if address]
+        return _wrong(problem, arrays, BACKWARD, [memory.get(dx, unwritten), *parameters])
     finally:
         memory.free()
 
@@ -159,18 +159,18 @@ def configs_of(case: Case, device: Device) -> list[LaunchConfig]:
     problem, shape = case.problem, case.problem.stored
     parameter = (problem.shape[1],)
     second = parameter if problem.has_bias else None
-    steps = _steps(shape)
+    strides = _strides(shape)
     plan = _plan(case, parameter, second)
     dtypes = Dtypes(
         problem.dtype,
         case.parameters,
         None if second is None else case.parameters,
     )
-    laid = (parameter, (1,))
-    bias = None if second is None else laid
-    found = [engine.configure_forward(plan, dtypes, shape, (steps, steps), laid, bias, device)]
+    layout = (parameter, (1,))
+    bias = None if second is None else layout
+    found = [engine.configure_forward(plan, dtypes, shape, (strides, strides), layout, bias, device)]
     if not case.given:
-        found.append(engine.configure_backward(plan, dtypes, shape, (steps, steps, steps), laid, bias, device))
+        found.append(engine.configure_backward(plan, dtypes, shape, (strides, strides, strides), layout, bias, device))
     for config in found:
         if isinstance(config, str):
             msg = f"{problem}: {config}"
@@ -202,28 +202,28 @@ def _arrays(case: Case) -> Arrays:
 
 def _statistics(x: Any, problem: Problem, memory: Memory) -> tuple[int, int]:
     _, axes, _ = problem.seen()
-    wide = x.astype(np.float64)
-    mean, var = wide.mean(axis=axes), wide.var(axis=axes)
+    upcast = _upcast(x)
+    mean, var = upcast.mean(axis=axes), upcast.var(axis=axes)
     return memory.put(mean.astype(np.float32)), memory.put(var.astype(np.float32))
 
 
 def _wrong(problem: Problem, arrays: Arrays, direction: str, found: list[Any]) -> str | None:
-    return disagreement(problem, direction, exact(problem, arrays, direction, _wide), found, _wide)
+    return disagreement(problem, direction, exact(problem, arrays, direction, _upcast), found, _upcast)
 
 
-def _wide(array: Any) -> Any:
+def _upcast(array: Any) -> Any:
     return array.astype(np.float64)
 
 
-def _room(memory: Memory, size: int) -> int:
+def _uninitialized(memory: Memory, size: int) -> int:
     return memory.put(np.full(max(size, 16), 255, np.uint8))  # as float32: NaN
 
 
-def _steps(shape: tuple[int, ...]) -> tuple[int, ...]:
-    steps = [1]
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides = [1]
     for length in reversed(shape[1:]):
-        steps.append(steps[-1] * length)
-    return tuple(reversed(steps))
+        strides.append(strides[-1] * length)
+    return tuple(reversed(strides))
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -1,8 +1,8 @@
 """Kernels on device memory, compiled by NVRTC, for CuPy arrays and torch's CUDA tensors.
 
-The adapters decide what may be read, this package computes.
+An adapter decides which memory may be read; this package computes on addresses.
 
-Importing it imports no CUDA; that happens when the first kernel is needed.
+Importing the package imports no CUDA. The first kernel does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def missing() -> str | None:
     """Return why there are no kernels for torch in this environment, or None."""
     try:
         found = find_spec("cuda.bindings") is not None
-    except (ValueError, ImportError):  # there is no `cuda`, or it is barred from being imported
+    except (ValueError, ImportError):  # there is no `cuda`, or importing it is forbidden
         found = False
     if not found:
         return "cuda-bindings is not installed (pip install cuda-bindings)"
@@ -24,6 +24,6 @@ def missing() -> str | None:
 
     try:
         _compile.version()
-    except Exception:  # each release of the bindings raises another
+    except Exception:  # the class differs between releases of the bindings
         return "NVRTC, the compiler of CUDA, is not installed (pip install nvidia-cuda-nvrtc)"
     return None

@@ -1,4 +1,4 @@
-"""What a launch config is, and what those of rows and of columns share: macros, the argument, kernels both launch."""
+"""What launch configs are, and what those of rows and of columns share: macros, the argument, kernels of both."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from anynorm.backend import Five, Ints, Plan, View
-from anynorm_cuda import _geometry as at
+from anynorm_cuda import _argument
 from anynorm_cuda._program import Kernel, Launch
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
-# By dtype: its type in the source, and bytes of an element.
+# By dtype: its type in the source, and the bytes of an element.
 SOURCE_TYPES = {"float16": ("f16", 2), "bfloat16": ("bf16", 2), "float32": ("f32", 4)}
 
-# How weight and bias lie: absent, along lines, one number for a line (or a column), one for a row.
-NONE, VECTOR, LINE, ROW = 0, 1, 2, 3
+# How weight and bias vary: not there, along lines, one value per line (or per column), one per row.
+ABSENT, ALONG_LINE, PER_LINE, PER_ROW = 0, 1, 2, 3
 
-# Rows shorter than this, of sets that have several, go side by side with those of other sets.
+# Rows shorter than this, of sets with several rows, are served as columns, beside those of other sets.
 SHORT = 64
 
-# So many numbers of chunks one thread merges; of more, a warp or a block does.
-ALONE = 8
+# One thread merges up to so many partials of a set; a warp or a block merges more.
+MERGED_BY_ONE_THREAD = 8
 
 WIDEST = 16  # bytes of the widest load
-LONGEST = 2**31 - 2**20  # what kernels count in int: sets, elements of one, columns, numbers to sum
-MOST_ROWS = 65535  # of blocks, in a grid
+LONGEST = 2**31 - 2**20  # what kernels count in int: sets, elements of a set, columns, terms of a sum
+MOST_ROWS = 65535  # block rows of a grid
 
 DIFFER = "gradients of a weight and a bias that vary along different axes are wanted"
 APART = "the gradient of a weight is wanted that varies on both sides of an axis along which it does not"
 
 
 class Dtypes(NamedTuple):
-    """Dtypes of x, weight and bias, by name, and how their addresses are aligned.
+    """The names of the dtypes of x, weight and bias, and the alignment of their addresses.
 
-    A power of two that divides the bits set in the address of some array divides the address of each.
+    `address_bits` is the bitwise or of addresses: a power of two divides it where it divides every address.
     """
 
     x: str
@@ -42,76 +42,75 @@ class Dtypes(NamedTuple):
     bias: str | None
     address_bits: int = 0  # of x and all arrays of its shape
     parameter_bits: int = 0  # of weight and bias
-    dweight: str = "float32"  # of the gradients of weight and bias
+    dweight: str = "float32"
     dbias: str = "float32"
 
 
 class LaunchConfig(NamedTuple):
-    """How a pass is launched: its kernels, in order, and all of their argument but addresses."""
+    """How a pass is launched: its kernels, in order, and their argument without addresses and eps."""
 
     view: View
     sets: int
-    keeps_residuals: bool  # whether they must be kept, because one kernel leaves them to another
+    keeps_residuals: bool  # whether residuals need memory, because one kernel leaves them to the next
     given: bool
     launches: tuple[Launch, ...]
-    partial: int  # floats that chunks leave
-    sums: int  # floats that sum up to the gradient of a weight, and as many to that of a bias; 0: `partial` has them
+    partials: int  # floats
+    parameter_partials: int  # floats of dweight_partials, and as many of dbias_partials; 0: they are in `partials`
     counts: Ints
-    steps: Ints
+    strides: Ints
 
     @property
     def workspace_bytes(self) -> int:
-        """Return the bytes of memory that the kernels work in."""
+        """Bytes of the memory in which the kernels work."""
         backward = len(self.view.steps) == 3
-        return 4 * (self.partial + (2 * self.sets + 2 * self.sums if backward else 0))
+        return 4 * (self.partials + (2 * self.sets + 2 * self.parameter_partials if backward else 0))
 
 
 def as_rows(view: View) -> bool:
-    """Say whether sets lie as lines. It follows from the lengths of a set alone."""
+    """Return whether sets are made of contiguous lines. It depends on the lengths of a set alone."""
     _, r, _, s, p = view.lengths
     return (r == 1 or s * p >= SHORT) if p > 1 else (s > 1 and r == 1)
 
 
-def _widths(view: View, dtypes: Dtypes) -> tuple[int, int]:
-    """Return how many bytes at once can be read of x and all like it, and of weight and bias along lines."""
+def _load_bytes(view: View, dtypes: Dtypes) -> tuple[int, int]:
+    """Return the widest load, in bytes, that is aligned for x and arrays of its shape, and for weight and bias."""
     rows, several = as_rows(view), view.lengths[4] > 1
-    # Where lines of a set, or rows of a table whose columns are sets, begin.
-    places = ("ARBS" if several else "ARB") if rows else "AR"
-    begins = ["ARBSP".index(place) for place in places]
+    # The axes along which lines of a set, or rows of a table of columns, begin.
+    axes = ["ARBSP".index(axis) for axis in (("ARBS" if several else "ARB") if rows else "AR")]
 
-    def divides(bits: int, size: int, tensors: Sequence[Five | None]) -> int:
-        return math.gcd(WIDEST, bits, *[size * steps[place] for steps in tensors if steps for place in begins])
+    def widest(bits: int, size: int, tensors: Sequence[Five | None]) -> int:
+        return math.gcd(WIDEST, bits, *[size * strides[axis] for strides in tensors if strides for axis in axes])
 
-    load = divides(dtypes.address_bits, SOURCE_TYPES[dtypes.x][1], view.steps)
-    if several or not rows:  # weight and bias are read number by number
+    load = widest(dtypes.address_bits, SOURCE_TYPES[dtypes.x][1], view.steps)
+    if several or not rows:  # weight and bias are read element by element
         return load, WIDEST
-    own = ((dtypes.weight, view.weight), (dtypes.bias, view.bias))
-    widths = [divides(dtypes.parameter_bits, SOURCE_TYPES[name][1], [steps]) for name, steps in own if name]
-    return load, min(widths, default=WIDEST)
+    parameters = ((dtypes.weight, view.weight), (dtypes.bias, view.bias))
+    loads = [widest(dtypes.parameter_bits, SOURCE_TYPES[name][1], [strides]) for name, strides in parameters if name]
+    return load, min(loads, default=WIDEST)
 
 
 class Sums(NamedTuple):
-    """Over what a parameter's gradient is summed: numbers lie as (outer, kept, within)."""
+    """The lengths of a parameter's partials, which are summed over `outer` and `inner`."""
 
     outer: int
     kept: int
-    within: int
+    inner: int
 
 
 def sums_over(lengths: Ints, varies: Sequence[bool]) -> Sums | None:
-    """Return the lengths before, along and behind the axes that a parameter varies along, if these are neighbours."""
-    places = [(length, own) for length, own in zip(lengths, varies, strict=True) if length > 1]
-    kept = [place for place, (_, own) in enumerate(places) if own]
-    first, last = (kept[0], kept[-1] + 1) if kept else (len(places), len(places))
-    if not all(own for _, own in places[first:last]):
+    """Return the lengths before, along and behind the axes along which a parameter varies, if these are neighbours."""
+    axes = [(length, along) for length, along in zip(lengths, varies, strict=True) if length > 1]
+    kept = [axis for axis, (_, along) in enumerate(axes) if along]
+    first, last = (kept[0], kept[-1] + 1) if kept else (len(axes), len(axes))
+    if not all(along for _, along in axes[first:last]):
         return None
-    parts = (places[:first], places[first:last], places[last:])
+    parts = (axes[:first], axes[first:last], axes[last:])
     sums = Sums(*[math.prod([length for length, _ in part]) for part in parts])
     return sums if math.prod(sums) <= LONGEST else None
 
 
 class Builder:
-    """What both families share: a view, and how it becomes macros and an argument."""
+    """What both families share: a view, and how macros and an argument are made of it."""
 
     def __init__(self, plan: Plan, view: View, dtypes: Dtypes, device: Device) -> None:
         self.plan, self.view, self.dtypes, self.device = plan, view, dtypes, device
@@ -119,56 +118,57 @@ class Builder:
         self.sets = self.a * self.b
         self.n = self.r * self.s * self.p
         self.per_vector = WIDEST // SOURCE_TYPES[dtypes.x][1]
-        self.load, self.wide = _widths(view, dtypes)
+        self.load, self.parameter_load = _load_bytes(view, dtypes)
 
-    def words(self, length: int, begins: int = 0) -> int:
-        """Return the bytes of what lines of a length are moved in: whole vectors, or words of which they are made.
+    def line_load(self, length: int, begins: int = 0) -> int:
+        """Return the bytes in which lines of a length are moved: a whole vector, or a word that divides the line.
 
-        Lines begin at multiples of so many elements, beside what is known of them.
+        Lines begin at multiples of `begins` elements, beside what their strides say.
         """
         size = SOURCE_TYPES[self.dtypes.x][1]
         load = math.gcd(self.load, size * begins)
         return load if load == WIDEST else math.gcd(load, size * length)
 
-    def macros(self, **own: int) -> tuple[tuple[str, str | int], ...]:
+    def macros(self, **specific: int) -> tuple[tuple[str, str | int], ...]:
         dtypes = self.dtypes
         types = {"X": dtypes.x, "W": dtypes.weight or "float32", "B": dtypes.bias or "float32"}
-        common = {
-            "LOAD": self.load,
-            "WIDE": self.wide,
-            "CENTRES": int(self.plan.centres),
+        common = {"LOAD": self.load, "PARAMETER_LOAD": self.parameter_load, "CENTRES": int(self.plan.centres)}
+        return (*[(name, SOURCE_TYPES[dtype][0]) for name, dtype in types.items()], *{**common, **specific}.items())
+
+    def counts(self, **specific: int) -> Ints:
+        common = {"sets": self.sets, "b_length": self.b, "n": self.n, "rows": self.r}
+        counts = {**dict.fromkeys(_argument.COUNTS + _argument.DIVISORS, 1), **common, **specific}
+        divisors = [number for name in _argument.DIVISORS for number in _argument.divisor(counts[name])]
+        return (*[counts[name] for name in _argument.COUNTS], *divisors)
+
+    def strides(self, of_partials: tuple[int, int, int, int]) -> Ints:
+        names = {2: ("x_strides", "y_strides"), 3: ("x_strides", "dy_strides", "y_strides")}[len(self.view.steps)]
+        five: dict[str, Five | None] = dict(zip(names, self.view.steps, strict=True))
+        five |= {"weight_strides": self.view.weight, "bias_strides": self.view.bias}
+        found = {name: (strides or (0,) * 5)[:4] for name, strides in five.items()} | {"partial_strides": of_partials}
+        return tuple([stride for name in _argument.STRIDES for stride in found.get(name, (0,) * 4)])
+
+    def finalize(self, name: str, partials: int, set_columns: int, per_parameter: int, weighted: bool) -> Launch:
+        """Return the launch of a kernel that merges the partials of each set."""
+        block_per_set = partials > MERGED_BY_ONE_THREAD
+        threads = 256 if partials > 128 else 32 if block_per_set else 128
+        specific = {
+            "COLUMNS_PER_SET": set_columns,
+            "COLUMNS_PER_PARAMETER": per_parameter,
+            "WEIGHTED": int(weighted),
+            "BLOCK_PER_SET": int(block_per_set),
         }
-        return (*[(name, SOURCE_TYPES[dtype][0]) for name, dtype in types.items()], *{**common, **own}.items())
-
-    def counts(self, **own: int) -> Ints:
-        common = {"sets": self.sets, "inner": self.b, "n": self.n, "rows": self.r, "chunks": 1, "share": 1}
-        known = {**dict.fromkeys(at.COUNTS + at.DIVISORS, 1), **common, **own}
-        divisors = [number for name in at.DIVISORS for number in at.divisor(known[name])]
-        return (*[known[name] for name in at.COUNTS], *divisors)
-
-    def steps(self, of_partial: tuple[int, int, int, int]) -> Ints:
-        tensors = {2: ("of_x", "of_y"), 3: ("of_x", "of_dy", "of_y")}[len(self.view.steps)]
-        five: dict[str, Five | None] = dict(zip(tensors, self.view.steps, strict=True))
-        five |= {"of_weight": self.view.weight, "of_bias": self.view.bias}
-        known = {name: (steps or (0,) * 5)[:4] for name, steps in five.items()} | {"of_partial": of_partial}
-        return tuple([step for name in at.TENSORS for step in known.get(name, (0,) * 4)])
-
-    def settle(self, name: str, partials: int, of_set: int, places: int, weighted: bool) -> Launch:
-        """Return the launch of a kernel that merges what chunks left of each set."""
-        shared = partials > ALONE
-        threads = 256 if partials > 128 else 32 if shared else 128
-        own = {"OF_SET": of_set, "PLACES": places, "WEIGHTED": int(weighted), "SHARED_SET": int(shared)}
-        # Of x's type, nothing depends.
-        macros = (("X", "f32"), *self.macros(THREADS=threads, CTAS=1, **own)[1:])
-        blocks = self.sets if shared else -(-self.sets // threads)
-        return Launch(Kernel(name, ("call", "formula", "settle"), macros), (blocks, 1), threads, 0)
+        # The kernel does not depend on x's dtype.
+        macros = (("X", "f32"), *self.macros(THREADS=threads, CTAS=1, **specific)[1:])
+        blocks = self.sets if block_per_set else -(-self.sets // threads)
+        return Launch(Kernel(name, ("call", "formula", "finalize"), macros), (blocks, 1), threads, 0)
 
     def given(self) -> Launch:
-        macros = self.macros(THREADS=128, CTAS=1)
-        return Launch(Kernel("given", ("call", "formula", "parameters"), macros), (-(-self.sets // 128), 1), 128, 0)
+        kernel = Kernel("given_statistics", ("call", "formula", "parameters"), self.macros(THREADS=128, CTAS=1))
+        return Launch(kernel, (-(-self.sets // 128), 1), 128, 0)
 
     def parameter_sums(self, sums: Sums) -> Launch:
-        threads = 1024 if sums.outer * sums.within > 64 else 256
+        threads = 1024 if sums.outer * sums.inner > 64 else 256
         dtypes = {"X": "float32", "W": "float32", "B": "float32", "DW": self.dtypes.dweight, "DB": self.dtypes.dbias}
         types: list[tuple[str, str | int]] = [(name, SOURCE_TYPES[dtype][0]) for name, dtype in dtypes.items()]
         macros = (*types, ("THREADS", threads), ("CTAS", 1))
@@ -178,7 +178,7 @@ class Builder:
     def varies(self) -> tuple[bool, bool, bool, bool] | None:
         """Return along which of A, R, B, S weight and bias vary; None if they differ in that."""
         both = self.view.weight, self.view.bias
-        found = {tuple([step != 0 for step in steps[:4]]) for steps in both if steps is not None}
+        found = {tuple([stride != 0 for stride in strides[:4]]) for strides in both if strides is not None}
         if len(found) > 1:
             return None
         return found.pop() if found else (False,) * 4  # type: ignore[return-value]

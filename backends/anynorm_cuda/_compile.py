@@ -1,6 +1,6 @@
-"""CUDA source to machine code by NVRTC, kept on disk. Needs no GPU, and knows of none.
+"""CUDA source to machine code by NVRTC, cached on disk. Needs no GPU.
 
-cuda.bindings is imported when something is first compiled.
+The first compilation imports cuda.bindings.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from anynorm.backend import write_whole
 from anynorm_cuda._program import CompileError, Kernel
 
-# The second for constexpr functions. The third, so that numbers are fused by fmaf where a kernel says so and nowhere
-# else: a set's bits do not hang on what else its kernel was specialised by, and the CPU computes the same.
+# The second allows constexpr functions. The third forbids fused multiply-adds but where a kernel calls fmaf, so that a
+# set has the same bits in every specialisation of a kernel, and on the CPU.
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false")
 
 
@@ -27,17 +27,17 @@ def cubin(kernel: Kernel, arch: int, *, ftz: bool = False) -> bytes:
     Parameters
     ----------
     kernel : Kernel
-        What is compiled: once on a machine where a directory can be written.
+        Compiled once per machine, if the cache directory can be written.
     arch : int
-        The device's compute capability: 90 for 9.0. Where NVRTC does not know it yet, the result is PTX for the newest
-        one that it knows, which the driver compiles.
+        The device's compute capability: 90 for 9.0. If NVRTC does not know it yet, the result is PTX for the newest one
+        that it knows, which the driver compiles.
     ftz : bool, optional
-        Whether subnormal float32 numbers are zero, as CuPy compiles.
+        Whether subnormal float32 values are flushed to zero, as CuPy compiles.
 
     Raises
     ------
     CompileError
-        With what the compiler says.
+        With the compiler's message.
 
     """
     flags, source = options(kernel, arch, ftz=ftz), kernel.source()
@@ -51,7 +51,7 @@ def cubin(kernel: Kernel, arch: int, *, ftz: bool = False) -> bytes:
 
 
 def options(kernel: Kernel, arch: int, *, ftz: bool = False) -> list[str]:
-    """Return all that NVRTC is told beside the source."""
+    """Return the options for NVRTC."""
     return [f"--gpu-architecture={_target(arch)}", *OPTIONS, f"--ftz={str(ftz).lower()}", *kernel.options()]
 
 
@@ -69,7 +69,7 @@ def archs() -> tuple[int, ...]:
 
 
 def compiled(source: str, name: str, flags: list[str]) -> tuple[bytes, str]:
-    """Return what NVRTC makes of a source, and what it says: machine code, or PTX for a virtual architecture."""
+    """Return machine code, or PTX for a virtual architecture, and NVRTC's log."""
     (program,) = _ask("nvrtcCreateProgram", source.encode(), f"{name}.cu".encode(), 0, [], [])
     try:
         (error,) = _nvrtc().nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
@@ -83,7 +83,7 @@ def compiled(source: str, name: str, flags: list[str]) -> tuple[bytes, str]:
 
 
 def _target(arch: int) -> str:
-    """Return NVRTC's name of a compute capability: sm_90, or compute_121 for one that is newer than all it knows."""
+    """Return NVRTC's name of a compute capability: sm_90, or compute_121 for one newer than NVRTC knows."""
     known = [older for older in archs() if older <= arch]
     if not known:
         msg = f"NVRTC {_dotted(version())} does not compile for compute capability {_dotted(divmod(arch, 10))}."
@@ -92,13 +92,13 @@ def _target(arch: int) -> str:
 
 
 def _file(name: str, determines: list[str]) -> Path | None:
-    """Return where code is kept, by all that determines it, or None where no directory is known."""
+    """Return the cache file of code that these strings determine, or None if there is no cache directory."""
     folder = _folder()
     return folder and folder / f"{name}-{sha256(chr(0).join(determines).encode()).hexdigest()[:32]}.cubin"
 
 
 def _folder() -> Path | None:
-    """Return $ANYNORM_CACHE_DIR, or the place in the user's cache directory."""
+    """Return $ANYNORM_CACHE_DIR, or anynorm's folder in the user's cache directory."""
     chosen = os.environ.get("ANYNORM_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -113,7 +113,7 @@ def _folder() -> Path | None:
 
 
 def _read(file: Path) -> bytes | None:
-    """Return what was kept, or None if it is absent, cannot be read, or is not what was written."""
+    """Return cached code, or None if the file is absent, cannot be read or is damaged."""
     try:
         content = file.read_bytes()
     except OSError:
@@ -123,7 +123,7 @@ def _read(file: Path) -> bytes | None:
 
 
 def _write(file: Path, code: bytes) -> None:
-    """Keep code if that can be done. Others see the file whole or not at all."""
+    """Cache code if the file can be written. Other processes see the whole file or none."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, sha256(code).digest() + code)
@@ -151,9 +151,10 @@ def _words(error: object) -> str:
 
 def _text(program: object, what: str) -> bytes:
     (size,) = _ask(f"nvrtcGet{what}Size", program)
-    room = bytearray(size)  # not bytes: of those with one character Python has one object for all, which is written to
-    _ask(f"nvrtcGet{what}", program, room)
-    return bytes(room)
+    # Not bytes, which NVRTC would write into: Python has one shared object per bytes of length 1.
+    buffer = bytearray(size)
+    _ask(f"nvrtcGet{what}", program, buffer)
+    return bytes(buffer)
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

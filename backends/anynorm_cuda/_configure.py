@@ -1,4 +1,4 @@
-"""From a plan and strides to a launch config: whether kernels run it, and of which family. No array is touched."""
+"""From a plan and strides to a launch config: whether kernels serve it, of rows or of columns. Touches no array."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anynorm_cuda._build import Dtypes as Dtypes
 from anynorm_cuda._build import LaunchConfig as LaunchConfig
 from anynorm_cuda._columns import CHUNK, Columns
 from anynorm_cuda._rows import Rows
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 
 def configure_forward(
@@ -23,9 +23,9 @@ def configure_forward(
     *,
     only_measure: bool = False,
 ) -> LaunchConfig | str:
-    """Return the config for x and y, strides in elements, or half a sentence that says why there is none.
+    """Return the config of a forward pass, or half a sentence that says why there is none.
 
-    With `only_measure` y is not written; its strides are x's.
+    `strides` are those of x and y, in elements. With `only_measure` y is not written; its strides are x's.
     """
     found = _view(plan, dtypes, shape, strides, weight, bias)
     if isinstance(found, str):
@@ -43,14 +43,14 @@ def configure_backward(
     bias: Layout | None,
     device: Device,
 ) -> LaunchConfig | str:
-    """Return the config for x, dy and dx; weight and bias as their gradients are wanted, in C order."""
+    """Return the config of a backward pass; `strides` are those of x, dy and dx, weight and bias are in C order."""
     if plan.given:
         return "statistics are given"
     found = _view(plan, dtypes, shape, strides, weight, bias)
     if isinstance(found, str):
         return found
     if not _in_order(found):
-        return "the gradient of a weight is wanted whose axes lie in another order than x's"
+        return "the gradient of a weight is wanted whose axes are in another order in memory than x's"
     build = Rows if as_rows(found) else Columns
     return build(plan, found, dtypes, device).backward()
 
@@ -65,7 +65,7 @@ def _view(
 
 
 def _unfit(found: View) -> str | None:
-    """Return why no kernel runs a view, or None."""
+    """Return why no kernel serves a view, or None."""
     a, r, b, s, p = found.lengths
     if max(r * s * p, a * b, b * s * p) > LONGEST:
         return f"more than {LONGEST} sets, elements of a set, or columns, are not counted"
@@ -73,15 +73,15 @@ def _unfit(found: View) -> str | None:
     along = [("P", p, 1), ("S", s, p), ("B", b, s * p)]
     if rows:
         along = along[:1] if p > 1 else along[1:2]
-    for which, steps in enumerate(found.steps):
-        for place, length, needed in along:
-            if length > 1 and steps["ARBSP".index(place)] != needed:
+    for which, strides in enumerate(found.steps):
+        for axis, length, needed in along:
+            if length > 1 and strides["ARBSP".index(axis)] != needed:
                 where = "in the memory of an array beside x" if which else "in memory"
-                return why_apart(needed, steps["ARBSP".index(place)], needed, where)
-    parameters = [steps for steps in (found.weight, found.bias) if steps is not None]
-    if not rows and any(steps[1] and (steps[2] or steps[3]) for steps in parameters):
+                return why_apart(needed, strides["ARBSP".index(axis)], needed, where)
+    parameters = [strides for strides in (found.weight, found.bias) if strides is not None]
+    if not rows and any(strides[1] and (strides[2] or strides[3]) for strides in parameters):
         return "weight or bias varies along rows and columns of a table whose columns are normalized"
-    if rows and p == 1 and any(steps[3] not in (0, 1) for steps in parameters):
+    if rows and p == 1 and any(strides[3] not in (0, 1) for strides in parameters):
         return "weight or bias does not lie along x's innermost axis as x does"
     if not rows and -(-r // CHUNK) > MOST_ROWS:
         return f"columns of {r} rows are not counted"
@@ -89,12 +89,12 @@ def _unfit(found: View) -> str | None:
 
 
 def _in_order(found: View) -> bool:
-    """Say whether the places that parameters vary along lie as their gradients do: in C order."""
-    for steps in (found.weight, found.bias):
+    """Return whether the axes along which parameters vary are in C order (A, R, B, S), as their gradients are."""
+    for strides in (found.weight, found.bias):
         expected = 1
-        for place in (3, 2, 1, 0):  # S, B, R, A
-            if steps is not None and found.lengths[place] > 1 and steps[place]:
-                if steps[place] != expected:
+        for axis in (3, 2, 1, 0):  # S, B, R, A
+            if strides is not None and found.lengths[axis] > 1 and strides[axis]:
+                if strides[axis] != expected:
                     return False
-                expected *= found.lengths[place]
+                expected *= found.lengths[axis]
     return True

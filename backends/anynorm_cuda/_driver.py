@@ -1,6 +1,6 @@
-"""What a launcher asks of a device, through the CUDA driver, and what a device is. Knows no norm and no array library.
+"""A device for a launcher, by the CUDA driver, and the device's properties. No norm and no array library is known here.
 
-cuda.bindings is imported when a device is first asked about.
+The first question about a device imports cuda.bindings.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 from anynorm_cuda import _compile
 from anynorm_cuda._launcher import Launcher, Loaded
 from anynorm_cuda._program import Kernel, Launch
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 
 @cache
 def facts(device: int) -> Device:
-    """Return what a device is."""
+    """Return the properties of a device."""
     handle, attribute = _ask("cuDeviceGet", device), _cuda().CUdevice_attribute
     major, minor, processors, shared = (
         int(_ask("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), handle))
@@ -35,12 +35,12 @@ def facts(device: int) -> Device:
 
 @cache
 def launcher(device: int) -> Launcher:
-    """Return what runs kernels on a device."""
+    """Return the launcher of a device."""
     return Launcher(_Device(device))
 
 
 class _Device:
-    """A device, in its primary context: that of torch and CuPy."""
+    """A device in its primary context, which is also torch's and CuPy's."""
 
     def __init__(self, device: int) -> None:
         cuda = _cuda()
@@ -68,7 +68,7 @@ class _Device:
             function = _ask("cuModuleGetFunction", _ask("cuModuleLoadData", code), kernel.name.encode())
             return Loaded(function, *[_ask("cuFuncGetAttribute", attribute, function) for attribute in asked])
 
-    def make_room(self, loaded: Loaded, shared: int) -> None:
+    def allow_shared(self, loaded: Loaded, shared: int) -> None:
         attribute = _cuda().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         with self._in_context():
             _ask("cuFuncSetAttribute", loaded.function, attribute, shared)
@@ -83,7 +83,7 @@ class _Device:
 
     @contextmanager
     def _in_context(self) -> Iterator[None]:
-        """Make the device's primary context current until the block ends, unless it is."""
+        """Make the device's primary context current until the block ends."""
         error, current = self._current()
         if not error and int(current) == self._number:
             yield
@@ -97,7 +97,7 @@ class _Device:
 
 @contextmanager
 def _while_capturing() -> Iterator[None]:
-    """Allow what is not put on a stream also while a CUDA graph is captured, as far as the driver can."""
+    """Allow calls that are not put on a stream while a CUDA graph is captured, as far as the driver can."""
     before = _ask("cuThreadExchangeStreamCaptureMode", _cuda().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
     try:
         yield

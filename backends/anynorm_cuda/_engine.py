@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from anynorm.backend import Ints, formula
-from anynorm_cuda import _geometry as at
+from anynorm_cuda import _argument
 from anynorm_cuda._configure import LaunchConfig
 from anynorm_cuda._program import Launch
 
 # Launches a kernel with its packed argument, after all that was launched before.
 Run = Callable[[Launch, bytes], None]
 
-NUMBER = 4  # bytes
+FLOAT = 4  # bytes
 
 
 def forward(
     config: LaunchConfig,
-    launch: Run,
+    run: Run,
     *,
     x: int,
     y: int,
@@ -28,18 +28,18 @@ def forward(
     eps: float,
     given: tuple[int, int] = (0, 0),
 ) -> None:
-    """Normalize the array at address x into that at y; y is 0 if it is only to be measured.
+    """Normalize the array at address x into the one at y; y is 0 if x is only measured.
 
     The address of residuals, (5, sets) float32, may be 0 unless `config.keeps_residuals`. `given` are the addresses of
-    a mean and a variance for each set, float32. The workspace has `config.workspace_bytes`.
+    a mean and a variance, (sets) float32. The workspace has `config.workspace_bytes`.
     """
-    partial, means = given if config.given else (workspace, 0)
-    _run(config, launch, (x, 0, y, weight, bias, residuals, partial, means, 0, 0, 0, 0), eps)
+    partials, means = given if config.given else (workspace, 0)
+    _run(config, run, (x, 0, y, weight, bias, residuals, partials, means, 0, 0, 0, 0), eps)
 
 
 def backward(
     config: LaunchConfig,
-    launch: Run,
+    run: Run,
     *,
     x: int,
     dy: int,
@@ -50,17 +50,18 @@ def backward(
     dweight: int,
     dbias: int,
 ) -> None:
-    """Write dx, and the gradients of weight and bias, float32 without gaps, unless their address is 0."""
-    means = workspace + NUMBER * config.partial
-    to_weight = means + NUMBER * 2 * config.sets
-    to_bias = to_weight + NUMBER * config.sums
-    if not config.sums:  # planes of `partial`: of Σdy, and of Σdy·x̂
-        to_weight, to_bias = workspace + NUMBER * config.partial // 2, workspace
-    _run(config, launch, (x, dy, dx, weight, 0, residuals, workspace, means, to_weight, to_bias, dweight, dbias), 0.0)
+    """Write dx, and dweight and dbias, contiguous, in the config's dtypes, unless their address is 0."""
+    means = workspace + FLOAT * config.partials
+    dweight_partials = means + FLOAT * 2 * config.sets
+    dbias_partials = dweight_partials + FLOAT * config.parameter_partials
+    if not config.parameter_partials:  # the two fields of `partials`, Σdy and Σdy·x̂
+        dbias_partials, dweight_partials = workspace, workspace + FLOAT * config.partials // 2
+    parameters = dweight_partials, dbias_partials, dweight, dbias
+    _run(config, run, (x, dy, dx, weight, 0, residuals, workspace, means, *parameters), 0.0)
 
 
 def _run(config: LaunchConfig, run: Run, addresses: Ints, eps: float) -> None:
-    """Launch a config's kernels; addresses in the order of `_geometry.ADDRESSES`."""
-    argument = at.pack(addresses, config.counts, config.steps, eps, formula.rsqrt_eps(eps))
+    """Launch a config's kernels; addresses in the order of `_argument.ADDRESSES`."""
+    argument = _argument.pack(addresses, config.counts, config.strides, eps, formula.rsqrt_eps(eps))
     for launch in config.launches:
         run(launch, argument)

@@ -1,4 +1,4 @@
-"""What is compiled and launched: a kernel with its macros, and how many threads run it. Knows no norm and no device."""
+"""Kernels with their macros, and launches of them. No norm and no device is known here."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ FOLDER = Path(__file__).parent / "kernels"
 
 
 class Kernel(NamedTuple):
-    """One function of the CUDA source, specialised by macros: what is compiled once, and kept."""
+    """One function of the CUDA source, specialised by macros: the unit that is compiled."""
 
     name: str
-    parts: tuple[str, ...]  # files of the source, in order, without the first, which is the device's own
+    parts: tuple[str, ...]  # files of the source, in order, after device.cu
     macros: tuple[tuple[str, str | int], ...]
 
     def options(self) -> list[str]:
-        """Return the macros as a compiler takes them."""
-        # Of the kernels of a part, the one that is wanted is compiled.
+        """Return the macros as options of a compiler; WANTS_ names the one kernel of its file that is compiled."""
         return [f"-DWANTS_{self.name}", *[f"-D{name}={value}" for name, value in self.macros]]
 
     def source(self, device: str | None = None) -> str:
-        """Return the whole source; `device` stands for the first file, to run it elsewhere."""
+        """Return the whole source; `device` replaces device.cu, to run it elsewhere."""
         return "\n".join([_text("device") if device is None else device, *[_text(part) for part in self.parts]])
 
 
@@ -32,11 +31,11 @@ class Launch(NamedTuple):
     kernel: Kernel
     grid: tuple[int, int]  # blocks
     threads: int  # of a block
-    shared: int  # bytes of memory that a block's threads share, beyond what the source declares
+    shared: int  # bytes of dynamic shared memory of a block
 
 
 class CompileError(RuntimeError):
-    """A compiler refuses a kernel, or compiles for no such device; with what it says."""
+    """A compiler refuses a kernel or a device; the message is the compiler's."""
 
 
 @cache

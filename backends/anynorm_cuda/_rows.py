@@ -1,4 +1,4 @@
-"""Launch configs of sets of lines: in one go where a team can hold a set, else chunk by chunk."""
+"""Launch configs of sets of lines: in one kernel where a thread group can hold a set, else in chunks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 
 from anynorm.backend import Five, Ints, Plan, View
 from anynorm_cuda._build import (
+    ABSENT,
+    ALONG_LINE,
     APART,
     DIFFER,
-    LINE,
     LONGEST,
     MOST_ROWS,
-    NONE,
-    VECTOR,
+    PER_LINE,
     WIDEST,
     Builder,
     Dtypes,
@@ -21,21 +21,30 @@ from anynorm_cuda._build import (
     sums_over,
 )
 from anynorm_cuda._program import Kernel, Launch
-from anynorm_cuda._teams import MEMORY, REGISTERS, Device, Team, chunk_team, forward_team, gradient_team, parameter_team
+from anynorm_cuda._thread_groups import (
+    MEMORY,
+    REGISTERS,
+    Device,
+    ThreadGroup,
+    backward_group,
+    chunk_group,
+    forward_group,
+    parameter_group,
+)
 
-# What a team leaves to sum up to dweight and dbias: nothing, sums of each set, or of each piece of a line.
-NO_SUMS, SETS_SUMS, PIECES_SUMS = 0, 1, 2
+# What is stored to be summed to dweight and dbias: nothing, sums of each set, or of each piece of a line.
+NO_SUMS, SUMS_PER_SET, SUMS_PER_PIECE = 0, 1, 2
 
-# Sets that a team takes one after the other before it leaves what it gathered. A thread adds FOLD numbers one after the
-# other, and then up to MOST_SHARE / FOLD sums of so many: no more roundings than the bound has room for.
-FOLD, MOST_SHARE = 16, 256
+# A thread group adds the gradients of up to MOST_SETS sets. A thread adds FOLD values one after the other, and then up
+# to MOST_SETS / FOLD of these sums: no more roundings than the bound has room for.
+FOLD, MOST_SETS = 16, 256
 
-# The same, where it adds all of them one after the other.
-LONG_SHARE = 32
+# The same for a thread that adds all of them one after the other.
+MOST_LONG_SETS = 32
 
-STAGES = 3  # sets of a team in shared memory, of which two are on their way
+STAGES = 3  # sets of a thread group in shared memory: one is worked on, the loads of two are in flight
 
-# Bytes of shared memory that the source of the kernel that gathers gradients declares, at most.
+# The most bytes of shared memory that the source of the kernel `rows_backward_parameters` declares itself.
 DECLARED = 36 << 10
 
 
@@ -44,108 +53,109 @@ class Rows(Builder):
 
     def __init__(self, plan: Plan, view: View, dtypes: Dtypes, device: Device) -> None:
         super().__init__(plan, view, dtypes, device)
-        self.lines, self.run = (self.r * self.s, self.p) if self.p > 1 else (1, self.s)
-        # Lines that lie along two axes, R and S, or along one alone.
-        self.split = self.p > 1 and self.r > 1 and self.s > 1
-        self.vectors = -(-self.run // self.per_vector)
-        self.load = self.words(self.run)
+        self.lines, self.line_length = (self.r * self.s, self.p) if self.p > 1 else (1, self.s)
+        # Whether the lines of a set are indexed by R and S, else by one of them.
+        self.two_line_axes = self.p > 1 and self.r > 1 and self.s > 1
+        self.vectors = -(-self.line_length // self.per_vector)
+        self.load = self.line_load(self.line_length)
 
-    def lies(self, steps: Five | None) -> int:
-        return NONE if steps is None else VECTOR if self.p == 1 and steps[3] else LINE
+    def parameter_layout(self, strides: Five | None) -> int:
+        return ABSENT if strides is None else ALONG_LINE if self.p == 1 and strides[3] else PER_LINE
 
-    def held(self, team: Team) -> Team:
-        """Return the team that holds what it has where it can: vectors that are not aligned pass through memory."""
-        return team if self.load == WIDEST else team._replace(hold=MEMORY)
+    def held(self, group: ThreadGroup) -> ThreadGroup:
+        """Return the group with where it can hold a set: vectors that are not aligned go through shared memory."""
+        return group if self.load == WIDEST else group._replace(hold=MEMORY)
 
-    def kernel(self, name: str, part: str, team: Team, **own: int) -> Kernel:
-        # Lengths that change from call to call, those of images, and of sets that take long, are not compiled in.
-        known = self.p == 1 and not team.chunked
+    def kernel(self, name: str, part: str, group: ThreadGroup, **specific: int) -> Kernel:
+        # Lengths that differ from call to call (images, long sets) are arguments, not macros.
+        known = self.p == 1 and not group.chunked
         macros = self.macros(
-            THREADS=team.threads,
-            CTAS=team.ctas,
-            LANES=team.lanes,
-            UNITS=team.units,
-            SETS=team.sets,
-            ITEMS=team.items if known or team.chunked or team.hold == REGISTERS else 0,
-            HOLD=team.hold,
-            CHUNKED=int(team.chunked),
-            RUN=self.run if known else 0,
-            INNER=int(self.b > 1),
-            LINES=int(self.lines == 1),
-            SPLIT=int(self.split),
-            TAIL=int(self.run % self.per_vector != 0),
-            WEIGHT=self.lies(self.view.weight),
-            BIAS=self.lies(self.view.bias),
-            **own,
+            THREADS=group.threads,
+            CTAS=group.ctas,
+            LANES=group.lanes,
+            SUBGROUPS=group.subgroups,
+            GROUPS=group.groups,
+            ITEMS=group.items if known or group.chunked or group.hold == REGISTERS else 0,
+            HOLD=group.hold,
+            CHUNKED=int(group.chunked),
+            LINE_LENGTH=self.line_length if known else 0,
+            HAS_B=int(self.b > 1),
+            ONE_LINE=int(self.lines == 1),
+            TWO_LINE_AXES=int(self.two_line_axes),
+            TAIL=int(self.line_length % self.per_vector != 0),
+            WEIGHT=self.parameter_layout(self.view.weight),
+            BIAS=self.parameter_layout(self.view.bias),
+            **specific,
         )
-        return Kernel(name, ("call", "formula", "hold", "team", "lines", part), macros)
+        return Kernel(name, ("call", "formula", "hold", "thread_group", "lines", part), macros)
 
-    def pieces(self, team: Team) -> int:
-        return self.lines * self.per_line(team)
+    def pieces(self, group: ThreadGroup) -> int:
+        return self.lines * self.per_line(group)
 
-    def per_line(self, team: Team) -> int:
-        return -(-self.vectors // team.lanes)
+    def per_line(self, group: ThreadGroup) -> int:
+        return -(-self.vectors // group.lanes)
 
-    def lengths(self, team: Team) -> dict[str, int]:
-        """Return what the argument tells of lines and of a team."""
+    def line_counts(self, group: ThreadGroup) -> dict[str, int]:
+        """Return the counts of the argument that describe lines and a thread group."""
         return {
-            "run": self.run,
-            "pieces": self.pieces(team),
-            "items": team.items,
-            "per_line": self.per_line(team),
-            "per_r": self.s if self.split else 1,
+            "line_length": self.line_length,
+            "pieces": self.pieces(group),
+            "items": group.items,
+            "per_line": self.per_line(group),
+            "per_r": self.s if self.two_line_axes else 1,
         }
 
-    def steps(self, of_partial: tuple[int, int, int, int]) -> Ints:
-        """Return steps along A, lines, B and, where lines lie along two axes, the second of these."""
-        steps = super().steps(of_partial)
-        if self.split or self.r > 1 or self.p == 1:
-            return steps
-        tensors = len(steps) // 4 - 1  # all but `of_partial`
-        swapped = [steps[4 * tensor + place] for tensor in range(tensors) for place in (0, 3, 2, 1)]
-        return (*swapped, *steps[4 * tensors :])
+    def strides(self, of_partials: tuple[int, int, int, int]) -> Ints:
+        """Return strides along A, lines, B and, where lines are indexed by R and S, the second of these."""
+        strides = super().strides(of_partials)
+        if self.two_line_axes or self.r > 1 or self.p == 1:
+            return strides
+        tensors = len(strides) // 4 - 1  # all but `partials`
+        swapped = [strides[4 * tensor + axis] for tensor in range(tensors) for axis in (0, 3, 2, 1)]
+        return (*swapped, *strides[4 * tensors :])
 
-    def chunks(self, team: Team) -> int:
-        return -(-self.pieces(team) // (team.units * team.items)) if team.chunked else 1
+    def chunks(self, group: ThreadGroup) -> int:
+        return -(-self.pieces(group) // (group.subgroups * group.items)) if group.chunked else 1
 
-    def grid(self, team: Team) -> tuple[int, int]:
-        chunks = self.chunks(team)
-        return (self.sets * chunks if team.chunked else -(-self.sets // team.sets) * team.ctas), 1
+    def grid(self, group: ThreadGroup) -> tuple[int, int]:
+        chunks = self.chunks(group)
+        return (self.sets * chunks if group.chunked else -(-self.sets // group.groups) * group.ctas), 1
 
-    def launch(self, name: str, part: str, team: Team, tensors: int, **own: int) -> Launch:
-        kernel = self.kernel(name, part, team, **own)
-        return Launch(kernel, self.grid(team), team.threads, team.room(tensors))
+    def launch(self, name: str, part: str, group: ThreadGroup, tensors: int, **specific: int) -> Launch:
+        kernel = self.kernel(name, part, group, **specific)
+        return Launch(kernel, self.grid(group), group.threads, group.shared_bytes(tensors))
 
     def forward(self, *, only_measure: bool) -> LaunchConfig | str:
-        team = self.held(forward_team(self.lines, self.vectors, self.device))
-        if self.plan.given and not team.chunked:
-            team = chunk_team(self.vectors, 8)
-        chunks, grid = self.chunks(team), self.grid(team)
-        if grid[0] > LONGEST:
+        group = self.held(forward_group(self.lines, self.vectors, self.device))
+        if self.plan.given and not group.chunked:
+            group = chunk_group(self.vectors, 8)
+        chunks = self.chunks(group)
+        if self.grid(group)[0] > LONGEST:
             return "there are too many sets"
 
         def launch(name: str) -> Launch:
-            return self.launch(name, "rows", team, 1)
+            return self.launch(name, "rows", group, 1)
 
-        write = () if only_measure else (launch("rows_write"),)
+        apply = () if only_measure else (launch("rows_apply"),)
         if self.plan.given:
-            launches: tuple[Launch, ...] = (self.given(), *write)
-        elif team.chunked:
-            launches = (launch("rows_measure"), self.settle("settle", chunks, 1, 1, weighted=False), *write)
+            launches: tuple[Launch, ...] = (self.given(), *apply)
+        elif group.chunked:
+            finalize = self.finalize("finalize_statistics", chunks, 1, 1, weighted=False)
+            launches = (launch("rows_measure"), finalize, *apply)
         else:
-            launches = (launch("rows"),)
-        plane = self.sets * chunks
-        of_partial = (self.b, 0, 1, 0) if self.plan.given else (self.b * chunks, 1, chunks, 0)
+            launches = (launch("rows_forward"),)
+        field_stride = self.sets * chunks
+        of_partials = (self.b, 0, 1, 0) if self.plan.given else (self.b * chunks, 1, chunks, 0)
         return LaunchConfig(
             view=self.view,
             sets=self.sets,
-            keeps_residuals=team.chunked,
+            keeps_residuals=group.chunked,
             given=self.plan.given,
             launches=launches,
-            partial=5 * plane if team.chunked and not self.plan.given else 0,
-            sums=0,
-            counts=self.counts(**self.lengths(team), chunks=chunks, plane=plane),
-            steps=self.steps(of_partial),
+            partials=5 * field_stride if group.chunked and not self.plan.given else 0,
+            parameter_partials=0,
+            counts=self.counts(**self.line_counts(group), chunks=chunks, field_stride=field_stride),
+            strides=self.strides(of_partials),
         )
 
     def backward(self) -> LaunchConfig | str:
@@ -154,44 +164,41 @@ class Rows(Builder):
             return DIFFER
         if self.p == 1 and varies[3]:
             return self._along_lines(varies)
-        team = self.held(gradient_team(self.lines, self.vectors, self.device))
-        pieces = self.pieces(team)
+        group = self.held(backward_group(self.lines, self.vectors, self.device))
         wanted = self.view.weight is not None or self.view.bias is not None
-        by_line = varies[1] or varies[3]
-        kind = (PIECES_SUMS if by_line else SETS_SUMS) if wanted else NO_SUMS
-        if kind == SETS_SUMS and team.chunked:
-            kind = PIECES_SUMS
-        lengths: Ints = (self.a, self.b, self.r, self.s, pieces // self.lines)
+        by_line = varies[1] or varies[3] or group.chunked
+        stored = (SUMS_PER_PIECE if by_line else SUMS_PER_SET) if wanted else NO_SUMS
+        lengths: Ints = (self.a, self.b, self.r, self.s, self.per_line(group))
         along: tuple[bool, ...] = (varies[0], varies[2], varies[1], varies[3], False)
-        if kind == SETS_SUMS:
+        if stored == SUMS_PER_SET:
             lengths, along = lengths[:2], along[:2]
         sums = sums_over(lengths, along)
         if sums is None and wanted:
             return APART
-        return self._config(team, kind, sums if wanted else None, math.prod(lengths))
+        return self._config(group, stored, sums if wanted else None, math.prod(lengths))
 
     def _config(
-        self, team: Team, kind: int, sums: Sums | None, count: int, *beside: Launch, **own: int
+        self, group: ThreadGroup, stored: int, sums: Sums | None, count: int, *beside: Launch, **specific: int
     ) -> LaunchConfig | str:
-        """Return the config of a backward pass: what writes dx, in one go or chunk by chunk, then what runs beside."""
-        chunks = self.chunks(team)
-        plane = self.sets * chunks
+        """Return the config of a backward pass: kernels that write dx, then `beside`, then the parameters' sums."""
+        chunks = self.chunks(group)
+        field_stride = self.sets * chunks
 
         def launch(name: str) -> Launch:
-            return self.launch(name, "row_gradients", team, 2, SUMS=kind)
+            return self.launch(name, "rows_backward", group, 2, PARAMETER_SUMS=stored)
 
-        if team.chunked:
-            settle = self.settle("settle_means", chunks, 1, 1, weighted=False)
-            launches = [launch("row_shares"), settle, launch("row_slopes"), *beside]
+        if group.chunked:
+            finalize = self.finalize("finalize_gradient_sums", chunks, 1, 1, weighted=False)
+            launches = [launch("rows_gradient_sums"), finalize, launch("rows_gradient"), *beside]
         else:
-            launches = [launch("row_gradients"), *beside]
+            launches = [launch("rows_backward"), *beside]
         if sums is not None:
             launches.append(self.parameter_sums(sums))
-        counts = self.lengths(team) | {"chunks": chunks, "plane": plane} | own
-        return self._backward_config(launches, 2 * plane if team.chunked else 0, sums, count, **counts)
+        counts = self.line_counts(group) | {"chunks": chunks, "field_stride": field_stride} | specific
+        return self._backward_config(launches, 2 * field_stride if group.chunked else 0, sums, count, **counts)
 
     def _backward_config(
-        self, launches: list[Launch], partial: int, sums: Sums | None, count: int, **counts: int
+        self, launches: list[Launch], partials: int, sums: Sums | None, count: int, **counts: int
     ) -> LaunchConfig | str:
         if any(launch.grid[0] > LONGEST or launch.grid[1] > MOST_ROWS for launch in launches):
             return "there are too many sets"
@@ -202,57 +209,58 @@ class Rows(Builder):
             keeps_residuals=True,
             given=False,
             launches=tuple(launches),
-            partial=partial,
-            sums=count if sums is not None else 0,
+            partials=partials,
+            parameter_partials=count if sums is not None else 0,
             counts=self.counts(**(sums._asdict() if sums is not None else {}), **counts),
-            steps=self.steps((self.b * chunks, 1, chunks, 0)),
+            strides=self.strides((self.b * chunks, 1, chunks, 0)),
         )
 
     def _along_lines(self, varies: tuple[bool, bool, bool, bool]) -> LaunchConfig | str:
-        """Return the config for a weight that lies along the lines."""
+        """Return the config for a weight that varies along the lines."""
         if varies[0]:
             return "the gradient of a weight or bias of each sample is wanted"
-        team = parameter_team(self.vectors, self.device)
-        if team is None:
+        group = parameter_group(self.vectors, self.device)
+        if group is None:
             return self._along_long_lines(varies)
         rows, of_b = (self.a, self.b) if varies[2] else (self.sets, 1)
-        # As many teams as run at once, or a multiple of that.
-        at_once = max(1, self.device.processors * self.blocks(team) // (team.ctas * of_b)) * team.sets
-        share = -(-rows // (at_once * -(-rows // (at_once * MOST_SHARE))))
-        teams = -(-rows // (share * team.sets))
-        folded = self.folded(team) if share > FOLD else 0
-        stages = 2 if 32 * STAGES * team.items * team.threads + folded + DECLARED > self.device.shared else STAGES
-        macros = {"STAGES": stages, "FOLD": FOLD if folded else 0, "BLOCKS": self.blocks(team)}
+        # As many thread groups as run at once, or a multiple of that.
+        at_once = max(1, self.device.processors * self.blocks(group) // (group.ctas * of_b)) * group.groups
+        share = -(-rows // (at_once * -(-rows // (at_once * MOST_SETS))))
+        clusters = -(-rows // (share * group.groups))
+        accumulators = self.accumulator_bytes(group) if share > FOLD else 0
+        stages = (
+            2 if 32 * STAGES * group.items * group.threads + accumulators + DECLARED > self.device.shared else STAGES
+        )
+        macros = {"STAGES": stages, "FOLD": FOLD if accumulators else 0, "MIN_BLOCKS": self.blocks(group)}
         launch = Launch(
-            self.kernel("row_parameters", "row_parameters", team, **macros),
-            (teams * team.ctas, of_b),
-            team.threads,
-            32 * stages * team.items * team.threads + folded,
+            self.kernel("rows_backward_parameters", "rows_backward_parameters", group, **macros),
+            (clusters * group.ctas, of_b),
+            group.threads,
+            32 * stages * group.items * group.threads + accumulators,
         )
-        sums = Sums(teams, of_b * self.run, 1)
-        return self._backward_config(
-            [launch, self.parameter_sums(sums)], 0, sums, teams * of_b * self.run, rows=rows, share=share
-        )
+        sums = Sums(clusters, of_b * self.line_length, 1)
+        launches = [launch, self.parameter_sums(sums)]
+        return self._backward_config(launches, 0, sums, math.prod(sums), rows=rows, sets_per_group=share)
 
-    def blocks(self, team: Team) -> int:
-        """Return how many blocks of a team that gathers gradients run on a processor at once."""
-        return 6 if team.threads <= 128 else 3 if team.items == 1 else 2 if team.items == 2 else 1
+    def blocks(self, group: ThreadGroup) -> int:
+        """Return how many blocks of `rows_backward_parameters` run on a multiprocessor at once."""
+        return 6 if group.threads <= 128 else 3 if group.items == 1 else 2 if group.items == 2 else 1
 
-    def folded(self, team: Team) -> int:
-        """Return the bytes of what the threads of a team gathered of dweight and dbias, float32."""
-        return 2 * 4 * self.per_vector * team.items * team.threads
+    def accumulator_bytes(self, group: ThreadGroup) -> int:
+        """Return the bytes of a block's accumulators of dweight and dbias, float32."""
+        return 2 * 4 * self.per_vector * group.items * group.threads
 
     def _along_long_lines(self, varies: tuple[bool, bool, bool, bool]) -> LaunchConfig | str:
+        """Return the config for a weight that varies along lines too long for `rows_backward_parameters`."""
         if varies[2] and self.b > 1:
-            return f"lines of {self.run} elements with a weight of their own are too long"
-        strips = -(-self.vectors // 256)
-        wanted = max(1, 8 * self.device.processors // strips)
-        share = min(LONG_SHARE, -(-self.sets // wanted))
-        teams = -(-self.sets // share)
-        macros = self.macros(THREADS=256, CTAS=1)
-        kernel = Kernel("long_parameters", ("call", "formula", "long_parameters"), macros)
-        sums = Sums(teams, self.run, 1)
-        team = self.held(gradient_team(self.lines, self.vectors, self.device))
-        gather = Launch(kernel, (strips, teams), 256, 0)
-        # One argument for all: `share` and `columns` are for the parameters.
-        return self._config(team, NO_SUMS, sums, teams * self.run, gather, share=share, columns=self.run)
+            return f"lines of {self.line_length} elements with a weight of their own are too long"
+        blocks = -(-self.vectors // 256)
+        wanted = max(1, 8 * self.device.processors // blocks)
+        share = min(MOST_LONG_SETS, -(-self.sets // wanted))
+        rows = -(-self.sets // share)
+        kernel = Kernel("long_parameters", ("call", "formula", "long_parameters"), self.macros(THREADS=256, CTAS=1))
+        sums = Sums(rows, self.line_length, 1)
+        group = self.held(backward_group(self.lines, self.vectors, self.device))
+        launch = Launch(kernel, (blocks, rows), 256, 0)
+        specific = {"sets_per_group": share, "columns": self.line_length}
+        return self._config(group, NO_SUMS, sums, math.prod(sums), launch, **specific)

@@ -1,7 +1,7 @@
-"""What adapters call: from a plan and strides to a launch config, and that run on addresses of a device's memory.
+"""What adapters call: plan and strides to a launch config, and a launch config run on addresses of a device.
 
-Importing it imports no CUDA. A `Launcher`, one for each device, loads and runs the launches of a config. `launcher`
-makes one by the CUDA driver; CuPy's adapter makes its own, by CuPy.
+A `Launcher`, one for each device, loads and runs the launches of a config. `launcher` returns one that uses the CUDA
+driver; CuPy's adapter makes its own, which uses CuPy. Importing this module imports no CUDA.
 """
 
 from __future__ import annotations
@@ -24,4 +24,4 @@ from anynorm_cuda._launcher import too_old as too_old
 from anynorm_cuda._program import CompileError as CompileError
 from anynorm_cuda._program import Kernel as Kernel
 from anynorm_cuda._program import Launch as Launch
-from anynorm_cuda._teams import Device as Device
+from anynorm_cuda._thread_groups import Device as Device

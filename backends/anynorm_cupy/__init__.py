@@ -1,6 +1,6 @@
-"""CuPy arrays: by the CUDA engine where it fits, else by the formula, on the array's own device.
+"""CuPy arrays: by the CUDA engine where it can serve a call, else by the formula, on the device of x.
 
-CuPy compiles the engine's kernels and keeps them on disk. They run on its current stream.
+CuPy compiles the engine's kernels and caches them on disk. They run on its current stream.
 """
 
 from anynorm_cupy._backend import CuPyBackend as CuPyBackend

@@ -1,4 +1,4 @@
-"""The backend: which calls are alike, and what serves them."""
+"""The backend: the signature of a call, and the executable that serves it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anynorm_cupy._ops import OPS
 
 
 class CuPyBackend(Backend):
-    """Serves exactly ndarray on device memory, subclasses by the formula, whose arithmetic is theirs."""
+    """Serves exactly ndarray by kernels. The formula serves subclasses, whose own arithmetic it calls."""
 
     def __init__(self) -> None:
         super().__init__(OPS)
@@ -30,8 +30,8 @@ class CuPyBackend(Backend):
         out: cupy.ndarray,
         dy: cupy.ndarray | None = None,
     ) -> Hashable | None:
-        # Of a backward pass, what decides beside dy and `out` is in the signature of its forward pass. x's shape, like
-        # which dx is made, can be changed in place since.
+        # The signature of the forward pass holds all that decides about a backward pass but dy, `out` and x's shape,
+        # which can have been changed in place since, and which dx has.
         found: list[Hashable] = [x.shape]
         for array in (x, weight, bias, mean, var, out) if dy is None else (dy, out):
             if array is None:
@@ -58,7 +58,7 @@ class CuPyBackend(Backend):
 
 
 def _span(array: cupy.ndarray) -> tuple[int, int]:
-    """Return between which addresses an array lies."""
+    """Return the addresses of an array's first byte and of the byte after its last."""
     first, last = reach(array.shape, array.strides)
     begin = array.data.ptr
     return begin + first, begin + last + array.itemsize

@@ -1,4 +1,4 @@
-"""From CuPy's arrays to the engine's launch configs: dtypes, strides and how memory is aligned. Runs nothing."""
+"""From CuPy's arrays to launch configs: dtypes, strides and the alignment of memory. Runs nothing."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ FLOAT64: Any = cupy.dtype(cupy.float64)
 
 
 class Parameter(NamedTuple):
-    """Weight or bias as the engine reads it: no wider than float32, some axis without gaps, no step back."""
+    """Weight or bias as the engine reads it: at most float32, an axis with stride 1, no negative stride."""
 
     dtype: Any
     shape: Ints
     strides: Ints  # in bytes
-    copies: bool  # because it lies in memory otherwise
+    copies: bool  # whether each call copies it, because its dtype or strides do not fit
 
     @classmethod
     def of(cls, array: cupy.ndarray | None, *, in_order: bool = False) -> Parameter | None:
-        """Return how an array is read; `in_order`: in C order alone."""
+        """Return how the engine reads an array; with `in_order` it reads only C order."""
         if array is None:
             return None
         strides = [stride for stride, length in zip(array.strides, array.shape, strict=True) if length > 1]
@@ -39,26 +39,26 @@ class Parameter(NamedTuple):
 
     @classmethod
     def in_c_order(cls, shape: Ints, dtype: cupy.dtype = FLOAT32) -> Parameter:
-        """Return how a new array is read."""
+        """Return a copy in C order."""
         return cls(dtype, shape, c_strides(shape, dtype.itemsize), copies=True)
 
     def layout(self) -> Layout:
-        """Return shape, and strides in elements."""
+        """Return the shape, and the strides in elements."""
         return self.shape, tuple([stride // self.dtype.itemsize for stride in self.strides])
 
 
 def read(array: cupy.ndarray | None, parameter: Parameter | None) -> Any:
-    """Return weight or bias as `parameter` says that it is read."""
+    """Return weight or bias in the dtype and the layout of `parameter`."""
     return converted(array, parameter.dtype) if parameter is not None and parameter.copies else array
 
 
 def address(array: cupy.ndarray | None) -> int:
-    """Return where an array begins; 0 where there is none."""
+    """Return the address of an array; 0 if there is none."""
     return 0 if array is None else array.data.ptr
 
 
 def fixed_bits(array: cupy.ndarray | None, parameter: Parameter | None) -> int:
-    """Return the address of a weight or bias that is read where it lies; 0 of one that each call copies."""
+    """Return the address of a weight or bias; 0 if each call copies it."""
     return 0 if parameter is None or parameter.copies else address(array)
 
 
@@ -68,7 +68,7 @@ def c_strides(shape: Ints, itemsize: int) -> Ints:
 
 
 class Configs:
-    """The launch configs of one signature, by how the arrays are aligned that each call makes."""
+    """The launch configs of one signature, by the alignment of the arrays that each call allocates."""
 
     def __init__(
         self,
@@ -90,29 +90,28 @@ class Configs:
     def forwards(
         cls, plan: Plan, x: cupy.ndarray, y: Ints, weight: Parameter | None, bias: Parameter | None
     ) -> Configs:
-        """Return the configs of a forward pass to a y with these strides."""
+        """Return the configs of a forward pass; `y` are the strides of y, in bytes."""
         configure = partial(engine.configure_forward, only_measure=plan.function == "moments")
         return cls(configure, plan, x, (x.strides, y), weight, bias)
 
     @classmethod
     def backwards(cls, plan: Plan, x: cupy.ndarray, dy: Ints, dx: Ints, weight: Parameter | None) -> Configs:
-        """Return the configs of a backward pass from a dy to a dx with these strides."""
-        # Bias is not read: its layout is that of its gradient.
+        """Return the configs of a backward pass; `dy` and `dx` are strides, in bytes."""
+        # The kernels do not read bias. Its layout is that of dbias.
         bias = None if plan.bias is None else Parameter.in_c_order(cast("Ints", plan.bias))
         return cls(engine.configure_backward, plan, x, (x.strides, dy, dx), weight, bias)
 
     def at(self, bits: int, parameter_bits: int) -> LaunchConfig | str:
-        """Return the config, whose kernels are loaded, or half a sentence that says why there is none.
+        """Return the config, its kernels loaded, or half a sentence that says why there is none.
 
-        `bits` are those that are set in the address of x or of an array of its shape, `parameter_bits` of weight or
-        bias.
+        `bits` is the bitwise or of the addresses of x and all arrays of its shape, `parameter_bits` of weight and bias.
         """
         alignment = bits % WIDEST, parameter_bits % WIDEST
         return self._by_alignment.get(alignment) or self._configured(alignment)
 
     def _configured(self, alignment: tuple[int, int]) -> LaunchConfig | str:
         if alignment[0] % self._dtype.itemsize:
-            return "an allocator gives memory in which no element can lie"
+            return "the allocator gives memory that is not aligned to an element"
         weight, bias = [None if parameter is None else parameter.dtype.name for parameter in self._parameters]
         layouts = [None if parameter is None else parameter.layout() for parameter in self._parameters]
         config = self._configure(

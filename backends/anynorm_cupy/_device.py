@@ -1,4 +1,4 @@
-"""Kernels compiled and kept by CuPy, for its current stream; and what a device is. Knows no norm, no array."""
+"""Kernels compiled and cached by CuPy, on its current stream; a device's properties. Knows no norm and no array."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unfit(device: int) -> str | None:
 
 @cache
 def facts(device: int) -> Device:
-    """Return what a device is."""
+    """Return the properties of a device."""
     found = runtime.getDeviceProperties(device)
     arch = 10 * found["major"] + found["minor"]
     return Device(arch, found["multiProcessorCount"], found["sharedMemPerBlockOptin"])
@@ -40,39 +40,38 @@ def current_stream(device: int) -> int:
 
 
 def capturing(device: int) -> bool:
-    """Say whether a CUDA graph is being captured on the stream that is current in this thread."""
+    """Return whether a CUDA graph is being captured on the stream that is current in this thread."""
     return bool(runtime.streamIsCapturing(current_stream(device)))
 
 
 def on_current_stream(launcher: Launcher, device: int) -> Run:
-    """Return what runs launches on the stream that is current in this thread, on the current device."""
+    """Return a function that runs launches on the current stream of this thread, on the current device."""
     _make_context()
     return launcher.on(current_stream(device))
 
 
 def _make_context() -> None:
-    """Make sure that a context is current: none is at a thread's first call, if it writes where another allocated."""
+    """Make a context current. In a thread's first call none is, if another thread allocated the arrays."""
     if not driver.ctxGetCurrent():
         runtime.free(0)
 
 
 @cache
 def launcher(device: int) -> Launcher:
-    """Return what runs kernels on a device, which must be current."""
+    """Return the launcher of a device, which must be current."""
     return Launcher(_Device(device))
 
 
 class _Device:
-    """A device, while it is current."""
+    """The driver of the launcher, for a device that is current."""
 
     def __init__(self, device: int) -> None:
         self.device = device
-        # Straight to the driver, which takes the address of a list of arguments: CuPy's own call makes objects of each.
+        # The driver's function, which takes the address of the argument: CuPy's own call makes an object of it.
         self.launch: Callable[..., None] = driver.launchKernel
 
     def load(self, kernel: Kernel) -> Loaded:
-        # CuPy keeps what it compiles on disk, as `name_expressions` would prevent in some of its versions. It adds
-        # -ftz=true to the options.
+        # Without `name_expressions`, with which some versions of CuPy do not cache on disk. CuPy adds -ftz=true.
         raw: Any = cupy.RawKernel(kernel.source(), kernel.name, (*OPTIONS, *kernel.options()))
         _make_context()
         try:
@@ -81,9 +80,9 @@ class _Device:
             raise CompileError(str(error)) from error
         return Loaded(function, raw.shared_size_bytes, raw.max_threads_per_block, raw)
 
-    def make_room(self, loaded: Loaded, shared: int) -> None:
+    def allow_shared(self, loaded: Loaded, shared: int) -> None:
         _make_context()
         loaded.owner.max_dynamic_shared_size_bytes = shared
 
     def clusters(self, loaded: Loaded, launch: Launch) -> None:
-        """Leave it to the launch itself to fail: CuPy has no call that asks."""
+        """Return None, as CuPy cannot ask: the launch itself fails."""

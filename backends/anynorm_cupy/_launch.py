@@ -1,4 +1,4 @@
-"""CuPy's arrays by the CUDA engine: which kernels serve a signature, and their launch on addresses."""
+"""CuPy's arrays by the CUDA engine: the configs that serve a signature, and their launch on addresses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Gradients = tuple[Any, Any, Any]
 
 
 class Launch(Executable[Any]):
-    """A pass by the engine, until the device refuses to launch a kernel; from then on by the formula."""
+    """A pass by the engine. Once the device refuses to launch a kernel, the formula serves."""
 
     engine = "anynorm_cuda"
 
@@ -27,14 +27,14 @@ class Launch(Executable[Any]):
         self._configs = configs
         self._strides = strides  # of the result, in bytes
         self._weight = weight
-        self._bias: Parameter | None = None  # read by a forward pass alone
+        self._bias: Parameter | None = None  # of a forward pass; a backward pass reads no bias
         self._casts_dy = self._copies_dy = False
         self._device = x.data.device_id
         self._launcher = launcher(self._device)
 
     @classmethod
     def compiled_forward(cls, plan: Plan, operands: Operands) -> Launch | str:
-        """Return what serves forward passes like this one, or why the engine does not. Nothing is allocated."""
+        """Return the executable of a forward pass, or why the engine cannot serve it. Nothing is allocated."""
         x, weight, bias, mean, var, out, *_ = operands
         reason = unreadable(x, weight, bias, mean, var, out) or unfit(x.data.device_id)
         if reason is not None:
@@ -52,14 +52,14 @@ class Launch(Executable[Any]):
 
     @classmethod
     def compiled_backward(cls, plan: Plan, operands: Operands) -> Launch | str:
-        """Return what serves backward passes like this one, or why the engine does not. Nothing is allocated."""
+        """Return the executable of a backward pass, or why the engine cannot serve it. Nothing is allocated."""
         x, weight, _, _, _, out, dy, residuals = operands
         reason = unreadable(dy, weight, out)
         if reason is not None or not isinstance(residuals, PackedResiduals):
             return reason or "the forward pass was not the engine's"
         casts = dy.dtype != x.dtype
         if casts and (x.dtype != FLOAT32 or dy.itemsize > x.itemsize):
-            return "dy has digits that x's dtype has not"
+            return "dy has a wider dtype than x"
         of_dx = dense(x.shape, x.strides, x.itemsize) if out is None else out.strides
         of_dy = c_strides(x.shape, x.itemsize) if casts else dy.strides
         parameter = Parameter.of(weight, in_order=True)
@@ -67,7 +67,7 @@ class Launch(Executable[Any]):
         configs, copies = Configs.backwards(plan, x, of_dy, of_dx, parameter), False
         found = configs.at(bits | (0 if casts else address(dy)), parameter_bits)
         if isinstance(found, str) and of_dy != of_dx:
-            # A copy costs one pass over dy, the formula about ten.
+            # Copying dy costs one pass over it, the formula about ten.
             configs, copies = Configs.backwards(plan, x, of_dx, of_dx, parameter), True
             found = configs.at(bits, parameter_bits)
         if isinstance(found, str):
@@ -135,11 +135,11 @@ class Launch(Executable[Any]):
             return None
         array = ndarray((5, config.sets), FLOAT32) if save else None
         residuals, memory = address(array), None
-        if config.partial or (config.keeps_residuals and not save):
-            # Behind what the kernels work in: residuals that nobody keeps.
+        if config.partials or (config.keeps_residuals and not save):
+            # Residuals that the caller does not want lie in the memory behind the workspace.
             memory = workspace(config.workspace_bytes + 5 * config.sets * FLOAT32.itemsize, self._device)
             residuals = residuals or memory.ptr + config.workspace_bytes
-        # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
+        # Only batch norm is given statistics, one per channel, so sets have no other order than theirs.
         given = [None if a is None else converted(a, FLOAT32) for a in (operands.mean, operands.var)]
         try:
             engine.forward(
@@ -154,7 +154,7 @@ class Launch(Executable[Any]):
                 eps=eps,
                 given=(address(given[0]), address(given[1])),
             )
-        except RefusedError as refused:  # nothing is in y, which the last launch writes
+        except RefusedError as refused:  # y is still unwritten: the last launch writes it
             self.engine, self.reason = "formula", str(refused)
             return None
         return PackedResiduals(array, self.plan, config.view, eps)

@@ -1,4 +1,4 @@
-"""CuPy's arrays in memory: whether they may be read there, their layouts, and new ones. Knows no norm and no kernel."""
+"""CuPy's arrays in memory: whether kernels may read them, their strides, new arrays. Knows no norm and no kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ndarray: Any = cupy.ndarray
 
 
 def unreadable(*arrays: cupy.ndarray | None) -> str | None:
-    """Return why the memory of an array is not to be touched, or None; None stands for no array."""
+    """Return why no kernel may touch the memory of one of the arrays, or None."""
     for array in arrays:
         if array is None:
             continue
@@ -24,13 +24,13 @@ def unreadable(*arrays: cupy.ndarray | None) -> str | None:
         for stride in array.strides:
             bits |= stride
         if bits % array.itemsize:
-            return "elements of an array do not lie whole elements apart"
+            return "the address or a stride of an array is not a multiple of its element"
     return None
 
 
 @lru_cache(maxsize=4096)
 def dense(shape: Ints, strides: Ints, itemsize: int) -> Ints:
-    """Return the strides in bytes of an array without gaps whose axes lie in the order of these."""
+    """Return the strides, in bytes, of a dense array whose axes are in the order of these strides."""
     outermost_first = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]))
     found, step = [0] * len(shape), itemsize
     for axis in reversed(outermost_first):
@@ -39,14 +39,14 @@ def dense(shape: Ints, strides: Ints, itemsize: int) -> Ints:
     return tuple(found)
 
 
-# What captured graphs write to each time they are launched, which may be at any later time.
+# The workspaces of captured graphs, which write to them whenever they are launched.
 _of_graphs: list[Any] = []
 
 
 def workspace(size: int, device: int) -> Any:
     """Return memory for the launches that follow.
 
-    The caller may let it go when they are on their way: CuPy gives memory to the same stream again, to another not yet.
+    The caller may free it once they are launched: CuPy reuses memory on the same stream only.
     """
     memory = cupy.cuda.alloc(size)
     if capturing(device):
@@ -55,16 +55,16 @@ def workspace(size: int, device: int) -> Any:
 
 
 def empty(shape: Ints, dtype: cupy.dtype, strides: Ints) -> Any:
-    """Return a new array without gaps; strides in bytes."""
+    """Return a new dense array; strides in bytes."""
     made = ndarray(shape, dtype)
     return made if made.strides == strides else ndarray(shape, dtype, made.data, strides)
 
 
 def empty_like(x: cupy.ndarray) -> Any:
-    """Return a new array without gaps whose axes lie in memory in the order of x's."""
+    """Return a new dense array whose axes have the order of x's in memory."""
     return empty(x.shape, x.dtype, dense(x.shape, x.strides, x.itemsize))
 
 
 def converted(array: cupy.ndarray, dtype: cupy.dtype) -> Any:
-    """Return an array in another dtype, or with its gaps closed, in C order."""
+    """Return an array in this dtype, in C order."""
     return cupy.ascontiguousarray(array, dtype=dtype)

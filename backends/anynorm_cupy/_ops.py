@@ -12,8 +12,8 @@ from anynorm.backend import ArrayOps
 from anynorm_cupy._device import current_device
 from anynorm_cupy._memory import empty_like
 
-# An axis longer than this is summed in blocks, and these again. CuPy gives at least 16 threads to a sum, each of which
-# adds up what it takes one after the other: here four numbers, before what the threads have is added in a tree.
+# A longer axis is summed in blocks, and their sums again. CuPy gives a sum at least 16 threads; each adds its terms one
+# after the other, here four, before the threads' sums are added as a tree.
 BLOCK = 64
 
 
@@ -31,7 +31,7 @@ class CuPyOps(ArrayOps[Any]):
             return function(*arguments, **options)
 
     def sum(self, x: cupy.ndarray, axes: tuple[int, ...]) -> Any:
-        # CuPy's own sum over a leading axis leaves a sixteenth of it to each thread, so that 2²⁰ float32 come out tens
+        # In CuPy's own sum over a leading axis a thread adds a sixteenth of it in sequence: 2²⁰ float32 come out tens
         # of eps off. float32 is summed in float64, which every GPU has; float64 in blocks.
         if x.dtype == cupy.float32:
             return cupy.sum(x, axis=axes, dtype=cupy.float64, keepdims=True).astype(cupy.float32)
@@ -40,7 +40,7 @@ class CuPyOps(ArrayOps[Any]):
         return x
 
     def with_layout_of(self, y: cupy.ndarray, x: cupy.ndarray) -> Any:
-        # CuPy's arithmetic leaves axes in C order.
+        # CuPy's arithmetic returns arrays in C order.
         like = empty_like(x)
         if like.strides == y.strides:
             return y

@@ -1,4 +1,4 @@
-"""Tensors in the memory of CUDA devices by the CUDA engine, on torch's current stream."""
+"""CUDA tensors by the CUDA engine, on torch's current stream."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from anynorm_torch._launch import Gradient, Gradients, Launch, why_no_gradient
 from anynorm_torch._memory import LOW, WIDEST, check_storage, unaligned, written
 from anynorm_torch._tensors import DTYPES, Parameter, dense, layout_of, like, strides_in
 
-# Dtypes in which kernels read weight and bias, and write their gradients.
+# Dtypes in which kernels read weight and bias, and write dweight and dbias.
 OWN = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def facts(device: int) -> Device:
-    """Return what the engine asks of a device."""
+    """Return the properties of a device."""
     return engine.facts(device)
 
 
 def launcher(device: int) -> Launcher:
-    """Return what runs kernels on a device's streams, also while that is captured in a CUDA graph.
+    """Return the launcher of a device. Its kernels may also be captured in a CUDA graph.
 
-    A kernel that a capture needs first is compiled and loaded amid it, with the driver's consent; all memory comes
-    from torch's allocator, which knows of captures.
+    A kernel first needed during a capture is compiled and loaded then, which the driver allows. All memory comes from
+    torch's allocator, which supports captures.
     """
     return engine.launcher(device)
 
 
 def _on_current_stream(device: int) -> Run:
-    """Return what runs launches on the stream of a device that is current in this thread."""
+    """Return a function that runs launches on the device's current stream of this thread."""
     return launcher(device).on(_stream(device))
 
 
@@ -45,12 +45,12 @@ def _stream_asked(device: int) -> int:
     return stream
 
 
-# What torch's own compiler calls: a twentieth of the time.
+# The function that torch's compiler calls takes a twentieth of the time.
 _stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_asked)
 
 
 class CudaLaunch(Launch):
-    """A forward pass by the CUDA engine, until the device refuses a kernel; then by the formula."""
+    """A forward pass by the CUDA engine. Once the device refuses a kernel, the formula serves."""
 
     engine = "anynorm_cuda"
 
@@ -62,13 +62,13 @@ class CudaLaunch(Launch):
 
     @classmethod
     def compiled(cls, plan: Plan, operands: Operands) -> CudaLaunch | str:
-        """Return what serves calls like this one, or why the engine does not."""
+        """Return the executable of a forward pass, or why the engine cannot serve it."""
         x, weight, bias, mean, var, out, *_ = operands
         reason = engine.too_old(facts(x.get_device()))
         if reason is not None:
             return reason
         parameters = as_parameter(weight), as_parameter(bias)
-        # Statistics of another dtype, or with gaps, are copied.
+        # Given statistics of another dtype, or not contiguous, are copied.
         given = [statistic for statistic in (mean, var) if statistic is not None]
         read = [statistic for statistic in given if statistic.dtype == torch.float32 and statistic.is_contiguous()]
         reason = unaligned(x, *parameters, *read, out)
@@ -98,14 +98,14 @@ class CudaLaunch(Launch):
         y = torch.empty_like(x) if out is None else out
         read_weight = weight if self._reads_weight else as_parameter(weight)
         read_bias = bias if self._reads_bias else as_parameter(bias)
-        # Only batch norm is given statistics, one for each channel: an order of sets other than theirs there is not.
+        # Only batch norm is given statistics, one per channel, so sets have no other order than theirs.
         flat = [] if given is None else [a.detach().reshape(-1).to(torch.float32).contiguous() for a in given]
         residuals = None
         if given is not None or save or self._records or self._config.keeps_residuals:
             residuals = _floats(x, 5, self._config.sets)
         try:
             self._run(x, y, read_weight, read_bias, eps, residuals, flat)
-        except RefusedError as refused:  # y is not written, which the last launch does
+        except RefusedError as refused:  # y is still unwritten: the last launch writes it
             self.engine, self.reason = "formula", str(refused)
             return super().forward(x, weight, bias, eps, given, out, save)
         if out is not None:
@@ -136,13 +136,13 @@ class CudaLaunch(Launch):
         residuals: Tensor | None,
         given: list[Tensor],
     ) -> None:
-        """Write y, unless it is None, and the residuals; or raise a RefusedError."""
+        """Write y and the residuals, unless they are None, or raise a RefusedError."""
         tensors = x, y, weight, bias, *given
         addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
         if min(addresses) < LOW:
             check_storage(*tensors)
         config = self._config
-        work = _floats(x, config.partial) if config.partial else None
+        work = _floats(x, config.partials) if config.partials else None
         engine.forward(
             config,
             _on_current_stream(x.get_device()),
@@ -158,7 +158,7 @@ class CudaLaunch(Launch):
 
 
 class CudaGradient(Gradient):
-    """A backward pass by the CUDA engine, until the device refuses a kernel; then by the formula."""
+    """A backward pass by the CUDA engine. Once the device refuses a kernel, the formula serves."""
 
     engine = "anynorm_cuda"
 
@@ -168,7 +168,7 @@ class CudaGradient(Gradient):
         super().__init__(plan)
         self._config = config
         self._copies_dy = copies_dy
-        self._dweight = weight  # in the dtypes that the kernels write
+        self._dweight = weight  # with the dtype that the kernels write
         self._dbias = bias
 
     @classmethod
@@ -181,7 +181,7 @@ class CudaGradient(Gradient):
         *,
         own_dtypes: bool = False,
     ) -> CudaGradient | str:
-        """Return what serves backward passes like this one, or why the engine does not."""
+        """Return the executable of a backward pass, or why the engine cannot serve it."""
         x, *_, out, dy, _ = operands
         read = as_parameter(operands.weight)
         reason = "statistics are given" if plan.given else why_no_gradient(operands) or unaligned(read)
@@ -190,11 +190,11 @@ class CudaGradient(Gradient):
         targets = [_target(parameter, own_dtypes) for parameter in (weight, bias)]
         dtypes = tuple([torch.float32 if target is None else target.dtype for target in targets])
         dx = like(x, out)
-        # Bias is not read: its layout is that of its gradient.
+        # The kernels do not read bias. Its layout is that of dbias.
         of_bias = None if plan.bias is None else dense(plan.bias, 1)  # type: ignore[arg-type]
         config, copies = _configured(plan, engine.configure_backward, (x, dy, dx), (read, None), of_bias, dtypes), False
         if isinstance(config, str) and dy.stride() != dx.stride():
-            copies = True  # costs one pass over it, the formula about ten
+            copies = True  # copying dy costs one pass over it, the formula about ten
             config = _configured(plan, engine.configure_backward, (x, like(x, None), dx), (read, None), of_bias, dtypes)
         return config if isinstance(config, str) else cls(plan, config, copies, *targets)
 
@@ -243,7 +243,7 @@ class CudaGradient(Gradient):
 
 
 def as_parameter(parameter: Tensor | None) -> Tensor | None:
-    """Return weight or bias as the engine reads it: without gaps, in its own dtype if kernels know that."""
+    """Return weight or bias as the engine reads it: contiguous, in its own dtype if the kernels have it."""
     if parameter is None:
         return None
     if parameter.dtype not in OWN:
@@ -252,7 +252,7 @@ def as_parameter(parameter: Tensor | None) -> Tensor | None:
 
 
 def note_use(residuals: Tensor) -> None:
-    """Let the allocator know of the current stream, which may be another than that of the forward pass."""
+    """Tell the allocator that the current stream, perhaps not that of the forward pass, uses the residuals."""
     residuals.record_stream(torch.cuda.current_stream(residuals.device))
 
 
@@ -262,7 +262,7 @@ def _floats(x: Tensor, *shape: int) -> Tensor:
 
 
 def _target(parameter: Parameter | None, own_dtype: bool) -> Parameter | None:
-    """Return a parameter as its gradient is written, in its own dtype only if autograd is going to want that."""
+    """Return a parameter with the dtype of its gradient: its own if autograd wants that, else float32."""
     if parameter is None or (own_dtype and parameter.requires_grad and parameter.dtype in OWN):
         return parameter
     return parameter._replace(dtype=torch.float32)
@@ -280,11 +280,11 @@ def _configured(
     bias: Layout | None,
     gradients: tuple[torch.dtype, ...] = (torch.float32, torch.float32),
 ) -> LaunchConfig | str:
-    """Return a launch config whose kernels are loaded, or half a sentence that says why there is none.
+    """Return a launch config, its kernels loaded, or half a sentence that says why there is none.
 
-    `gradients`: the dtypes of those of weight and bias.
+    `gradients` are the dtypes of dweight and dbias.
     """
-    x, bits = tensors[0], 0  # what divides `bits` divides each address
+    x, bits = tensors[0], 0  # a power of two that divides `bits` divides every address
     for tensor in tensors:
         bits |= tensor.data_ptr()
     of_weight, of_bias = [None if parameter is None else DTYPES[parameter.dtype][0] for parameter in parameters]

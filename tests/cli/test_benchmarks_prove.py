@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from anynorm_cuda._program import FOLDER, Launch
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 from benchmarks import gpu_card, prove, rows, sanitize
 from benchmarks.prove import Step
 

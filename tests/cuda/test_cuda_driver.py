@@ -16,7 +16,7 @@ from cuda_driver import ARGUMENT, Driver, in_place
 import anynorm_cuda
 from anynorm_cuda import _compile, _driver
 from anynorm_cuda._program import Kernel, Launch
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 STREAM = 0x5EED
 KERNEL = Kernel("rows", ("call",), (("THREADS", 128), ("CTAS", 1)))

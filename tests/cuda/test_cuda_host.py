@@ -38,7 +38,7 @@ def test_sum_by_shuffles(run: Runner, threads: int, order: Order) -> None:
 
 def test_block_of_less_than_a_warp(run: Runner) -> None:
     """A block of 8 threads can exchange values among them, and not with threads that are not there."""
-    text = "KERNEL(own_kernel)(Call q) { q.to[own()].value = across(q.from[own()].value, int(q.from[0].value)); }"
+    text = "KERNEL(own_kernel)(Call q) { q.to[own()].value = shuffle_xor(q.from[own()].value, int(q.from[0].value)); }"
     source = np.arange(8, dtype=np.float32)
     source[0] = 4
     np.testing.assert_array_equal(run(text, source, empty(8), threads=8), source[np.arange(8) ^ 4])
@@ -80,7 +80,7 @@ def test_any(run: Runner, order: Order) -> None:
 def test_values_of_a_lane(run: Runner, order: Order) -> None:
     """Every thread of a warp has what a lane has that it asks for, each another, all bits of an address."""
     text = """KERNEL(own_kernel)(Call q) {
-        const X *from = (const X *)from_lane((i64)(q.from + own()), (thread() * 5 + 3) % 32);
+        const X *from = (const X *)shuffle((i64)(q.from + own()), (thread() * 5 + 3) % 32);
         q.to[own()].value = from->value;
     }"""
     source = numbers(128)
@@ -92,10 +92,10 @@ def test_values_of_a_lane(run: Runner, order: Order) -> None:
 def test_barrier_of_a_warp(run: Runner, order: Order) -> None:
     """What a warp's threads wrote before they met, the others of it see."""
     text = """KERNEL(own_kernel)(Call q) {
-        SHARED(float, room, THREADS);
-        room[thread()] = q.from[own()].value;
+        SHARED(float, memory, THREADS);
+        memory[thread()] = q.from[own()].value;
         warp_barrier();
-        q.to[own()].value = room[thread() ^ 31];
+        q.to[own()].value = memory[thread() ^ 31];
     }"""
     source = numbers(128)
     to = run(text, source, empty(128), grid=(2, 1), order=order)
@@ -114,12 +114,12 @@ def test_transpose_through_shared_memory(run: Runner, order: Order) -> None:
 def test_shared_arrays_are_objects_of_their_declarations(run: Runner) -> None:
     """A function called twice has one array, two instances of a template have two, and arrays have their type."""
     text = """
-    DEV float *one() { SHARED(float, room, 4); return room; }
-    template <int WHICH> DEV float *each() { SHARED(float, room, 4); return room; }
+    DEV float *one() { SHARED(float, memory, 4); return memory; }
+    template <int WHICH> DEV float *each() { SHARED(float, memory, 4); return memory; }
     SHARED(double, outside, 6);
     KERNEL(own_kernel)(Call q) {
-        SHARED(float, room, 4);
-        float *all[] = {one(), each<1>(), each<2>(), room, (float *)outside};
+        SHARED(float, memory, 4);
+        float *all[] = {one(), each<1>(), each<2>(), memory, (float *)outside};
         int apart = 1;
         for (int i = 0; i < 5; i++)
             for (int k = 0; k < i; k++) apart &= all[i] != all[k];
@@ -133,9 +133,9 @@ DYNAMIC(float, from_file);
 KERNEL(own_kernel)(Call q) {
     SHARED(float, fixed, 64);
     DYNAMIC(float, open);
-    float *room = q.from[0].value ? fixed : q.from[1].value ? open : from_file;
-    q.to[own()].value = room[thread()];
-    room[thread()] = 5;
+    float *memory = q.from[0].value ? fixed : q.from[1].value ? open : from_file;
+    q.to[own()].value = memory[thread()];
+    memory[thread()] = 5;
 }
 """
 
@@ -154,7 +154,7 @@ def test_shared_memory_begins_as_garbage(run: Runner, which: tuple[int, int]) ->
 def test_programs_share_no_arrays(run: Runner) -> None:
     """An array of a function is each program's own, though another has a function of that name."""
     text = """
-    template <int WHICH> DEV float *each() { SHARED(float, room, 64); return room; }
+    template <int WHICH> DEV float *each() { SHARED(float, memory, 64); return memory; }
     KERNEL(own_kernel)(Call q) {
         q.to[thread()].value = each<1>()[thread()];
         each<1>()[thread()] = NUMBER;
@@ -176,7 +176,7 @@ def test_cluster_exchange(run: Runner, ctas: int, order: Order) -> None:
     np.testing.assert_array_equal(to, np.multiply.outer(sums, np.arange(1, ctas + 1)).repeat(32))
 
 
-def ringed(run: Runner, wait: str, commit: str = "fetch_commit();") -> Any:
+def ringed(run: Runner, wait: str, commit: str = "commit_copies();") -> Any:
     """Return the sums over a ring of three copies on their way, of which the newest two need not have landed."""
     text = RING.replace("WAIT", wait).replace("COMMIT", commit)
     return run(text, numbers(7 * 64 * 4), empty(64), shared=3 * 64 * 16)
@@ -185,12 +185,12 @@ def ringed(run: Runner, wait: str, commit: str = "fetch_commit();") -> Any:
 def test_ring_of_copies(run: Runner) -> None:
     """What was waited for is there; what is not wanted is not read, though it lies beyond the array."""
     sums = numbers(7 * 64 * 4).reshape(7, 64, 4).sum(2)
-    np.testing.assert_array_equal(ringed(run, "fetch_wait<2>();"), np.arange(1, 8) @ sums)
+    np.testing.assert_array_equal(ringed(run, "wait_for_copies<2>();"), np.arange(1, 8) @ sums)
 
 
 @pytest.mark.parametrize(
     ("wait", "commit"),
-    [("", "fetch_commit();"), ("fetch_wait<3>();", "fetch_commit();"), ("fetch_wait<2>();", "")],
+    [("", "commit_copies();"), ("wait_for_copies<3>();", "commit_copies();"), ("wait_for_copies<2>();", "")],
     ids=["no_wait", "waits_for_too_little", "no_commit"],
 )
 def test_a_copy_lands_no_sooner_than_it_must(run: Runner, wait: str, commit: str) -> None:
@@ -201,11 +201,11 @@ def test_a_copy_lands_no_sooner_than_it_must(run: Runner, wait: str, commit: str
 def test_zeros_where_a_copy_is_not_wanted(run: Runner) -> None:
     """A copy that is not wanted lands as zeros."""
     text = """KERNEL(own_kernel)(Call q) {
-        SHARED(float, room, THREADS);
-        fetch<4>(&room[thread()], q.from + thread(), thread() % 2);
-        fetch_commit();
-        fetch_wait<0>();
-        q.to[thread()].value = room[thread()];
+        SHARED(float, memory, THREADS);
+        copy_async<4>(&memory[thread()], q.from + thread(), thread() % 2);
+        commit_copies();
+        wait_for_copies<0>();
+        q.to[thread()].value = memory[thread()];
     }"""
     source = numbers(64) + 1
     np.testing.assert_array_equal(run(text, source, empty(64)), source * (np.arange(64) % 2))

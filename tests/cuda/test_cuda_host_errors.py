@@ -39,49 +39,58 @@ def test_store_to_a_block_that_is_not_there(run: Runner, before: str, between: s
 WRONG = {
     "barrier_of_some": ("if (thread() < 5) barrier();", r"deadlock.* 5 at barrier\(\) 59 at the end"),
     "barrier_and_another": ("if (thread() < 5) barrier(); else barrier_any(true);", "others at barrier_any"),
-    "barrier_and_across": (
-        "if (thread() < 5) barrier(); else q.to[0].value = across(1, 16);",
-        r"deadlock.* 5 at barrier\(\) 27 in across\(\)",
+    "barrier_and_shuffle_xor": (
+        "if (thread() < 5) barrier(); else q.to[0].value = shuffle_xor(1, 16);",
+        r"deadlock.* 5 at barrier\(\) 27 in shuffle_xor\(\)",
     ),
-    "across_of_some": ("if (thread() < 9) q.to[0].value = across(1, 1);", r"deadlock.* 9 in across\(\) 55 at the end"),
-    "across_two_ways": ("q.to[0].value = across(1, thread() % 32 < 9 ? 1 : 2);", "different places"),
-    "across_and_from_lane": (
-        "q.to[0].value = thread() % 32 < 9 ? across(1, 1) : float(from_lane(1, 1));",
-        "different places: across.*from_lane|different places: from_lane.*across",
+    "shuffle_xor_of_some": (
+        "if (thread() < 9) q.to[0].value = shuffle_xor(1, 1);",
+        r"deadlock.* 9 in shuffle_xor\(\) 55 at the end",
     ),
-    "from_lane_beyond": ("q.to[0].value = float(from_lane(1, 32));", "no lane 32"),
+    "shuffle_xor_two_ways": ("q.to[0].value = shuffle_xor(1, thread() % 32 < 9 ? 1 : 2);", "different places"),
+    "shuffle_xor_and_shuffle": (
+        "q.to[0].value = thread() % 32 < 9 ? shuffle_xor(1, 1) : float(shuffle(1, 1));",
+        r"different places: shuffle_xor.*shuffle\b|different places: shuffle\b.*shuffle_xor",
+    ),
+    "shuffle_beyond": ("q.to[0].value = float(shuffle(1, 32));", "no lane 32"),
     "warp_barrier_of_some": ("if (thread() < 9) warp_barrier();", r"deadlock.* 9 at warp_barrier\(\)"),
-    "across_no_power": ("q.to[0].value = across(1, 3);", "not a power of two"),
+    "shuffle_xor_no_power": ("q.to[0].value = shuffle_xor(1, 3);", "not a power of two"),
     "cluster_barrier_of_some": ("if (thread()) cluster_barrier();", r"deadlock.* 63 at cluster_barrier\(\)"),
     "index_of_shared": (
-        "SHARED(float, room, 64); room[thread() + 1] = 1;",
-        r"thread 63.* outside of its array: .*room\[thread",
+        "SHARED(float, memory, 64); memory[thread() + 1] = 1;",
+        r"thread 63.* outside of its array: .*memory\[thread",
     ),
-    "dynamic_beyond": ("DYNAMIC(float, room); room[thread() + 1] = 1;", "beyond its dynamic shared memory"),
-    "dynamic_before": ("DYNAMIC(float, room); room[thread() - 1] = 1;", "beyond its dynamic shared memory"),
+    "dynamic_beyond": ("DYNAMIC(float, memory); memory[thread() + 1] = 1;", "beyond its dynamic shared memory"),
+    "dynamic_before": ("DYNAMIC(float, memory); memory[thread() - 1] = 1;", "beyond its dynamic shared memory"),
     "misaligned": ("q.to[0].value = ((const Two *)(q.from + 1))->e[0].value;", "misaligned"),
-    "misaligned_dynamic": ("DYNAMIC(float, room); ((Eight *)room)->e[0].value = 1;", "misaligned"),
+    "misaligned_dynamic": ("DYNAMIC(float, memory); ((Eight *)memory)->e[0].value = 1;", "misaligned"),
     "null": ("((X *)nullptr)[thread() - thread()].value = 1;", "null"),
     "address_of_nothing": ("((X *)16)[thread()].value = 1;", "memory that is not there"),
     "division_by_zero": ("q.to[0].value = 7 / (thread() - 3);", "thread 3.* division by zero"),
     "overflow": ("q.to[0].value = 2147483600 + thread();", "thread 48.* overflows"),
     "shift": ("q.to[0].value = 1 << thread();", "thread 3[12].* shift"),
     "recursion": ("q.to[0].value = deep(1);", "memory that is not there"),
-    "fetch_misaligned": ("DYNAMIC(float, room); fetch<16>(room, q.from + 1, true);", "not a multiple of 16"),
-    "fetch_elsewhere": ("fetch<4>(q.to + thread(), q.from + thread(), true);", "not in shared memory"),
-    "fetch_beyond": ("DYNAMIC(float, room); fetch<4>(room + thread() + 1, q.from, true);", "thread 63.*not in shared"),
-    "fetch_changed": (
-        "SHARED(float, room, 64); X *source = const_cast<X *>(q.from) + thread();"
-        "fetch<4>(room + thread(), source, true); source->value += 1; fetch_commit(); fetch_wait<0>();",
+    "copy_async_misaligned": (
+        "DYNAMIC(float, memory); copy_async<16>(memory, q.from + 1, true);",
+        "not a multiple of 16",
+    ),
+    "copy_async_elsewhere": ("copy_async<4>(q.to + thread(), q.from + thread(), true);", "not in shared memory"),
+    "copy_async_beyond": (
+        "DYNAMIC(float, memory); copy_async<4>(memory + thread() + 1, q.from, true);",
+        "thread 63.*not in shared",
+    ),
+    "copy_async_changed": (
+        "SHARED(float, memory, 64); X *source = const_cast<X *>(q.from) + thread();"
+        "copy_async<4>(memory + thread(), source, true); source->value += 1; commit_copies(); wait_for_copies<0>();",
         "changed before it had landed",
     ),
-    "fetch_overwritten": (
-        "SHARED(float, room, 64); fetch<4>(room + thread(), q.from, true); room[thread()] = 1; fetch_commit();"
-        "fetch_wait<0>();",
+    "copy_async_overwritten": (
+        "SHARED(float, memory, 64); copy_async<4>(memory + thread(), q.from, true); memory[thread()] = 1;"
+        "commit_copies(); wait_for_copies<0>();",
         "somebody wrote",
     ),
     "store_elsewhere": ("store_to_peer((float *)q.to, 0, 1);", "not in shared memory"),
-    "store_to_nobody": ("SHARED(float, room, 1); store_to_peer(room, 1, 1);", "no block 1"),
+    "store_to_nobody": ("SHARED(float, memory, 1); store_to_peer(memory, 1, 1);", "no block 1"),
 }
 
 TYPES = """
@@ -121,9 +130,9 @@ def test_wrong_is_reported(run: Runner, name: str, order: Order) -> None:
 def test_a_launch_that_no_device_takes(run: Runner, options: Any, reason: str) -> None:
     """A grid, block or amount of shared memory that no device takes is refused."""
     text = """CLUSTER_KERNEL(own_kernel)(Call q) {
-        SHARED(float, room, 64);
-        room[thread() % 64] = q.n;
-        q.to[0].value = room[5];
+        SHARED(float, memory, 64);
+        memory[thread() % 64] = q.n;
+        q.to[0].value = memory[5];
     }"""
     with pytest.raises(RuntimeError, match=reason):
         run(text, numbers(1), empty(1), **options)
@@ -178,7 +187,7 @@ def test_random_order_follows_from_its_seed(run: Runner) -> None:
 @pytest.mark.parametrize("place", [-1, 64, 40000], ids=["before", "after", "far"])
 def test_reading_beyond_dynamic_shared_memory(run: Runner, place: int) -> None:
     """Where races are looked for, an access beyond the dynamic shared memory of a block is an error, also a read."""
-    text = f"KERNEL(own_kernel)(Call q) {{ DYNAMIC(float, room); q.to[own()].value = room[{place}]; }}"
+    text = f"KERNEL(own_kernel)(Call q) {{ DYNAMIC(float, memory); q.to[own()].value = memory[{place}]; }}"
     with pytest.raises(RuntimeError, match="beyond dynamic shared memory"):
         run(text, numbers(1), empty(64), shared=256, races=True)
 
@@ -188,7 +197,7 @@ EACH_TWICE = TRANSPOSE.replace("FIRST", "barrier();").replace("SECOND", "barrier
 RACES = {
     "none_in_a_transpose": (EACH_TWICE, 1, None),
     "none_in_a_cluster": (CLUSTER.replace("BEFORE", MEETS).replace("BETWEEN", MEETS), 2, None),
-    "none_in_a_ring": (RING.replace("WAIT", "fetch_wait<2>();").replace("COMMIT", "fetch_commit();"), 1, None),
+    "none_in_a_ring": (RING.replace("WAIT", "wait_for_copies<2>();").replace("COMMIT", "commit_copies();"), 1, None),
     "none_between_readers": ("KERNEL(own_kernel)(Call q) { q.to[own()].value = q.from[thread() / 2].value; }", 1, None),
     "neighbours_after_the_barrier": (
         "KERNEL(own_kernel)(Call q) { q.to[own()].value = 1; barrier(); q.to[own() ^ 1].value += q.to[own()].value; }",
@@ -211,34 +220,34 @@ RACES = {
         "another block .* in shared",
     ),
     "fetched_by_another": (
-        RING.replace("WAIT", "fetch_wait<2>();")
-        .replace("COMMIT", "fetch_commit();")
+        RING.replace("WAIT", "wait_for_copies<2>();")
+        .replace("COMMIT", "commit_copies();")
         .replace("+ thread()].e[e].value", "+ (thread() ^ 1)].e[e].value"),
         1,
         "in shared",
     ),
     "ordered_by_a_shuffle_alone": (
-        "KERNEL(own_kernel)(Call q) { SHARED(float, room, 64); room[thread()] = 1; across(1, 1);"
-        "q.to[own()].value = room[thread() ^ 1]; }",
+        "KERNEL(own_kernel)(Call q) { SHARED(float, memory, 64); memory[thread()] = 1; shuffle_xor(1, 1);"
+        "q.to[own()].value = memory[thread() ^ 1]; }",
         1,
         "in shared",
     ),
     "ordered_by_a_barrier_of_the_warp": (
-        "KERNEL(own_kernel)(Call q) { SHARED(float, room, 64); room[thread()] = 1; warp_barrier();"
-        "q.to[own()].value = room[thread() ^ 31]; }",
+        "KERNEL(own_kernel)(Call q) { SHARED(float, memory, 64); memory[thread()] = 1; warp_barrier();"
+        "q.to[own()].value = memory[thread() ^ 31]; }",
         1,
         None,
     ),
     "ordered_by_a_barrier_of_another_warp": (
-        "KERNEL(own_kernel)(Call q) { SHARED(float, room, 64); room[thread()] = 1; warp_barrier();"
-        "q.to[own()].value = room[thread() ^ 32]; }",
+        "KERNEL(own_kernel)(Call q) { SHARED(float, memory, 64); memory[thread()] = 1; warp_barrier();"
+        "q.to[own()].value = memory[thread() ^ 32]; }",
         1,
         "in shared",
     ),
     "written_by_one_of_its_readers": (
-        "KERNEL(own_kernel)(Call q) { SHARED(float, room, 1); if (!thread()) room[0] = 1; barrier();"
-        "if (thread() >= 32) return; float sum = across(room[0], 1);"
-        "if (!thread()) room[0] = sum; q.to[own()].value = sum; }",
+        "KERNEL(own_kernel)(Call q) { SHARED(float, memory, 1); if (!thread()) memory[0] = 1; barrier();"
+        "if (thread() >= 32) return; float sum = shuffle_xor(memory[0], 1);"
+        "if (!thread()) memory[0] = sum; q.to[own()].value = sum; }",
         1,
         "read what this one writes, in shared",
     ),

@@ -20,7 +20,7 @@ from layouts import STRIDED
 from libraries import NumPyArray, numpy_dtype
 
 from anynorm._core.plan import over_axes
-from anynorm_cuda import _geometry
+from anynorm_cuda import _argument
 from anynorm_cuda.engine import Dtypes, Run, configure_forward
 from tests.cuda.test_cuda_kernels import DTYPES, judge, launch, make
 from tests.numpy.test_numba_hostile import hostile_sets
@@ -303,7 +303,7 @@ def test_what_is_not_counted(shape: tuple[int, ...]) -> None:
     config = configure_forward(plan, Dtypes("float16", None, None), shape, (steps, steps), None, None, H200)
     assert isinstance(config, str) or shape == (4, 2**30 + 2**29)
     if not isinstance(config, str):
-        assert config.counts[_geometry.COUNTS.index("columns")] < 2**31
+        assert config.counts[_argument.COUNTS.index("columns")] < 2**31
 
 
 @each_way

@@ -92,7 +92,7 @@ def test_rows(vectors: int, launch: Run) -> None:
         length = vectors * 16 // numpy_dtype(dtype).itemsize
         with on_cuda(launch) as backend:
             kernels = judge(make("layer_norm", (VECTORS[vectors], length - short), dtype), backend)
-        assert kernels == ["rows", "row_parameters", "parameter_sums"]
+        assert kernels == ["rows_forward", "rows_backward_parameters", "parameter_sums"]
 
 
 @pytest.mark.parametrize("vectors", LONG)
@@ -102,7 +102,7 @@ def test_long_rows(vectors: int, launch: Run) -> None:
         length = vectors * 16 // numpy_dtype(dtype).itemsize - short
         with on_cuda(launch) as backend:
             kernels = judge(make("layer_norm", (LONG[vectors], length), dtype), backend)
-        assert ("settle" in kernels) == (vectors > 65536)
+        assert ("finalize_statistics" in kernels) == (vectors > 65536)
         assert ("long_parameters" in kernels) == (vectors > 8192)
 
 
@@ -181,16 +181,16 @@ def test_columns(kind: str, launch: Run) -> None:
         with on_cuda(launch) as backend:
             judge(make(function, shape, dtype, groups=groups, channel_axis=-1), backend)
         firsts = [config.launches[0].kernel.name for config in backend.configs]
-        assert [name in ("columns", "column_gradients") for name in firsts] == whole
+        assert [name in ("columns_forward", "columns_backward") for name in firsts] == whole
 
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_large_sets(kind: str, launch: Run) -> None:
-    """Sets that take a cluster, or that no team can hold, are within the bounds."""
+    """Sets that take a cluster, or that no thread group can hold, are within the bounds."""
     function, shape, groups = LARGE[kind]
     with on_cuda(launch) as backend:
         kernels = judge(make(function, shape, "float32", groups=groups), backend)
-    assert ("settle" in kernels) == kind.endswith("chunks")
+    assert ("finalize_statistics" in kernels) == kind.endswith("chunks")
 
 
 @pytest.mark.parametrize("device", [A100, RTX], ids=["without-clusters", "little-memory"])
@@ -218,12 +218,12 @@ def test_given_statistics(kind: str, dtype: str, launch: Run) -> None:
     case = make(function, shape, dtype, ("weight", "bias", "mean", "var"), **options)
     case.arrays["var"][...] = np.abs(case.arrays["var"]) + numpy_dtype(dtype).type(0.1)
     with on_cuda(launch) as backend:
-        assert judge(case, backend, both=False)[0] == "given"
+        assert judge(case, backend, both=False)[0] == "given_statistics"
 
 
 @pytest.mark.parametrize("share", [1, 3])
-def test_teams_take_several_sets(share: int, launch: Run) -> None:
-    """Where rows are more than a small device has room for, teams take several, and none is left out."""
+def test_thread_groups_take_several_sets(share: int, launch: Run) -> None:
+    """Where rows are more than a small device runs at once, thread groups take several, and none is left out."""
     device = H200._replace(processors=1)
     for length in (16, 40, 100, 200, 520):
         with on_cuda(launch, device) as backend:
@@ -238,7 +238,7 @@ def test_teams_take_several_sets(share: int, launch: Run) -> None:
 
 @pytest.mark.parametrize(("function", "groups"), [("batch_norm", None), ("group_norm", 8), ("instance_norm", None)])
 def test_images_share_kernels(function: str, groups: int | None) -> None:
-    """What images of a hundred sizes and batches run is compiled for the few teams that take them, not for each."""
+    """What images of a hundred sizes and batches run is compiled for the few thread groups that take them."""
     kernels, configs = set(), 0
     for batch, side, last in itertools.product((8, 16, 24, 32, 64), range(7, 64, 3), (False, True)):
         shape = (batch, side, side, 64) if last else (batch, 64, side, side)

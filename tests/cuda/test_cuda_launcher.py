@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from cuda_device import HostDevice
 
-from anynorm_cuda import _geometry, _launcher
+from anynorm_cuda import _argument, _launcher
 from anynorm_cuda._launcher import Launcher, RefusedError
 from anynorm_cuda._program import CompileError, Kernel, Launch
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 STREAM = 0x5EED
 ARGUMENT = bytes(range(256)) * 2
@@ -52,12 +52,12 @@ def test_launch(device: HostDevice, launcher: Launcher) -> None:
 
     assert device.launches == [LAUNCH._replace(shared=1000)]
     assert device.streams == {STREAM}
-    assert given == [ARGUMENT[: _geometry.SIZE]]
+    assert given == [ARGUMENT[: _argument.SIZE]]
 
 
 def test_argument_size() -> None:
     """What stands for a kernel's argument here is as long as a real one at least."""
-    assert len(ARGUMENT) >= _geometry.SIZE
+    assert len(ARGUMENT) >= _argument.SIZE
 
 
 def test_default_stream(device: HostDevice, launcher: Launcher) -> None:
@@ -93,7 +93,7 @@ def test_loaded_once_by_threads(device: HostDevice, launcher: Launcher, monkeypa
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(ask, range(4))) == {1}
     assert device.kernels == [KERNEL]
-    assert device.rooms == [60_000]
+    assert device.allowed == [60_000]
 
 
 def test_kernels_told_apart(device: HostDevice, launcher: Launcher) -> None:
@@ -112,7 +112,7 @@ def test_equal_launches_do_not_pile_up(device: HostDevice, launcher: Launcher, m
     monkeypatch.setattr(_launcher, "MANY", 4)
     for index in range(20):
         launcher.on(STREAM)(of(f"kernel{index % 3}"), ARGUMENT)
-        assert len(launcher._met) <= 4
+        assert len(launcher._functions) <= 4
 
     assert [launch.kernel.name for launch in device.launches] == [f"kernel{index % 3}" for index in range(20)]
 
@@ -136,7 +136,7 @@ def test_shared_memory(
     for size in shared:
         launcher.on(STREAM)(LAUNCH._replace(shared=size), ARGUMENT)
 
-    assert device.rooms == asked
+    assert device.allowed == asked
     assert [launch.shared for launch in device.launches] == list(shared)
 
 
@@ -166,18 +166,22 @@ LOG = (
 )
 
 REFUSALS: dict[str, tuple[dict[str, Any], Launch, str]] = {
-    "source": ({"fails": {"load": CompileError(LOG)}}, LAUNCH, "rows does not compile: rows.cu(7): error: no f8"),
+    "source": (
+        {"fails": {"load": CompileError(LOG)}},
+        LAUNCH,
+        "rows does not compile: rows.cu(7): error: no f8",
+    ),
     "compiler": ({"fails": {"load": CompileError("Too old.")}}, LAUNCH, "rows does not compile: Too old"),
-    "silence": ({"fails": {"load": CompileError("")}}, LAUNCH, "rows does not compile: nothing is said of it"),
+    "silence": ({"fails": {"load": CompileError("")}}, LAUNCH, "rows does not compile: without a message"),
     "ptx": ({"fails": {"load": PTX}}, LAUNCH, f"rows does not load: {PTX}"[:-1]),
     "image": ({"fails": {"load": IMAGE}}, LAUNCH, f"rows does not load: {IMAGE}"),
     "function": ({"fails": {"load": NO_FUNCTION}}, LAUNCH, f"rows does not load: {NO_FUNCTION}"),
     "shared": (
-        {"fails": {"make_room": INVALID}},
+        {"fails": {"allow_shared": INVALID}},
         LAUNCH._replace(shared=60_000),
         f"rows does not fit on the device: {INVALID}",
     ),
-    "registers": ({"threads": 96}, LAUNCH, "rows does not fit on the device: a block has room for the registers of 96"),
+    "registers": ({"threads": 96}, LAUNCH, "rows does not fit on the device: a block has registers for 96"),
     "clusters": ({"held": 0}, CLUSTER, "rows does not fit on the device: it holds no 4 blocks at once"),
     "cluster-size": (
         {"fails": {"clusters": CLUSTER_SIZE}},
@@ -218,11 +222,11 @@ def test_refusals(device: HostDevice, launcher: Launcher, broken: tuple[Launch, 
     assert before[-1] != "."
 
     device.fails, device.threads, device.held = {}, 1024, 1
-    asked = len(device.kernels), len(device.rooms), len(device.asked)
+    asked = len(device.kernels), len(device.allowed), len(device.asked)
     assert launcher.why_not([launch._replace(grid=(1, 1))]) == before
     with pytest.raises(RefusedError, match="the kernel rows does not"):
         launcher.on(STREAM)(launch, ARGUMENT)
-    assert (len(device.kernels), len(device.rooms), len(device.asked)) == asked
+    assert (len(device.kernels), len(device.allowed), len(device.asked)) == asked
     assert not device.launches
     assert launcher.why_not([of("third")]) is None
 
@@ -261,7 +265,7 @@ def test_refused_launch(error: RuntimeError, device: HostDevice, launcher: Launc
     assert launcher.why_not([of("other")]) is None
 
 
-@pytest.mark.parametrize("where", ["load", "make_room", "clusters", "launch"])
+@pytest.mark.parametrize("where", ["load", "allow_shared", "clusters", "launch"])
 @pytest.mark.parametrize("name", ["OUT_OF_MEMORY", "ILLEGAL_ADDRESS", "LAUNCH_FAILED", "UNKNOWN"])
 def test_errors(name: str, where: str, device: HostDevice, launcher: Launcher) -> None:
     """What does not speak of the kernel stays the driver's error, with the kernel's name, and nothing is kept of it."""

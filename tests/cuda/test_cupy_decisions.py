@@ -20,7 +20,7 @@ from inputs import NORMS, make_case, verify
 from layouts import LAYOUTS
 
 import anynorm as an
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 if cupy_on_host.missing() is not None:
     pytest.skip(str(cupy_on_host.missing()), allow_module_level=True)
@@ -112,7 +112,7 @@ UNSERVED: dict[str, tuple[Callable[[], Any], str]] = {
         "runs backwards along an axis that is reduced",
     ),
     "sliced": (lambda: an.explain(an.rms_norm, normal(4, 6)[:, ::2]), "do not lie side by side"),
-    "bytes": (lambda: an.explain(an.rms_norm, _between()), "whole elements apart"),
+    "bytes": (lambda: an.explain(an.rms_norm, _between()), "not a multiple of its element"),
     "empty": (lambda: an.explain(an.rms_norm, normal(0, 6)), "x is empty"),
     "off": (lambda: _slowly(an.explain, an.rms_norm, normal(4, 6)), "fast paths are turned off"),
 }

@@ -73,7 +73,7 @@ def test_half_precision(name: str, dtype: str, host: Host) -> None:
     assert explained(case, LIBRARY.make_all(case.arrays)).path == "anynorm_cuda"
     check(case, LIBRARY)
     check_gradients(case, LIBRARY, cotangent(case))
-    assert {dict(launch.kernel.macros)["W"] for launch in host.launches if launch.kernel.name == "rows"} <= {
+    assert {dict(launch.kernel.macros)["W"] for launch in host.launches if launch.kernel.name == "rows_forward"} <= {
         {"float16": "f16", "bfloat16": "bf16"}[dtype]
     }
 
@@ -180,11 +180,11 @@ def test_moments(axis: Any, host: Host) -> None:
     np.testing.assert_allclose(found, mean, rtol=0, atol=4 * 2.0**-24 * np.abs(exact).max())
     np.testing.assert_allclose(to_numpy(measured.m2), ((exact - mean) ** 2).sum(axis=axis, keepdims=True), rtol=1e-6)
     assert (to_numpy(measured.scale) == 1).all()
-    assert host.launches[0].kernel.name in ("rows", "columns")
+    assert host.launches[0].kernel.name in ("rows_forward", "columns_forward")
 
 
 def test_long_sets(host: Host) -> None:
-    """A set that no team holds is taken in chunks, whose room is asked for, also where nothing is kept."""
+    """A set that no thread group holds is taken in chunks, with a workspace, also where no residuals are kept."""
     for shape in ((2, 300_000), (1, 5, 8)):
         x = normal(*shape)
         for axis in ((-1,), (0, 1)):
@@ -192,7 +192,7 @@ def test_long_sets(host: Host) -> None:
             its = viewed(x).astype(np.float64)
             exact = (its - its.mean(axis, keepdims=True)) / np.sqrt(its.var(axis, keepdims=True) + 1e-5)
             np.testing.assert_allclose(to_numpy(y), exact, rtol=2e-6, atol=2e-6)
-    assert {launch.kernel.name for launch in host.launches} >= {"rows_measure", "settle", "rows_write"}
+    assert {launch.kernel.name for launch in host.launches} >= {"rows_measure", "finalize_statistics", "rows_apply"}
 
 
 def test_room_of_a_graph_is_kept(host: Host) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from anynorm_cuda._compile import OPTIONS
 from anynorm_cuda._program import Kernel, Launch
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 if importlib.util.find_spec("cupy") is None:
     pytest.skip("cupy is not installed", allow_module_level=True)
 
 KERNEL = Kernel(
-    "given", ("call", "formula", "parameters"), (("X", "f32"), ("W", "f32"), ("B", "f32"), ("THREADS", 128))
+    "given_statistics", ("call", "formula", "parameters"), (("X", "f32"), ("W", "f32"), ("B", "f32"), ("THREADS", 128))
 )
 ARGUMENT = bytes(range(256)) * 2
 
@@ -32,7 +32,7 @@ class Driver:
         self.freed: list[int] = []
         self.launches: list[tuple[Any, ...]] = []
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
-        self.rooms: list[int] = []
+        self.allowed: list[int] = []
         self.refuses: Exception | None = None
         self.declared = 1000  # bytes of shared memory in the source
         self.stream = 77
@@ -68,7 +68,7 @@ class Driver:
             def __setattr__(self, attribute: str, value: int) -> None:
                 assert attribute == "max_dynamic_shared_size_bytes"
                 assert driver.context
-                driver.rooms.append(value)
+                driver.allowed.append(value)
 
         return Raw()
 
@@ -121,8 +121,8 @@ def test_compiled(driver: Driver) -> None:
         for _ in range(2):
             _run(launcher, Launch(KERNEL._replace(macros=macros), (1, 1), 128, 0))
     (code, name, options), (_, _, others) = driver.made
-    assert (code, name) == (KERNEL.source(), "given")
-    assert options == (*OPTIONS, "-DWANTS_given", "-DX=f32", "-DW=f32", "-DB=f32", "-DTHREADS=128")
+    assert (code, name) == (KERNEL.source(), "given_statistics")
+    assert options == (*OPTIONS, "-DWANTS_given_statistics", "-DX=f32", "-DW=f32", "-DB=f32", "-DTHREADS=128")
     assert others[-1] == "-DTHREADS=256"
     assert [launch[0] for launch in driver.launches] == [1, 1, 2, 2]
 
@@ -133,12 +133,12 @@ def test_shared_memory(driver: Driver) -> None:
     limit = (48 << 10) - driver.declared
     for shared in (limit, limit + 1):
         _run(launcher, Launch(KERNEL, (1, 1), 128, shared))
-    assert driver.rooms == [limit + 1]
+    assert driver.allowed == [limit + 1]
 
 
 def test_registers(driver: Driver) -> None:
     """A block of more threads than CuPy says there are registers for is not launched."""
-    assert "registers of 512 threads, and 1024 are wanted" in _launcher().why_not([Launch(KERNEL, (1, 1), 1024, 0)])
+    assert "registers for 512 threads, and 1024 are wanted" in _launcher().why_not([Launch(KERNEL, (1, 1), 1024, 0)])
     assert not driver.launches
 
 
@@ -152,9 +152,9 @@ def test_refused_source(driver: Driver) -> None:
     compiler = importlib.import_module("cupy").cuda.compiler
     log = 'kern.cu(3): error: identifier "absent" is undefined\n1 error detected.'
     driver.refuses = compiler.CompileException(log, "source", "kern.cu", ())
-    with pytest.warns(RuntimeWarning, match="given does not compile"):
+    with pytest.warns(RuntimeWarning, match="given_statistics does not compile"):
         said = _launcher().why_not([Launch(KERNEL, (1, 1), 128, 0)])
-    assert said == 'the kernel given does not compile: kern.cu(3): error: identifier "absent" is undefined'
+    assert said == 'the kernel given_statistics does not compile: kern.cu(3): error: identifier "absent" is undefined'
 
 
 @pytest.mark.parametrize("shared", [0, 60_000])
@@ -169,7 +169,7 @@ def test_thread_without_context(shared: int, driver: Driver) -> None:
     assert driver.freed == [0, 0]
     driver.context = 0
     assert launcher.why_not([launch._replace(shared=100_000)]) is None
-    assert driver.rooms == [60_000, 100_000][shared == 0 :]
+    assert driver.allowed == [60_000, 100_000][shared == 0 :]
 
 
 def test_facts() -> None:

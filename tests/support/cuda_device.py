@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from anynorm_cuda import _geometry
+from anynorm_cuda import _argument
 from anynorm_cuda._launcher import Loaded
 from anynorm_cuda._program import Kernel, Launch
 from anynorm_cuda.engine import Run
@@ -28,7 +28,7 @@ class HostDevice:
         self.held: int | None = 1  # clusters; None if nobody can tell
         self.refuses: set[str] = set()  # kernels that alone this is so of; none for all
         self.declared = 0  # bytes of shared memory in the source
-        self.rooms: list[int] = []  # that were made
+        self.allowed: list[int] = []  # that were made
         self.asked: list[Launch] = []  # of whose clusters
 
     def load(self, kernel: Kernel) -> Loaded:
@@ -37,10 +37,10 @@ class HostDevice:
         self.kernels.append(kernel)
         return Loaded(len(self.kernels), self.declared, self.threads if self._concerns(kernel) else 1024)
 
-    def make_room(self, loaded: Loaded, shared: int) -> None:
+    def allow_shared(self, loaded: Loaded, shared: int) -> None:
         """Have as much shared memory as is asked for."""
-        self._fail("make_room", self.kernels[loaded.function - 1])
-        self.rooms.append(shared)
+        self._fail("allow_shared", self.kernels[loaded.function - 1])
+        self.allowed.append(shared)
 
     def clusters(self, loaded: Loaded, launch: Launch) -> int | None:
         """Return what was set."""
@@ -59,7 +59,7 @@ class HostDevice:
         begin: Any = ctypes.c_size_t.from_address(parameters).value
         self.streams.add(stream)
         self.launches.append(Launch(kernel, (x, y), threads, shared))
-        self.run(self.launches[-1], ctypes.string_at(begin, _geometry.SIZE))
+        self.run(self.launches[-1], ctypes.string_at(begin, _argument.SIZE))
 
     def _fail(self, what: str, kernel: Kernel) -> None:
         if what in self.fails and self._concerns(kernel):

@@ -1,4 +1,4 @@
-"""The kernels that configs launch: for every row of the table of teams, norm and dtype. Compiles and runs none."""
+"""The kernels that configs launch, for every row of the table of thread groups, norm and dtype. Runs none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from operator import mul
 from anynorm._core.plan import Plan, by_channel, over_axes
 from anynorm_cuda._configure import Dtypes, LaunchConfig, configure_backward, configure_forward
 from anynorm_cuda._program import Launch
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 Ints = tuple[int, ...]
 
@@ -29,7 +29,7 @@ ROWS = (16, 128, 500, 1 << 10, 1 << 11, 1 << 13, 1 << 14, 1 << 15, 1 << 16, 1 <<
 # Those that are compiled without a weight and without a mean as well.
 BARE_ROWS = (128, 1 << 13, 1 << 16, 1 << 22)
 
-# N, C, H, W: groups that registers hold, a block's memory, a cluster's, and no team; short lines, and many of them.
+# N, C, H, W: groups that registers hold, a block's memory, a cluster's, and no thread group; short lines, and many.
 IMAGES = (
     (4, 64, 5, 5),
     (4, 64, 10, 10),
@@ -59,12 +59,12 @@ def device_of(arch: int) -> Device:
 def _of_rows(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
     for size in ROWS:
         length = size // (4 if dtypes.x == "float32" else 2)
-        own: tuple[tuple[bool, tuple[Ints, Ints] | None], ...] = ((True, ((length,), (1,))), (False, None))
-        for centres, laid in own if size in BARE_ROWS else own[:1]:
-            lies = None if laid is None else laid[0]
-            plan = over_axes(False, "layer_norm", (64, length), -1, centres, lies, lies)
-            yield from _both(plan, dtypes, (64, length), (length, 1), laid, device)
-        # So many rows that teams take more than they can add up in one sum.
+        kinds: tuple[tuple[bool, tuple[Ints, Ints] | None], ...] = ((True, ((length,), (1,))), (False, None))
+        for centres, layout in kinds if size in BARE_ROWS else kinds[:1]:
+            shape = None if layout is None else layout[0]
+            plan = over_axes(False, "layer_norm", (64, length), -1, centres, shape, shape)
+            yield from _both(plan, dtypes, (64, length), (length, 1), layout, device)
+        # So many rows that a thread group takes more than it can add up in one sum.
         many = (2**28 // size, length)
         plan = over_axes(False, "layer_norm", many, -1, True, (length,), (length,))
         yield from _both(plan, dtypes, many, (length, 1), ((length,), (1,)), device)
@@ -76,15 +76,15 @@ def _of_images(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
         last, first = _dense((n, *inner, channels)), _dense(shape)
         for function, batch_axis, groups in CHANNEL_NORMS:
             plan = by_channel(False, function, shape, 1, batch_axis, groups, False, (channels,), (channels,))
-            for steps in (first, (last[0], last[-1], *last[1:-1])):
-                yield from _both(plan, dtypes, shape, steps, ((channels,), (1,)), device)
+            for strides in (first, (last[0], last[-1], *last[1:-1])):
+                yield from _both(plan, dtypes, shape, strides, ((channels,), (1,)), device)
 
 
 def _both(
-    plan: Plan, dtypes: Dtypes, shape: Ints, steps: Ints, laid: tuple[Ints, Ints] | None, device: Device
+    plan: Plan, dtypes: Dtypes, shape: Ints, strides: Ints, layout: tuple[Ints, Ints] | None, device: Device
 ) -> list[LaunchConfig]:
-    forward = configure_forward(plan, dtypes, shape, (steps, steps), laid, laid, device)
-    backward = configure_backward(plan, dtypes, shape, (steps, steps, steps), laid, laid, device)
+    forward = configure_forward(plan, dtypes, shape, (strides,) * 2, layout, layout, device)
+    backward = configure_backward(plan, dtypes, shape, (strides,) * 3, layout, layout, device)
     return [config for config in (forward, backward) if not isinstance(config, str)]
 
 

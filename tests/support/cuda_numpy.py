@@ -167,10 +167,10 @@ def _layout(array: Any) -> Any:
 
 def _sets_of(statistic: Any, plan: Any, order: tuple[int, ...]) -> Any:
     """Return a given statistic as the engine reads it: a float32 for each set, in the order of sets."""
-    laid = np.broadcast_to(statistic.reshape(plan.statistic), plan.statistic)
     kept = sorted(order)
-    laid = laid.reshape([plan.shape[axis] for axis in kept]).transpose([kept.index(axis) for axis in order])
-    return np.ascontiguousarray(laid, np.float32).reshape(-1)
+    statistic = np.broadcast_to(statistic.reshape(plan.statistic), plan.statistic)
+    by_axis = statistic.reshape([plan.shape[axis] for axis in kept])
+    return np.ascontiguousarray(by_axis.transpose([kept.index(axis) for axis in order]), np.float32).reshape(-1)
 
 
 def _bits(arrays: Any) -> int:

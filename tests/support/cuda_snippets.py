@@ -60,13 +60,13 @@ def numbers(count: int) -> Any:
 
 
 def empty(count: int) -> Any:
-    """Return room for results, none of them there yet."""
+    """Return memory for results, none of them there yet."""
     return np.full(count, -1, np.float32)
 
 
 SUM = """
 DEV float sum_of_warp(float value) {
-    for (int apart = 16; apart; apart /= 2) value += across(value, apart);
+    for (int apart = 16; apart; apart /= 2) value += shuffle_xor(value, apart);
     return value;
 }
 KERNEL(own_kernel)(Call q) {
@@ -128,7 +128,7 @@ KERNEL(own_kernel)(Call q) {
     const int stages = 3, turns = 7;
     auto start = [&](int turn) {
         const X *from = q.from + (turn * THREADS + thread()) * 4;
-        fetch<16>(&ring[turn % stages * THREADS + thread()], from, turn < turns);
+        copy_async<16>(&ring[turn % stages * THREADS + thread()], from, turn < turns);
         COMMIT
     };
     start(0), start(1);

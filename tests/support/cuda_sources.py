@@ -26,10 +26,10 @@ extern "C" __global__ void indexed(float *x, int n) {
 extern "C" __global__ void dividing(double *x, int n) { x[n] = sqrt(x[0]) / x[1]; }
 extern "C" __global__ void sharing(float *x, int n) {
     __shared__ float own[100];
-    extern __shared__ __align__(16) float room[];
-    own[threadIdx.x] = room[threadIdx.x] = x[n];
+    extern __shared__ __align__(16) float memory[];
+    own[threadIdx.x] = memory[threadIdx.x] = x[n];
     __syncthreads();
-    x[n] = own[n] + room[n];
+    x[n] = own[n] + memory[n];
 }
 __device__ __noinline__ float called(float *x, int n) {
     volatile float local[32];
@@ -48,16 +48,16 @@ CLUSTER_KERNEL(primitives)(Call q) {
 #else
 KERNEL(primitives)(Call q) {
 #endif
-    DYNAMIC(float, room);
+    DYNAMIC(float, memory);
     SHARED(float, slots, 32);
     int t = thread();
-    fetch<16>(room + 4 * t, q.x, true);
-    fetch<8>(room + 2 * t, q.x, q.eps > 0);
-    fetch_commit();
-    fetch<4>(room + t, q.dy, false);
-    fetch_commit();
-    fetch_wait<1>();
-    fetch_wait<0>();
+    copy_async<16>(memory + 4 * t, q.x, true);
+    copy_async<8>(memory + 2 * t, q.x, q.eps > 0);
+    commit_copies();
+    copy_async<4>(memory + t, q.dy, false);
+    commit_copies();
+    wait_for_copies<1>();
+    wait_for_copies<0>();
     u32 word = t;
     forget(word);
     f16 half;
@@ -66,12 +66,12 @@ KERNEL(primitives)(Call q) {
     put(half, get(q.x[word]));
     put(brain, get(q.weight[word]));
     put(single, get(q.bias[word]));
-    float number = across(of(single, half, brain), 16);
+    float number = shuffle_xor(of(single, half, brain), 16);
     slots[t & 31] = number;
     warp_barrier();
-    if (warp_any(number > 5.0f)) number += slots[from_lane(t, 31 - (t & 31)) & 31];
+    if (warp_any(number > 5.0f)) number += slots[shuffle(t, 31 - (t & 31)) & 31];
     barrier();
-    if (barrier_any(number > 3.0f)) number += slots[0] + room[t];
+    if (barrier_any(number > 3.0f)) number += slots[0] + memory[t];
 #if CTAS > 1
     cluster_barrier();
     store_to_peer(slots, (cluster_rank() + 1) % CTAS, number);

@@ -62,9 +62,9 @@ class Host(HostDevice):
         import cupy
 
         self.allocated.append(size)
-        room = np.full(size + 512, FULL, np.uint8)
-        begin = -room.ctypes.data % 256 + self.shift
-        memory = cupy.cuda.UnownedMemory(room.ctypes.data, max(1, size), room, device_id=self.current)
+        block = np.full(size + 512, FULL, np.uint8)
+        begin = -block.ctypes.data % 256 + self.shift
+        memory = cupy.cuda.UnownedMemory(block.ctypes.data, max(1, size), block, device_id=self.current)
         return cupy.cuda.MemoryPointer(memory, begin)
 
     def load(self, kernel: Kernel) -> Loaded:
@@ -99,12 +99,12 @@ def make(array: NumPyArray) -> Any:
     steps = list(zip(array.shape, array.strides, strict=True)) if array.size else []
     before = sum((length - 1) * -step for length, step in steps if step < 0)
     span = sum((length - 1) * abs(step) for length, step in steps) + array.itemsize
-    room = np.zeros(span + 512, np.uint8)
+    block = np.zeros(span + 512, np.uint8)
     # As far from a multiple of 256 as it was.
-    begin = -room.ctypes.data % 256 + (array.ctypes.data - before) % 256
-    laid: NumPyArray = np.ndarray(array.shape, array.dtype, room, begin + before, array.strides)
-    laid[...] = array
-    memory = cupy.cuda.UnownedMemory(room.ctypes.data, room.nbytes, room, device_id=DEVICE)
+    begin = -block.ctypes.data % 256 + (array.ctypes.data - before) % 256
+    copy: NumPyArray = np.ndarray(array.shape, array.dtype, block, begin + before, array.strides)
+    copy[...] = array
+    memory = cupy.cuda.UnownedMemory(block.ctypes.data, block.nbytes, block, device_id=DEVICE)
     pointer = cupy.cuda.MemoryPointer(memory, begin + before)
     return cupy.ndarray(array.shape, array.dtype, pointer, array.strides)
 
@@ -119,8 +119,8 @@ def viewed(array: Any) -> NumPyArray:
     steps = list(zip(array.shape, array.strides, strict=True)) if array.size else []
     before = sum((length - 1) * -step for length, step in steps if step < 0)
     span = sum((length - 1) * abs(step) for length, step in steps) + array.itemsize
-    room = (ctypes.c_char * span).from_address(array.data.ptr - before)
-    return np.ndarray(array.shape, array.dtype, room, before, array.strides)
+    block = (ctypes.c_char * span).from_address(array.data.ptr - before)
+    return np.ndarray(array.shape, array.dtype, block, before, array.strides)
 
 
 def _converted(array: Any, dtype: Any = None) -> Any:
@@ -141,8 +141,8 @@ def _new(array: NumPyArray) -> Any:
     return made
 
 
-def _copyto(to: Any, its: Any) -> None:
-    viewed(to)[...] = viewed(its)
+def _copyto(to: Any, source: Any) -> None:
+    viewed(to)[...] = viewed(source)
 
 
 LIBRARY = ArrayLibrary("cupy_on_host", "cupy", "cupy", ("float16", "bfloat16", "float32"), make, to_numpy, "strided")
@@ -160,7 +160,7 @@ def close(one: Any, other: Any) -> None:
 
 def explained(case: Any, arrays: dict[str, Any]) -> Any:
     """Return what `explain` says of a case."""
-    others = {name: its for name, its in arrays.items() if name != "x"}
+    others = {name: array for name, array in arrays.items() if name != "x"}
     return an.explain(getattr(an, case.norm.function), arrays["x"], *case.norm.groups, **others, **case.norm.options)
 
 
@@ -176,7 +176,7 @@ def on_host(launch: Run, device: Device = H200) -> Iterator[Host]:
     before = cupy.cuda.get_allocator()
     with ExitStack() as stack:
         patch = mock.patch.object
-        for its in (
+        for patched in (
             patch(_device, "driver", host.driver),
             patch(_device, "runtime", host.runtime),
             patch(_device, "current_stream", lambda _: host.stream),
@@ -186,7 +186,7 @@ def on_host(launch: Run, device: Device = H200) -> Iterator[Host]:
             patch(cupy, "copyto", _copyto),
             patch(array_api_compat.cupy, "astype", _astype),
         ):
-            stack.enter_context(its)
+            stack.enter_context(patched)
         _forget()
         cupy.cuda.set_allocator(host.allocate)
         try:

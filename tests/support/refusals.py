@@ -49,8 +49,8 @@ BEFORE_A_LAUNCH = {
     "driver": Refusal(
         failing("load", PTX), (4, 6), "does not load: cuModuleLoadData: CUDA_ERROR_UNSUPPORTED_PTX", True
     ),
-    "registers": Refusal({"threads": 16}, (4, 6), "room for the registers of 16 threads"),
-    "shared": Refusal(failing("make_room", INVALID), (2, 16000), "does not fit on the device: cuFuncSetAttribute"),
+    "registers": Refusal({"threads": 16}, (4, 6), "registers for 16 threads"),
+    "shared": Refusal(failing("allow_shared", INVALID), (2, 16000), "does not fit on the device: cuFuncSetAttribute"),
     "clusters": Refusal({"held": 0}, (2, 24000), "blocks at once that share"),
 }
 

@@ -31,7 +31,7 @@ class Seen(HostDevice):
 
     def __init__(self, run: Callable[..., None]) -> None:
         super().__init__(run)
-        self.jobs: list[Any] = []
+        self.configs: list[Any] = []
         self.used: list[Any] = []  # tensors that the allocator was told of
 
     @property
@@ -57,9 +57,9 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
     seen = Seen(launch)
 
     def noting(run: Callable[..., None]) -> Callable[..., None]:
-        def noted(job: Any, *args: Any, **options: Any) -> None:
-            seen.jobs.append(job)
-            run(job, *args, **options)
+        def noted(config: Any, *args: Any, **options: Any) -> None:
+            seen.configs.append(config)
+            run(config, *args, **options)
 
         return noted
 
@@ -112,7 +112,7 @@ def recorded(case: Case, arrays: dict[str, Any], dy: Any) -> tuple[Any, an.Gradi
         if name in leaves:
             leaves[name].requires_grad_()
     y = case.function()(leaves)
-    wanted = [its for its in leaves.values() if its.requires_grad]
+    wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, dy))
     return y, an.Gradients(*[next(found) if name in leaves else None for name in ("x", "weight", "bias")])
 
@@ -123,5 +123,5 @@ def judge(case: Case, arrays: dict[str, Any] | None = None, dy: NumPyArray | Non
     dy = cotangent(case) if dy is None else dy
     y, found = recorded(case, arrays, TORCH.make(dy))
     verify(TORCH.to_numpy(y), case.arrays["x"], case.reference())
-    there = an.Gradients(*[None if its is None else TORCH.to_numpy(its) for its in found])
-    verify_gradients(there, case, exact_gradients(case, dy))
+    gradients = an.Gradients(*[None if gradient is None else TORCH.to_numpy(gradient) for gradient in found])
+    verify_gradients(gradients, case, exact_gradients(case, dy))

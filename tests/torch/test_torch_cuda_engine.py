@@ -45,7 +45,7 @@ def test_norms(name: str, dtype: str, order: cuda_host.Order, cuda_programs: Pat
     with on_device(cuda_host.launcher(cuda_programs, order=order)) as seen:
         assert explained(case, TORCH.make_all(case.arrays)) == ("anynorm_cuda", None)
         judge(case)
-    assert [len(job.view.steps) for job in seen.jobs] == [2, 3]
+    assert [len(config.view.steps) for config in seen.configs] == [2, 3]
 
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name not in EACH])
@@ -55,7 +55,7 @@ def test_other_axes(name: str, launch: Callable[..., None]) -> None:
     with on_device(launch) as seen:
         path = explained(case, TORCH.make_all(case.arrays)).path
         judge(case)
-    assert bool(seen.jobs) == (path == "anynorm_cuda")
+    assert bool(seen.configs) == (path == "anynorm_cuda")
 
 
 @pytest.mark.parametrize("layout", STRIDED)
@@ -90,7 +90,7 @@ def test_alignment(name: str, shift: int, launch: Callable[..., None]) -> None:
         judge(case)
         judge(case, shifted)
         judge(case, TORCH.make_all(case.arrays) | {"weight": shifted.get("weight")})
-    assert len(seen.jobs) == 6
+    assert len(seen.configs) == 6
 
 
 def shifted_by(elements: int, its: Any) -> Any:
@@ -109,7 +109,7 @@ def test_rows_of_uneven_length(launch: Callable[..., None]) -> None:
         of = {each: np.resize(its, length) for each, its in case.arrays.items() if each != "x"}
         with on_device(launch) as seen:
             judge(Case(case.norm, {"x": numbers, **of}))
-        assert len(seen.jobs) == 2, name
+        assert len(seen.configs) == 2, name
 
 
 @pytest.mark.parametrize("parameters", ["float64", "float32", "float16"])
@@ -119,7 +119,7 @@ def test_dtypes_of_parameters(parameters: str, launch: Callable[..., None]) -> N
     arrays = case.arrays | {"bias": case.arrays["bias"].astype(numpy_dtype("bfloat16"))}
     with on_device(launch) as seen:
         judge(Case(case.norm, arrays))
-    types = dict(seen.jobs[0].launches[0].kernel.macros)
+    types = dict(seen.configs[0].launches[0].kernel.macros)
     assert types["W"] == {"float64": "f32", "float32": "f32", "float16": "f16"}[parameters]
     assert types["B"] == "bf16"
 
@@ -140,7 +140,7 @@ def test_weight_that_lies_otherwise(lies: str, launch: Callable[..., None]) -> N
     case = replace(case, arrays=case.arrays | {"weight": np.ascontiguousarray(TORCH.to_numpy(laid))})
     with on_device(launch) as seen:
         judge(case, TORCH.make_all(case.arrays) | {"weight": laid})
-    assert len(seen.jobs) == 2
+    assert len(seen.configs) == 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -158,7 +158,7 @@ def test_given_statistics(given: str, dtype: str, launch: Callable[..., None]) -
         verify(TORCH.to_numpy(y), case.arrays["x"], case.reference())
         arrays["mean"].fill_(torch.nan)
         (dx,) = torch.autograd.grad(y, leaf, TORCH.make(dy))
-    assert seen.ran == ["given", "columns_write"]
+    assert seen.ran == ["given_statistics", "columns_apply"]
     units = exact_gradients(case, dy).x.units(TORCH.to_numpy(dx))
     assert units <= 1
 
@@ -179,7 +179,7 @@ def test_out(name: str, where: str, launch: Callable[..., None]) -> None:
         found = case.function(out=out)(arrays)
     assert found is out
     assert out._version == version + 1
-    assert bool(seen.jobs) or where == "strided"
+    assert bool(seen.configs) or where == "strided"
     verify(TORCH.to_numpy(out), case.arrays["x"], case.reference())
 
 
@@ -192,7 +192,7 @@ def test_moments(name: str, launch: Callable[..., None]) -> None:
     expected = an.moments(x.double(), axis=axes)
     with on_device(launch) as seen:
         found = an.moments(x, axis=axes)
-        assert len(seen.jobs) == 1
+        assert len(seen.configs) == 1
         if name in ("instance", "batch"):
             _, beside = getattr(an, f"{name}_norm")(x, return_moments=True)
             assert torch.equal(beside.mean.reshape(-1), found.mean.reshape(-1))
@@ -205,5 +205,5 @@ def test_statistics_of_permuted_sets(launch: Callable[..., None]) -> None:
     x = (torch.randn(3, 2, 4, 8) * torch.arange(1, 4)[:, None, None, None]).transpose(0, 1)
     with on_device(launch) as seen:
         found = an.moments(x, axis=(2, 3))
-    assert len(seen.jobs) == 1
+    assert len(seen.configs) == 1
     torch.testing.assert_close(found.mean, x.mean(dim=(2, 3)), rtol=1e-5, atol=1e-6)

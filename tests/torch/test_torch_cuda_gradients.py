@@ -59,7 +59,7 @@ def test_vjp(name: str, dtype: str, seen: Seen) -> None:
     arrays, dy = TORCH.make_all(case.arrays), TORCH.make(cotangent(case))
     y, pullback = vjp(case, arrays)
     found = pullback(dy)
-    assert [len(job.view.steps) for job in seen.jobs] == [2, 3]
+    assert [len(config.view.steps) for config in seen.configs] == [2, 3]
     assert len(seen.used) == 1
     expected_y, expected = recorded(case, arrays, dy)
     for one, other in zip((y, *found), (expected_y, *expected), strict=True):
@@ -80,7 +80,7 @@ def test_gradients_that_are_wanted(norm: str, needs: tuple[bool, ...], seen: See
     for one, other, need in zip(own, whole, needs, strict=True):
         assert (one.grad is not None) == need
         assert not need or torch.equal(one.grad, other.grad)
-    assert len(seen.jobs) == 4
+    assert len(seen.configs) == 4
 
 
 @pytest.mark.parametrize("lies", ["expanded", "transposed", "shifted"])
@@ -94,7 +94,7 @@ def test_gradient_that_lies_otherwise(lies: str, seen: Seen) -> None:
     }[lies]()
     expected = torch.autograd.grad(an.layer_norm(*own), own, dy.clone(memory_format=torch.contiguous_format))
     found = torch.autograd.grad(an.layer_norm(*own), own, dy)
-    assert [len(job.view.steps) for job in seen.jobs] == [2, 3, 2, 3]
+    assert [len(config.view.steps) for config in seen.configs] == [2, 3, 2, 3]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -103,7 +103,7 @@ def test_gradient_of_another_dtype(seen: Seen) -> None:
     x, weight, bias = [its.detach() for its in leaves(dtype=torch.bfloat16)]
     _, pullback = an.vjp(an.layer_norm, x, weight, bias)
     found = pullback(slope().double())
-    assert [len(job.view.steps) for job in seen.jobs] == [2]
+    assert [len(config.view.steps) for config in seen.configs] == [2]
     _, pullback = an.vjp(an.layer_norm, x.double(), weight.double(), bias.double())
     for one, other in zip(found, pullback(slope().double()), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-2, atol=1e-5)
@@ -121,7 +121,7 @@ def test_channels_last_beside_contiguous(seen: Seen) -> None:
         (found,) = torch.autograd.grad(norm(own), own, dy)
         assert torch.equal(found, expected)
         assert found.stride() == last.stride()
-    assert [len(job.view.steps) for job in seen.jobs] == [2, 3] * 4
+    assert [len(config.view.steps) for config in seen.configs] == [2, 3] * 4
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -140,7 +140,7 @@ def test_gradients_of_gradients(call: str, seen: Seen) -> None:
         return [*first, *torch.autograd.grad(total, its, allow_unused=True)]
 
     found = second(own)
-    assert len(seen.jobs) == 1
+    assert len(seen.configs) == 1
     for one, other in zip(found, second(doubled), strict=True):
         assert (one is None) == (other is None)
         if one is not None:
@@ -153,7 +153,7 @@ def test_gradcheck(call: str, seen: Seen) -> None:
     """Gradients are those that differences of results show, as far as float32 can."""
     own = leaves(rows=3)
     assert torch.autograd.gradcheck(CALLS[call], own, eps=2e-2, atol=5e-3, rtol=5e-3)
-    assert len(seen.jobs) > 50
+    assert len(seen.configs) > 50
 
 
 def test_tensors_that_hooks_bring_back(seen: Seen) -> None:
@@ -172,7 +172,7 @@ def test_tensors_that_hooks_bring_back(seen: Seen) -> None:
         y.backward(slope())
         for one, other in zip(own, expected, strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
-    assert [len(job.view.steps) for job in seen.jobs] == [2, 3, 2, 3, 2, 3, 2]
+    assert [len(config.view.steps) for config in seen.configs] == [2, 3, 2, 3, 2, 3, 2]
 
 
 def test_parameters_of_other_dtypes(seen: Seen) -> None:
@@ -181,7 +181,7 @@ def test_parameters_of_other_dtypes(seen: Seen) -> None:
     weight = weight.detach().double().requires_grad_()
     an.layer_norm(x, weight, bias).backward(slope().bfloat16())
     assert [its.grad.dtype for its in (x, weight, bias)] == [torch.bfloat16, torch.float64, torch.bfloat16]
-    assert [len(job.view.steps) for job in seen.jobs] == [2, 3]
+    assert [len(config.view.steps) for config in seen.configs] == [2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -213,7 +213,7 @@ def test_results_may_be_changed(seen: Seen) -> None:
     kept = own[2].grad.clone()
     own[1].grad.zero_()
     assert torch.equal(own[2].grad, kept)
-    assert len(seen.jobs) == 2
+    assert len(seen.configs) == 2
 
 
 def test_modes(seen: Seen) -> None:
@@ -225,7 +225,7 @@ def test_modes(seen: Seen) -> None:
     with torch.inference_mode():
         results.append(an.layer_norm(*own))
         assert results[-1].is_inference()
-    assert len(seen.jobs) == 3
+    assert len(seen.configs) == 3
     assert all(torch.equal(its, results[0]) for its in results)
 
 
@@ -238,4 +238,4 @@ def test_verified_against_exact_gradients(seen: Seen) -> None:
     verify(TORCH.to_numpy(y), x.arrays["x"], x.reference())
     there = an.Gradients(*[None if its is None else TORCH.to_numpy(its) for its in found])
     verify_gradients(there, x, exact_gradients(x, dy))
-    assert len(seen.jobs) == 2
+    assert len(seen.configs) == 2

@@ -15,7 +15,7 @@ from torch_on_device import Seen, on_device
 
 import anynorm as an
 import anynorm_cuda
-from anynorm_cuda._teams import Device
+from anynorm_cuda._thread_groups import Device
 
 torch: Any = pytest.importorskip("torch")
 
@@ -67,14 +67,14 @@ def test_without_bindings(seen: Seen) -> None:
     an.layer_norm(x)
     with nothing_known(), mock.patch.object(anynorm_cuda, "missing", return_value="cuda-bindings is not installed"):
         served("cuda-bindings is not installed", x)
-    assert len(seen.jobs) == 2
+    assert len(seen.configs) == 2
 
 
 def test_on_rocm(seen: Seen) -> None:
     """torch for ROCm calls its devices cuda as well; they run no kernel of ours."""
     with mock.patch.object(torch.version, "hip", "6.4"):
         served("ROCm", plain())
-    assert not seen.jobs
+    assert not seen.configs
 
 
 @pytest.mark.parametrize(("arch", "said"), [(75, "compute capability 7.5"), (61, "compute capability 6.1")])
@@ -95,7 +95,7 @@ def test_float64(seen: Seen) -> None:
     """There is no kernel for float64, though one that takes a float64 weight beside float32."""
     served("float64", plain().double())
     assert an.explain(an.layer_norm, plain(), plain()[0].double()).path == "anynorm_cuda"
-    assert not seen.jobs
+    assert not seen.configs
 
 
 def test_gradient_of_given_statistics(seen: Seen) -> None:
@@ -104,7 +104,7 @@ def test_gradient_of_given_statistics(seen: Seen) -> None:
     served("a gradient is wanted for mean or var", plain(), mean=mean, var=torch.ones(6))
     with torch.no_grad():
         assert an.explain(an.batch_norm, plain(), mean=mean, var=torch.ones(6)).path == "anynorm_cuda"
-    assert not seen.jobs
+    assert not seen.configs
 
 
 @pytest.mark.parametrize("argument", ["x", "weight"])
@@ -113,7 +113,7 @@ def test_memory_that_is_not_what_it_seems(argument: str, seen: Seen) -> None:
     arrays = {"x": plain(), "weight": plain()[0]}
     arrays[argument] = torch._neg_view(-arrays[argument])
     served("negates", *arrays.values())
-    assert not seen.jobs
+    assert not seen.configs
 
 
 def test_forward_mode(seen: Seen) -> None:
@@ -128,7 +128,7 @@ def test_forward_mode(seen: Seen) -> None:
             layer_norm(torch.autograd.forward_ad.make_dual(plain(), torch.ones(4, 6).cumsum(1)))
         )
     close(found.tangent, expected.tangent)
-    assert len(seen.jobs) == 2
+    assert len(seen.configs) == 2
 
 
 TRANSFORMS: dict[str, Callable[..., Any]] = {
@@ -146,14 +146,14 @@ def test_transforms(transform: Callable[..., Any], seen: Seen) -> None:
     an.layer_norm(plain())
     an.layer_norm(plain())
     close(transform(an.layer_norm, plain()), transform(layer_norm, plain()))
-    assert len(seen.jobs) == 2
+    assert len(seen.configs) == 2
 
 
 def test_compiled(seen: Seen) -> None:
     """torch.compile sees the formula in one graph."""
     compiled = torch.compile(an.layer_norm, backend="eager", fullgraph=True)
     close(compiled(plain()), layer_norm(plain()))
-    assert not seen.jobs
+    assert not seen.configs
 
 
 @pytest.mark.parametrize("which", ["x", "weight", "out"])
@@ -217,7 +217,7 @@ def test_set_that_is_too_long(seen: Seen, tmp_path: Path) -> None:
     assert route.path == "formula"
     assert "elements of a set" in str(route.reason)
     assert an.explain(an.rms_norm, x.reshape(2, -1)).path == "anynorm_cuda"
-    assert not seen.jobs
+    assert not seen.configs
 
 
 SHAPES = {"x": (4, 6), "weight": (6,), "bias": (6,), "mean": (6,), "var": (6,), "out": (4, 6), "dy": (4, 6)}
@@ -241,18 +241,18 @@ def test_elements_that_are_not_aligned(which: str, dtype: str, seen: Seen) -> No
     found = []
     for own in (given, strange, given):
         x, weight, bias, dy = own["x"], own["weight"], own["bias"], own["dy"]
-        before = len(seen.jobs)
+        before = len(seen.configs)
         if which == "dy":
             leaf = x.clone().requires_grad_()
             y = an.layer_norm(leaf, weight, bias)
-            before = len(seen.jobs)
+            before = len(seen.configs)
             found.append(torch.autograd.grad(y, leaf, dy)[0])
         elif which in ("mean", "var"):
             found.append(an.batch_norm(x, weight=weight, bias=bias, mean=own["mean"], var=own["var"]))
         else:
             found.append(an.layer_norm(x, weight, bias, out=own["out"] if which == "out" else None).clone())
         cast = which in ("mean", "var") and dtype == "float16"  # before kernels read them
-        assert len(seen.jobs) - before == (cast or own is given)
+        assert len(seen.configs) - before == (cast or own is given)
     rounding = 2e-3 if dtype == "float16" else 1e-5
     torch.testing.assert_close(found[1], found[0], rtol=rounding, atol=rounding)
 

@@ -1,61 +1,84 @@
-// The one argument of every kernel, and numbers side by side in memory. _geometry.py packs the argument.
+// `Call`, the one argument of every kernel, which _argument.py packs; vectors of elements; sums as trees.
 
-#ifndef DW // types of the gradients of weight and bias, known to the kernel that writes them
+#ifndef DW // dtypes of dweight and dbias, set for the kernel that writes them
 #define DW f32
 #define DB f32
 #endif
 
-struct Steps { // in elements
+struct Strides { // in elements
     i64 a, r, b, s;
 };
 
-// A number that others are divided by, below 2^31 both, as a product and a shift.
+// Division by `number` as a product and a shift; dividend and divisor are below 2^31.
 struct Divisor {
     i64 number, factor, shift;
     DEV int into(int dividend) const { return (int)((u64)(u32)dividend * (u32)factor >> (int)shift); }
 };
 
+// Addresses are 0 where there is no array. x, y, dy and dx have the dtype X and the shape of x in their own strides.
 struct Call {
     const X *x, *dy;
-    X *y; // dx in a backward pass
+    union {
+        X *y;  // forward pass
+        X *dx; // backward pass
+    };
     const W *weight;
     const B *bias;
-    float *saved;   // planes of a number for each set: mean, correction, rstd, scale, m2
-    float *partial; // planes of what chunks of sets leave
-    float *means;   // planes of a number for each set: the means of g and of g·x̂
-    float *to_weight, *to_bias;
-    DW *dweight;
-    DB *dbias;
-    i64 sets, inner, n, rows, columns, chunks, plane, share, outer, kept, within, run, pieces, items;
-    Divisor per_line, per_r;
-    Steps of_x, of_dy, of_y, of_weight, of_bias, of_partial;
-    double eps, root;
+    float *residuals; // (5, sets) f32: mean, correction, rstd, scale, m2
+    union {
+        float *partials;         // (5 or 2, field_stride) f32: what each chunk found, one field after the other
+        const float *given_mean; // (sets) f32, for the kernel `given_statistics`
+    };
+    union {
+        float *means;           // (2, sets) f32: the means of g and of g·x̂
+        const float *given_var; // (sets) f32
+    };
+    float *dweight_partials, *dbias_partials; // (outer, kept, inner) f32, to be summed over outer and inner
+    DW *dweight;                              // (kept)
+    DB *dbias;                                // (kept)
+    i64 sets, b_length, n;                    // sets = A·B; sets along B; elements of a set
+    i64 rows, columns;                        // of the table that a kernel goes over
+    i64 chunks, field_stride;                 // chunks of a set; floats of one field of `partials`
+    i64 sets_per_group;                       // sets that a thread group takes one after the other
+    i64 outer, kept, inner;                   // lengths of dweight_partials
+    i64 line_length, pieces, items;           // elements of a line; pieces of a set; vectors of a thread
+    Divisor per_line, per_r;                  // pieces of a line; lines of an index along R
+    Strides x_strides, dy_strides;
+    union {
+        Strides y_strides, dx_strides;
+    };
+    Strides weight_strides, bias_strides;
+    union {
+        Strides partial_strides; // along A, chunks, B, and the columns of a set
+        Strides given_strides;
+    };
+    double eps, rsqrt_eps; // rsqrt_eps is 1/√eps, or 0 for eps = 0: the rstd of a set of equal values
 };
 
-// As many elements as 16 bytes hold, whatever they are aligned to: so that the order of sums does not depend on it.
+// Elements in 16 bytes. Vectors have this length at any alignment, so the order of sums does not depend on alignment.
 constexpr int VEC = 16 / sizeof(X);
 
-template <int BYTES> struct OfBytes;
-template <> struct OfBytes<16> { using Word = Words16; };
-template <> struct OfBytes<8> { using Word = Words8; };
-template <> struct OfBytes<4> { using Word = u32; };
-template <> struct OfBytes<2> { using Word = u16; };
-template <int BYTES> using Words = typename OfBytes<BYTES>::Word;
+template <int BYTES> struct WordOfBytes;
+template <> struct WordOfBytes<16> { using Word = Words16; };
+template <> struct WordOfBytes<8> { using Word = Words8; };
+template <> struct WordOfBytes<4> { using Word = u32; };
+template <> struct WordOfBytes<2> { using Word = u16; };
+template <int BYTES> using Words = typename WordOfBytes<BYTES>::Word;
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// VEC neighbours of any type, read and written in pieces of BYTES; of the last in a line, those that are there.
-template <class T> struct alignas(16) Several {
+// VEC neighbouring elements, moved in words of at most BYTES bytes; of the last vector of a line, `count` are moved.
+template <class T> struct alignas(16) Elements {
     static constexpr int SIZE = VEC * sizeof(T);
     T e[VEC];
 
     template <int BYTES, bool CONSTANT = false> DEV void read(const T *from, int count) {
-        using Piece = Words<least(BYTES, SIZE)>;
+        using Word = Words<least(BYTES, SIZE)>;
         if (count >= VEC) {
 #pragma unroll
-            for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) {
-                const Piece *piece = (const Piece *)from + i;
-                ((Piece *)e)[i] = CONSTANT ? constant(piece) : *piece;
+            for (int i = 0; i < SIZE / (int)sizeof(Word); i++) {
+                const Word *word = (const Word *)from + i;
+                ((Word *)e)[i] = CONSTANT ? load_constant(word) : *word;
             }
         } else {
 #pragma unroll
@@ -63,7 +86,7 @@ template <class T> struct alignas(16) Several {
         }
     }
 
-    // An element as a number.
+    // Return an element, upcast.
     DEV float operator[](int i) const {
         if constexpr (sizeof(T) == 4)
             return get(e[i]);
@@ -71,17 +94,17 @@ template <class T> struct alignas(16) Several {
             return in_word<T>(((const u32 *)e)[i / 2], i % 2);
     }
 
-    // Keep the elements as they lie: 8 numbers made of 16 bytes would take 32.
+    // Make the compiler keep the packed elements: 8 of them take 16 bytes, upcast they would take 32.
     DEV void pin() {
 #pragma unroll
         for (int i = 0; i < (int)sizeof(e) / 4; i++) forget(((u32 *)e)[i]);
     }
 
     template <int BYTES> DEV void write(T *to, int count) const {
-        using Piece = Words<least(BYTES, SIZE)>;
+        using Word = Words<least(BYTES, SIZE)>;
         if (count >= VEC) {
 #pragma unroll
-            for (int i = 0; i < SIZE / (int)sizeof(Piece); i++) ((Piece *)to)[i] = ((const Piece *)e)[i];
+            for (int i = 0; i < SIZE / (int)sizeof(Word); i++) ((Word *)to)[i] = ((const Word *)e)[i];
         } else {
 #pragma unroll
             for (int i = 0; i < VEC; i++)
@@ -89,19 +112,19 @@ template <class T> struct alignas(16) Several {
         }
     }
 };
-using Vector = Several<X>;
+using Vector = Elements<X>;
 
-constexpr int NONE = 0; // WEIGHT, BIAS
+constexpr int ABSENT = 0; // layouts of WEIGHT and BIAS; lines.cu and columns.cu have the others
 
-// How numbers of several threads are combined.
-struct Plus {
-    DEV static float of(float a, float b) { return a + b; }
+// Operations by which values of several threads are combined.
+struct Add {
+    DEV static float apply(float a, float b) { return a + b; }
 };
-struct Most { // of magnitudes
-    DEV static float of(float a, float b) { return fmaxf(a, b); }
+struct Max { // of magnitudes
+    DEV static float apply(float a, float b) { return fmaxf(a, b); }
 };
 
-// The sum of a vector's terms, and of the products of two vectors, as a tree.
+// Return the sum of the terms, or of the products of two vectors, added as a tree.
 template <int COUNT> DEV float total(const float (&terms)[COUNT]) {
     float sums[COUNT / 2];
 #pragma unroll

@@ -1,21 +1,21 @@
-// Gradients of weight and bias from what sums up to them, and of a weight along long lines; the rest that is small.
+// Small kernels: the sums that give dweight and dbias, and residuals from given statistics.
 
-// Σ over (outer, within) of numbers that lie as (outer, kept, within), in one order: block row 0 for dweight, 1 for
-// dbias. A thread takes one of 32 kept places, and every ROWS-th number.
+// Sum partials (outer, kept, inner) over outer and inner, in a fixed order: block row 0 gives dweight, block row 1
+// dbias. A thread takes one index along `kept`, of the block's 32, and every ROWS-th term.
 #ifdef WANTS_parameter_sums
-KERNEL(parameter_sums)(Call q) {
+KERNEL(parameter_sums)(Call call) {
     constexpr int ROWS = THREADS / 32;
     SHARED(double, slots, THREADS);
-    const float *from = block_row() ? q.to_bias : q.to_weight;
-    if (block_row() ? !q.dbias : !q.dweight) return;
-    int place = block() * 32 + thread() % 32, row = thread() / 32;
-    const int terms = (int)(q.outer * q.within), within = (int)q.within;
+    const float *from = block_row() ? call.dbias_partials : call.dweight_partials;
+    if (block_row() ? !call.dbias : !call.dweight) return;
+    int index = block() * 32 + thread() % 32, row = thread() / 32;
+    const int terms = (int)(call.outer * call.inner), inner = (int)call.inner;
     double sum = 0;
-    if (place < q.kept) {
+    if (index < call.kept) {
 #pragma unroll 8
         for (int i = row; i < terms; i += ROWS) {
-            int outer = i / within;
-            sum += from[(outer * q.kept + place) * within + i - outer * within];
+            int outer = i / inner;
+            sum += from[(outer * call.kept + index) * inner + i - outer * inner];
         }
     }
     slots[thread()] = sum;
@@ -23,25 +23,24 @@ KERNEL(parameter_sums)(Call q) {
         barrier();
         if (row < half) slots[thread()] += slots[thread() + 32 * half];
     }
-    if (row || place >= q.kept) return;
+    if (row || index >= call.kept) return;
     if (block_row())
-        put(q.dbias[place], (float)slots[thread()]);
+        put(call.dbias[index], (float)slots[thread()]);
     else
-        put(q.dweight[place], (float)slots[thread()]);
+        put(call.dweight[index], (float)slots[thread()]);
 }
 #endif
 
-// Statistics that were given, a mean and a variance for each set at `partial` and `means`, in the form of measured ones.
-// _formula.py has the rule.
-#ifdef WANTS_given
-KERNEL(given)(Call q) {
+// Store residuals from a given mean and variance per set. The rule for the scale is that of anynorm/_core/formula.py.
+#ifdef WANTS_given_statistics
+KERNEL(given_statistics)(Call call) {
     int set = block() * THREADS + thread();
-    if (set >= q.sets) return;
-    int a = set / (int)q.inner, b = set - a * (int)q.inner;
-    i64 at = a * q.of_partial.a + b * q.of_partial.b;
-    float mean = q.partial[at], variance = q.means[at], scale = fabsf(mean) > 0x1p100f ? 0.25f : 1;
-    float shrink = fabsf(variance) > 0x1p100f ? 0.25f : 1, spread = variance * shrink + (float)q.eps * shrink;
-    float rstd = (spread == 0 ? (float)q.root : 1 / sqrtf(spread)) * (shrink == 1 ? 1 : 0.5f);
-    keep(q, set, {mean * scale, 0, rstd / scale, scale, 0});
+    if (set >= call.sets) return;
+    int a = set / (int)call.b_length, b = set - a * (int)call.b_length;
+    i64 at = a * call.given_strides.a + b * call.given_strides.b;
+    float mean = call.given_mean[at], variance = call.given_var[at], scale = fabsf(mean) > 0x1p100f ? 0.25f : 1;
+    float shrink = fabsf(variance) > 0x1p100f ? 0.25f : 1, v = variance * shrink + (float)call.eps * shrink;
+    float rstd = (v == 0 ? (float)call.rsqrt_eps : 1 / sqrtf(v)) * (shrink == 1 ? 1 : 0.5f);
+    store_residuals(call, set, {mean * scale, 0, rstd / scale, scale, 0});
 }
 #endif

@@ -1,124 +1,126 @@
-// Normalize sets of lines: in one go where a team can hold a set, else chunk by chunk, in three kernels.
+// Normalize sets of lines: in one kernel where a thread group can hold a set, else chunk by chunk in three.
 
-// The statistics of what a team holds. The first pass sums from a pivot, an element, which makes sets of equal values
-// exact; the second takes out what the mean lost. Where squares leave the range of numbers both are done again in a
-// scale that the largest magnitude tells.
-static_assert(SETS == 1 || ALL_WARPS == 1, "teams of several warps do not share a block: they would not meet");
+static_assert(GROUPS == 1 || ALL_WARPS == 1, "thread groups of several warps cannot share a block: barriers would mix");
 
-DEV Statistics measured(const Call &q, Team &team, const Part &part, Held<0> &held) {
-    const float eps = (float)q.eps, root = (float)q.root, n = part.elements();
-    float first = CENTRES && part.live ? get(part.of(q.x, q.of_x)[part.first(q.of_x)]) : 0, scale = 1;
+// Measure what a thread group holds. The first pass sums differences from a pivot, an element, so that sets of equal
+// values are exact; the second takes out the rounding error of the mean. Where squares leave the range of floats, both
+// passes are repeated in a scale that follows from the largest magnitude.
+DEV Residuals measure(const Call &call, ThreadGroup &group, const Part &part, Held<0> &held) {
+    const float eps = (float)call.eps, rsqrt_eps = (float)call.rsqrt_eps, n = part.elements();
+    float first = CENTRES && part.active ? get(part.begin_of(call.x, call.x_strides)[part.first(call.x_strides)]) : 0;
+    float scale = 1;
 #pragma unroll 1
-    for (bool again = false;; again = true) {
-        float mean = 0, left = 0, squares = 0;
+    for (bool rescaled = false;; rescaled = true) {
+        float mean = 0, deviations = 0, squares = 0;
         if (CENTRES) {
             float pivot = first * scale;
-            EACH_ITEM {
-                Item item = part.item(team, i);
-                if (!item.here()) continue;
+            FOR_ITEMS {
+                Item item = part.item(group, i);
+                if (!item.exists()) continue;
                 Vector x = held.at(i);
                 float terms[VEC];
-                EACH terms[e] = e < item.count() ? deviation(x[e], scale, pivot) : 0;
+                FOR_ELEMENTS terms[e] = e < item.count() ? deviation(x[e], scale, pivot) : 0;
                 mean += total(terms);
             }
-            team.sum(mean);
+            group.sum(mean);
             mean = pivot + mean / n;
         }
-        EACH_ITEM {
-            Item item = part.item(team, i);
-            if (!item.here()) continue;
+        FOR_ITEMS {
+            Item item = part.item(group, i);
+            if (!item.exists()) continue;
             Vector x = held.at(i);
             float terms[VEC];
-            EACH terms[e] = e < item.count() ? deviation(x[e], scale, mean) : 0;
-            left += total(terms);
+            FOR_ELEMENTS terms[e] = e < item.count() ? deviation(x[e], scale, mean) : 0;
+            deviations += total(terms);
             squares += total(terms, terms);
         }
         if (CENTRES)
-            team.sum(left, squares);
+            group.sum(deviations, squares);
         else
-            team.sum(squares);
-        float correction = CENTRES ? left / n : 0;
-        float m2 = CENTRES ? fmaf(-correction, left, squares) : squares;
+            group.sum(squares);
+        float correction = CENTRES ? deviations / n : 0;
+        float m2 = CENTRES ? fmaf(-correction, deviations, squares) : squares;
         m2 = m2 < 0 ? 0 : m2; // not fmaxf, which hides a NaN
-        bool special = !ordinary(m2 / n, eps);
-        if (!again && warp_any(special)) { // a warp may hold several teams
+        bool special = !in_range(m2 / n, eps);
+        if (!rescaled && warp_any(special)) { // a warp may have several thread groups
             float peak = 0;
-            EACH_ITEM {
-                Item item = part.item(team, i);
-                if (!item.here()) continue;
+            FOR_ITEMS {
+                Item item = part.item(group, i);
+                if (!item.exists()) continue;
                 Vector x = held.at(i);
-                EACH peak = fmaxf(peak, e < item.count() ? fabsf(x[e]) : 0);
+                FOR_ELEMENTS peak = fmaxf(peak, e < item.count() ? fabsf(x[e]) : 0);
             }
-            peak = team.peak(peak);
+            peak = group.peak(peak);
             scale = special ? scale_for(peak, eps) : 1;
             if (warp_any(scale != 1)) continue;
         }
-        return settled(mean, correction, m2, n, scale, eps, root);
+        return finalized(mean, correction, m2, n, scale, eps, rsqrt_eps);
     }
 }
 
-// Bring what a team has of a set to where it is held.
-DEV void hold(const Call &q, const Team &team, const Part &part, Held<0> &held) {
-    const X *x = part.of(q.x, q.of_x);
-    EACH_ITEM {
-        Item item = part.item(team, i);
-        held.start(i, x + part.at(q.of_x, item), item.there);
+// Load the thread group's part of x.
+DEV void load(const Call &call, const ThreadGroup &group, const Part &part, Held<0> &held) {
+    const X *x = part.begin_of(call.x, call.x_strides);
+    FOR_ITEMS {
+        Item item = part.item(group, i);
+        held.start(i, x + part.offset(call.x_strides, item), item.valid);
     }
-    all_landed();
+    wait_for_all_loads();
 }
 
-// Write y from what is held.
-DEV void write(const Call &q, const Team &team, const Part &part, Held<0> &held, const Known &its) {
-    Parameter<WEIGHT, WIDE, W> weight(q.weight, q.of_weight, part, 1);
-    Parameter<BIAS, WIDE, B> bias(q.bias, q.of_bias, part, 0);
-    X *begin = part.of(q.y, q.of_y);
-    EACH_ITEM {
-        Item item = part.item(team, i);
+// Write y from the x that is held.
+DEV void write(const Call &call, const ThreadGroup &group, const Part &part, Held<0> &held,
+               const Normalizer &normalizer) {
+    Parameter<WEIGHT, PARAMETER_LOAD, W> weight(call.weight, call.weight_strides, part, 1);
+    Parameter<BIAS, PARAMETER_LOAD, B> bias(call.bias, call.bias_strides, part, 0);
+    X *begin = part.begin_of(call.y, call.y_strides);
+    FOR_ITEMS {
+        Item item = part.item(group, i);
         Vector x = held.at(i), y;
         weight.go_to(item), bias.go_to(item);
-        EACH put(y.e[e], normalized(x[e], its, weight[e], bias[e]));
-        held.send(i, begin + part.at(q.of_y, item), item.there, y);
+        FOR_ELEMENTS put(y.e[e], normalized(x[e], normalizer, weight[e], bias[e]));
+        held.store(i, begin + part.offset(call.y_strides, item), item.valid, y);
     }
 }
 
-#ifdef WANTS_rows
-CLUSTER_KERNEL(rows)(Call q) {
+#ifdef WANTS_rows_forward
+CLUSTER_KERNEL(rows_forward)(Call call) {
     SLOTS(slots);
-    Team team(slots);
-    int set = block() / CTAS * SETS + team.set;
-    Part part(q, set, 0, SETS == 1 || set < q.sets);
-    Held<0> held(q);
-    hold(q, team, part, held);
-    Statistics its = measured(q, team, part, held);
-    if (q.saved && part.live && team.leads()) keep(q, set, its);
-    if (q.y) write(q, team, part, held, its.known());
+    ThreadGroup group(slots);
+    int set = block() / CTAS * GROUPS + group.index;
+    Part part(call, set, 0, GROUPS == 1 || set < call.sets);
+    Held<0> held(call);
+    load(call, group, part, held);
+    Residuals residuals = measure(call, group, part, held);
+    if (call.residuals && part.active && group.leads()) store_residuals(call, set, residuals);
+    if (call.y) write(call, group, part, held, residuals.normalizer());
 }
 #endif
 
-// What a chunk leaves: mean, correction, Σ(z − mean − correction)², scale, and how many elements it has.
+// Store the partials of a chunk: mean, correction, Σ(z − mean − correction)², scale, and the number of elements.
 #ifdef WANTS_rows_measure
-KERNEL(rows_measure)(Call q) {
+KERNEL(rows_measure)(Call call) {
     SLOTS(slots);
-    Team team(slots);
-    Part part = chunk_of(q, block());
-    Held<0> held(q);
-    hold(q, team, part, held);
-    Statistics its = measured(q, team, part, held);
-    if (!team.leads()) return;
-    float *to = q.partial + part.set * q.chunks + part.chunk;
-    to[0] = its.mean, to[q.plane] = its.correction, to[2 * q.plane] = its.m2, to[3 * q.plane] = its.scale;
-    to[4 * q.plane] = part.elements();
+    ThreadGroup group(slots);
+    Part part = chunk_of(call, block());
+    Held<0> held(call);
+    load(call, group, part, held);
+    Residuals found = measure(call, group, part, held);
+    if (!group.leads()) return;
+    float *to = call.partials + part.set * call.chunks + part.chunk;
+    to[0] = found.mean, to[call.field_stride] = found.correction, to[2 * call.field_stride] = found.m2;
+    to[3 * call.field_stride] = found.scale, to[4 * call.field_stride] = part.elements();
 }
 #endif
 
-// From the last chunk to the first: what was measured last may still be in a cache.
-#ifdef WANTS_rows_write
-KERNEL(rows_write)(Call q) {
+// Chunks are taken from the last to the first: what was measured last may still be in the L2 cache.
+#ifdef WANTS_rows_apply
+KERNEL(rows_apply)(Call call) {
     SLOTS(slots);
-    Team team(slots);
-    Part part = chunk_of(q, blocks() - 1 - block());
-    Held<0> held(q);
-    hold(q, team, part, held);
-    write(q, team, part, held, recalled(q, part.set));
+    ThreadGroup group(slots);
+    Part part = chunk_of(call, blocks() - 1 - block());
+    Held<0> held(call);
+    load(call, group, part, held);
+    write(call, group, part, held, load_normalizer(call, part.set));
 }
 #endif

@@ -8,8 +8,8 @@ namespace host {
 
 void copy_later(void *shared, const void *global, int bytes, bool wanted) {
     auto address = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
-    if (address % bytes) fail("fetch<%d>: %p or %p is not a multiple of %d", bytes, shared, global, bytes);
-    if (!is_shared(shared, bytes)) fail("fetch<%d>: %p is not in shared memory", bytes, shared);
+    if (address % bytes) fail("copy_async<%d>: %p or %p is not a multiple of %d", bytes, shared, global, bytes);
+    if (!is_shared(shared, bytes)) fail("copy_async<%d>: %p is not in shared memory", bytes, shared);
     Copy copy{static_cast<unsigned char *>(shared), static_cast<const unsigned char *>(global), {}, bytes,
               running->group, wanted};
     if (wanted) {
@@ -29,9 +29,9 @@ void land(int left) {
     for (; landed < copies.size() && copies[landed].group < running->group - left; landed++) {
         const Copy &copy = copies[landed];
         if (copy.wanted && memcmp(copy.from, copy.bytes, copy.size))
-            fail("fetch: what it reads, %p, changed before it had landed", static_cast<const void *>(copy.from));
+            fail("copy_async: what it reads, %p, changed before it had landed", static_cast<const void *>(copy.from));
         for (int i = 0; i < copy.size; i++)
-            if (copy.to[i] != launch.garbage) fail("fetch: somebody wrote to where it lands before it had landed");
+            if (copy.to[i] != launch.garbage) fail("copy_async: somebody wrote to where it lands before it had landed");
         watch(copy.to, copy.size, true, running->rank);
         memcpy(copy.to, copy.bytes, copy.size);
     }

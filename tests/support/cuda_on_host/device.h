@@ -87,7 +87,7 @@ DEV void put(f16 &a, float number) {
 
 struct alignas(16) Words16 { u32 word[4]; };
 struct alignas(8) Words8 { u32 word[2]; };
-template <class T> DEV T constant(const T *from) { return *from; }
+template <class T> DEV T load_constant(const T *from) { return *from; }
 
 DEV int thread() { return host::here->thread; }
 DEV int block() { return host::here->block; }
@@ -95,8 +95,8 @@ DEV int block_row() { return host::here->row; }
 DEV int blocks() { return host::here->blocks; }
 DEV int block_rows() { return host::here->rows; }
 
-DEV float across(float value, int apart) { return host::exchange(value, apart); }
-DEV i64 from_lane(i64 value, int lane) { return host::from_lane(value, lane); }
+DEV float shuffle_xor(float value, int apart) { return host::exchange(value, apart); }
+DEV i64 shuffle(i64 value, int lane) { return host::shuffle(value, lane); }
 DEV bool warp_any(bool mine) { return host::exchange_any(mine); }
 DEV void warp_barrier() { host::meet_warp(); }
 DEV void barrier() { host::meet(); }
@@ -106,12 +106,12 @@ DEV int cluster_rank() { return host::here->rank; }
 DEV void cluster_barrier() { host::meet_cluster(); }
 DEV void store_to_peer(float *mine, int peer, float number) { host::store(mine, peer, number); }
 
-template <int BYTES> DEV void fetch(void *shared, const void *global, bool wanted) {
+template <int BYTES> DEV void copy_async(void *shared, const void *global, bool wanted) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what the device can copy at once");
     host::copy_later(shared, global, BYTES, wanted);
 }
-DEV void fetch_commit() { host::close_group(); }
-template <int LEFT> DEV void fetch_wait() { host::land(LEFT); }
+DEV void commit_copies() { host::close_group(); }
+template <int LEFT> DEV void wait_for_copies() { host::land(LEFT); }
 
 DEV void forget(u32 &word) { asm volatile("" : "+r"(word)); }
-template <class T> DEV T *kept(T *address) { return address; }
+template <class T> DEV T *forget_origin(T *address) { return address; }

@@ -24,9 +24,9 @@ static int lanes_of_warp() {
     return launch.threads - first < WARP ? launch.threads - first : WARP;
 }
 
-// Where a warp's values are once all of them have come for one thing; `apart` belongs to across.
+// Where a warp's values are once all of them have come for one thing; `apart` belongs to shuffle_xor.
 static const uint64_t *meet_warp_at(State kind, uint64_t value, int apart = 0) {
-    static const char *const names[STATES] = {nullptr, nullptr, nullptr, "across", "from_lane", "warp_any", "warp_barrier"};
+    static const char *const names[STATES] = {nullptr, nullptr, nullptr, "shuffle_xor", "shuffle", "warp_any", "warp_barrier"};
     int lane = lane_of(*running), first = running->thread - lane, lanes = lanes_of_warp();
     Warp &warp = own().warps[first / WARP];
     if (warp.arrived && (warp.kind != kind || warp.apart != apart))
@@ -49,9 +49,9 @@ static const uint64_t *meet_warp_at(State kind, uint64_t value, int apart = 0) {
 }
 
 float exchange(float value, int apart) {
-    if (apart < 1 || apart >= WARP || (apart & (apart - 1))) fail("across: %d is not a power of two below 32", apart);
+    if (apart < 1 || apart >= WARP || (apart & (apart - 1))) fail("shuffle_xor: %d is not a power of two below 32", apart);
     int theirs = lane_of(*running) ^ apart;
-    if (theirs >= lanes_of_warp()) fail("across: no thread is %d apart", apart);
+    if (theirs >= lanes_of_warp()) fail("shuffle_xor: no thread is %d apart", apart);
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     bits = static_cast<uint32_t>(meet_warp_at(IN_ACROSS, bits, apart)[theirs]);
@@ -59,8 +59,8 @@ float exchange(float value, int apart) {
     return value;
 }
 
-long long from_lane(long long value, int lane) {
-    if (lane < 0 || lane >= lanes_of_warp()) fail("from_lane: there is no lane %d", lane);
+long long shuffle(long long value, int lane) {
+    if (lane < 0 || lane >= lanes_of_warp()) fail("shuffle: there is no lane %d", lane);
     return static_cast<long long>(meet_warp_at(IN_FROM_LANE, static_cast<uint64_t>(value))[lane]);
 }
 

@@ -45,7 +45,7 @@ struct Thread : Place {
 struct Warp {
     int arrived;
     State kind; // of the meeting that some have come to
-    int apart;  // in across
+    int apart;  // in shuffle_xor
     unsigned meetings, barriers;
     uint64_t values[2][WARP]; // of this meeting and the one before, which somebody may not have read yet
 };

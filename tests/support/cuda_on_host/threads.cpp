@@ -119,7 +119,7 @@ static void check_margins(int rank) {
 
 [[noreturn]] static void tell_who_waits() {
     static const char *const WHERE[STATES] = {
-        "ready",         "at barrier()",      "at barrier_any()",     "in across()", "in from_lane()",
+        "ready",         "at barrier()",      "at barrier_any()",     "in shuffle_xor()", "in shuffle()",
         "in warp_any()", "at warp_barrier()", "at cluster_barrier()", "at the end",
     };
     char text[MOST_CLUSTER * 160]; // enough for every block

@@ -20,7 +20,7 @@ extern Arena arena;
 
 // Meetings: each returns once all the threads concerned have come.
 float exchange(float value, int apart);         // those of a warp
-long long from_lane(long long value, int lane); // those of a warp, and what one of them had
+long long shuffle(long long value, int lane); // those of a warp, and what one of them had
 bool exchange_any(bool mine);                   // those of a warp, and whether one of them had true
 void meet_warp();                               // those of a warp, and what they did before is seen after
 void meet();                                    // those of a block

@@ -100,12 +100,7 @@ def instance_norm(
 
 
 def _value(
-    function: str,
-    x: ArrayLike,
-    weight: ArrayLike | None,
-    bias: ArrayLike | None,
-    options: dict[str, Any],
-    *groups: int,
+    function: str, x: ArrayLike, weight: ArrayLike | None, bias: ArrayLike | None, options: dict[str, Any], *groups: int
 ) -> Reference:
     """Return weight·x̂ + bias and the contract's bound, section 'accuracy' of the README."""
     x = np.asarray(x)

@@ -109,14 +109,7 @@ class Backend(Derivable):
     # Two questions about a call.
 
     def signature(
-        self,
-        x: Any,  # noqa: ARG002
-        weight: Any,  # noqa: ARG002
-        bias: Any,  # noqa: ARG002
-        mean: Any,  # noqa: ARG002
-        var: Any,  # noqa: ARG002
-        out: Any,  # noqa: ARG002
-        dy: Any = None,  # noqa: ARG002
+        self, x: Any, weight: Any, bias: Any, mean: Any, var: Any, out: Any, dy: Any = None
     ) -> Hashable | None:
         """Return all that decides about a call but the values in its arrays, each of which may be None.
 
@@ -126,7 +119,7 @@ class Backend(Derivable):
         """
         return None
 
-    def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:  # noqa: ARG002
+    def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:
         """Return what serves calls like this one, whose arguments are checked, or why nothing faster than the formula.
 
         With operands.dy it is the backward pass that is to be served.
@@ -135,19 +128,19 @@ class Backend(Derivable):
 
     # What may be served. Each answer is None, or the rest of a sentence that begins with the argument's name.
 
-    def accepts(self, x: object) -> bool:  # noqa: ARG002
+    def accepts(self, x: object) -> bool:
         """Say whether x is an array that this backend serves; asked of arrays of a type until it is so of one."""
         return True
 
-    def refuses(self, x: Any) -> str | None:  # noqa: ARG002
+    def refuses(self, x: Any) -> str | None:
         """Return why no norm can take an array, or None."""
         return None
 
-    def refuses_beside(self, array: Any, x: Any) -> str | None:  # noqa: ARG002
+    def refuses_beside(self, array: Any, x: Any) -> str | None:
         """Return why an array cannot be used beside x, or None."""
         return None
 
-    def refuses_out(self, out: Any, x: Any, others: dict[str, Any]) -> str | None:  # noqa: ARG002
+    def refuses_out(self, out: Any, x: Any, others: dict[str, Any]) -> str | None:
         """Return why `out` may not be written while the others are read, or None; x is None where it is among them."""
         return None
 

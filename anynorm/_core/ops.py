@@ -109,17 +109,17 @@ class ArrayOps(Derivable, Generic[X]):
         """Return the largest magnitude over `axes`, kept as length 1."""
         return self.xp.max(self.xp.abs(x), axis=axes, keepdims=True) if axes else self.xp.abs(x)
 
-    def broadcast(self, x: X, shape: Shape) -> Any:  # noqa: ARG002  arithmetic broadcasts by itself
+    def broadcast(self, x: X, shape: Shape) -> Any:  # arithmetic broadcasts by itself
         """Return x such that it broadcasts to `shape` and its gradient, where the library derives it, is accurate."""
         return x
 
-    def with_layout_of(self, y: X, x: X) -> Any:  # noqa: ARG002
+    def with_layout_of(self, y: X, x: X) -> Any:
         """Return y with its axes in memory as x's are, where arithmetic does not see to that by itself."""
         return y
 
     # How and where functions of arrays are called.
 
-    def on_device(self, x: X, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:  # noqa: ARG002
+    def on_device(self, x: X, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Call a function while x's device is the current one, if the library computes on no other.
 
         Without warnings of NaN, infinity and rounding to 0, where the library warns: they are results like any other.
@@ -146,7 +146,7 @@ class ArrayOps(Derivable, Generic[X]):
         """Return x as a constant to automatic differentiation, where the library has any."""
         return x
 
-    def vary_like(self, a: X, x: X) -> Any:  # noqa: ARG002
+    def vary_like(self, a: X, x: X) -> Any:
         """Return a as differing between devices where x does, where the library tells that apart."""
         return a
 
@@ -154,7 +154,7 @@ class ArrayOps(Derivable, Generic[X]):
         """Say whether the library's compiler is tracing this very call (it must then see no caches)."""
         return False
 
-    def traced(self, x: X) -> bool:  # noqa: ARG002
+    def traced(self, x: X) -> bool:
         """Say whether x stands for an array that a function's later calls will bring, so that nothing may keep it."""
         return False
 

@@ -171,11 +171,7 @@ def _fault(key: str, value: Array, own: Array) -> str | None:
 
 
 def _advice(
-    state: Mapping[str, Any],
-    missing: tuple[str, ...],
-    unexpected: tuple[str, ...],
-    own: Mapping[str, Any],
-    prefix: str,
+    state: Mapping[str, Any], missing: tuple[str, ...], unexpected: tuple[str, ...], own: Mapping[str, Any], prefix: str
 ) -> str:
     """Return what to try where nothing but the keys is wrong."""
     if missing and len(missing) == len(own):

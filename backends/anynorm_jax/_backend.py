@@ -12,8 +12,11 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from anynorm.backend import ArrayOps, Backend, Declined, Executable, Operands, Plan, Residuals, Statistics, formula
+from anynorm.backend import Backend, Declined, Executable, Operands, Plan, Residuals, Statistics, formula
 from anynorm_jax._ops import OPS
+
+Maybe = Array | None  # a weight, bias, statistic, out or dy
+Given = tuple[Array, Array] | None  # mean and var
 
 
 class JaxBackend(Backend):
@@ -25,14 +28,7 @@ class JaxBackend(Backend):
         super().__init__(OPS)
 
     def signature(
-        self,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        mean: Array | None,
-        var: Array | None,
-        out: Array | None,
-        dy: Array | None = None,
+        self, x: Array, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, out: Maybe, dy: Maybe = None
     ) -> Hashable | None:
         if out is not None or isinstance(x, Tracer):
             return None
@@ -70,15 +66,9 @@ class Compiled(Executable[Array]):
         self._jitted: dict[Hashable, Callable[..., Any]] = {}  # by step and constants
 
     def forward(
-        self,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        eps: float,
-        given: tuple[Array, Array] | None,
-        out: Array | None,  # noqa: ARG002  no JAX array can be written to
-        save: bool,
+        self, x: Array, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Any, Any]:
+        assert out is None  # no JAX array can be written to
         constants = {"eps": eps, "save": save}
         found: tuple[Any, Any] = self._by_formula(_forward, constants, x, weight, bias, given=given)
         return found
@@ -98,16 +88,6 @@ class Compiled(Executable[Array]):
 _compiled = lru_cache(maxsize=1024)(Compiled)
 
 
-def _forward(
-    plan: Plan,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    *,
-    given: tuple[Array, Array] | None,
-    save: bool,
-    ops: ArrayOps[Array],
-) -> tuple[Any, Residuals | None]:
-    y, residuals = formula.forward(plan, x, weight, bias, eps, given=given, ops=ops)
+def _forward(*arrays: Any, save: bool, **options: Any) -> tuple[Any, Residuals | None]:
+    y, residuals = formula.forward(*arrays, **options)
     return y, residuals if save else None

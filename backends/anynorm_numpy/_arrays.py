@@ -9,6 +9,8 @@ import numpy as np
 from anynorm.backend import Ints, Layout
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Maybe = Array | None  # a weight, bias, statistic, out or dy
+Given = tuple[Array, Array] | None  # mean and var
 
 # Types whose memory is their value and whose arithmetic is NumPy's own.
 PLAIN = (np.ndarray, np.memmap)

@@ -16,7 +16,7 @@ import numpy as np
 
 from anynorm.backend import FLOAT32, FLOAT64, Executable, Format, Plan, Residuals, Statistics, formula
 from anynorm_numpy._affine import Affine
-from anynorm_numpy._arrays import Array
+from anynorm_numpy._arrays import Array, Given, Maybe
 from anynorm_numpy._block import Block, buffers, partition
 from anynorm_numpy._sets import Sets
 
@@ -30,14 +30,7 @@ class Blocks(Executable[Array]):
     engine = "anynorm_numpy"
 
     def forward(
-        self,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        eps: float,
-        given: tuple[Array, Array] | None,
-        out: Array | None,
-        save: bool,
+        self, x: Array, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Any, Residuals | None]:
         plan, compute = self.plan, _compute(x)
         y = np.empty_like(x, subok=False) if out is None else out

@@ -16,7 +16,7 @@ from anynorm_torch._memory import check_storage, length_of, unreadable, watched,
 from anynorm_torch._ops import OPS
 from anynorm_torch._signature import signature_of
 from anynorm_torch._slow import say_if_slow
-from anynorm_torch._tensors import Parameter
+from anynorm_torch._tensors import Given, Maybe, Parameter
 
 
 class TorchBackend(Backend):
@@ -26,14 +26,7 @@ class TorchBackend(Backend):
         super().__init__(OPS)
 
     def signature(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        out: Tensor | None,
-        dy: Tensor | None = None,
+        self, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, out: Maybe, dy: Maybe = None
     ) -> Hashable | None:
         if watches():
             return None
@@ -76,14 +69,7 @@ class ByFormula(Executable[Tensor]):
     """
 
     def forward(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        given: tuple[Tensor, Tensor] | None,
-        out: Tensor | None,
-        save: bool,
+        self, x: Tensor, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Tensor, AnyResiduals | None]:
         say_if_slow(str(self.reason), x)
         check_storage(x, weight, bias, *(given or ()), out)
@@ -136,13 +122,7 @@ _NAMES = ("x", "weight", "bias", "mean", "var", "dy", "out")
 
 
 def _signature_beside(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    out: Tensor | None,
-    dy: Tensor | None,
+    x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, out: Maybe, dy: Maybe
 ) -> Hashable | None:
     """Return the signature of a call with given statistics or `out`, or None."""
     in_place = out is x and dy is None

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from anynorm.backend import Ints, Layout
 
+Maybe = Tensor | None  # a weight, bias, statistic, out or dy
+Given = tuple[Tensor, Tensor] | None  # mean and var
+
 # By dtype: its name and the compute dtype.
 DTYPES = {
     torch.float16: ("float16", torch.float32),

@@ -163,11 +163,14 @@ def _print(report: Report) -> None:
     for note in report.notes:
         print(f"note: {note}")
     dtypes = [dtype for dtype in FLOATING if any(finding.dtype == dtype for finding in report.findings)]
+    rows: dict[tuple[str, str], dict[str, Finding]] = {}
+    for finding in report.findings:
+        rows.setdefault((finding.library, finding.norm), {})[finding.dtype] = finding
     for what, error in (("result", "error"), ("gradients (dx, dweight, dbias)", "gradient_error")):
         show.table(
             f"Largest error against the exact {what}, in units of the contract's bound (1 is allowed)",
             ("library", "norm", *dtypes),
-            [_row(findings, dtypes, error) for findings in _by_library_and_norm(report.findings)],
+            [(*names, *[_cell(row.get(dtype), error) for dtype in dtypes]) for names, row in rows.items()],
         )
     show.table(
         "Libraries",
@@ -194,18 +197,6 @@ def _complaints(finding: Finding) -> list[str]:
         for what, error, at in measured
         if error is None or not error <= 1
     ]
-
-
-def _by_library_and_norm(findings: list[Finding]) -> list[list[Finding]]:
-    rows: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        rows.setdefault((finding.library, finding.norm), []).append(finding)
-    return list(rows.values())
-
-
-def _row(findings: list[Finding], dtypes: list[str], error: str) -> tuple[str, ...]:
-    by_dtype = {finding.dtype: finding for finding in findings}
-    return findings[0].library, findings[0].norm, *[_cell(by_dtype.get(dtype), error) for dtype in dtypes]
 
 
 def _paths(report: Report, library: str) -> str:

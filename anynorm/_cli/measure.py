@@ -84,7 +84,10 @@ def measure(
                 ran.append((library, outcome, _run(norm, library, data.x, outcome)))
         except Exception as error:  # whatever a library raises is a result to show beside the others'
             outcome.problem = f"{type(error).__name__}: {error}"
-    _relate_to_numpy(result.libraries)
+    numpy = next((outcome.seconds for outcome in result.libraries if outcome.library == "numpy"), None)
+    for outcome in result.libraries:
+        if numpy and outcome.seconds is not None:
+            outcome.ratio_to_numpy = outcome.seconds / numpy
     if not ran:
         return result, None
     step(f"{norm.title} against the exact result")
@@ -139,13 +142,6 @@ def _time(call: Callable[[], Any]) -> tuple[float, int]:
         call()
         times.append(time.perf_counter() - start)
     return median(times), len(times)
-
-
-def _relate_to_numpy(results: list[LibraryResult]) -> None:
-    numpy = next((outcome.seconds for outcome in results if outcome.library == "numpy"), None)
-    for outcome in results:
-        if numpy and outcome.seconds is not None:
-            outcome.ratio_to_numpy = outcome.seconds / numpy
 
 
 def _judge(norm: Norm, data: Data, result: NormResult, outputs: list[tuple[LibraryResult, NumPyArray]]) -> None:

@@ -37,13 +37,14 @@ def draw(target: Path, data: Data, norms: list[Norm], outputs: list[Any]) -> Non
     figure = Figure(figsize=(3.0 * columns, 8.0), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, columns, height_ratios=(1.0, 1.45))
-    figure.suptitle(_title(data), fontsize=14, parse_math=False)  # a file's name may hold dollars
-    channels = _shown(data.layout.channels)
+    source = data.source if len(data.source) <= 90 else f"...{data.source[-87:]}"
+    title = f"{source}: {data.x.dtype.name} {data.layout.shape} = ({', '.join(data.layout.axis_names)})\n"
+    figure.suptitle(title, fontsize=14, parse_math=False)  # a file's name may hold dollars
+    count = data.layout.channels
+    channels = sorted(set(np.linspace(0, count - 1, min(count, _MOST_CHANNELS)).round().astype(int).tolist()))
     before = _values(data.x, data.layout, channels)
     _draw_block(axes[0, 0], data.layout, None)
-    _head(
-        axes[0, 0], "Before", f"{counted(data.layout.shape[0], 'sample')} of {counted(data.layout.channels, 'channel')}"
-    )
+    _head(axes[0, 0], "Before", f"{counted(data.layout.shape[0], 'sample')} of {counted(count, 'channel')}")
     _draw_distributions(axes[1, 0], before, _limits([before]))
     axes[1, 0].set_xlabel("value")
     axes[1, 0].set_yticks(range(len(channels)), [data.channel_names[channel] for channel in channels], fontsize=9)
@@ -64,11 +65,6 @@ def draw(target: Path, data: Data, norms: list[Norm], outputs: list[Any]) -> Non
     except OSError as error:
         msg = f"--picture {target} cannot be written: {error}"
         raise UsageError(msg) from error
-
-
-def _title(data: Data) -> str:
-    source = data.source if len(data.source) <= 90 else f"...{data.source[-87:]}"
-    return f"{source}: {data.x.dtype.name} {data.layout.shape} = ({', '.join(data.layout.axis_names)})\n"
 
 
 def _head(axes: Axes, title: str, words: str) -> None:
@@ -141,10 +137,6 @@ def set_of(name: str, n: int, c: int, group: int) -> tuple[int, ...]:
 
 def _label(axes: Axes, where: NumPyArray, text: str, side: str) -> None:
     axes.annotate(text, tuple(where - [0, 0.15]), ha=side, va="top", fontsize=9)
-
-
-def _shown(channels: int) -> list[int]:
-    return sorted(set(np.linspace(0, channels - 1, min(channels, _MOST_CHANNELS)).round().astype(int).tolist()))
 
 
 def _values(a: NumPyArray, layout: Layout, channels: list[int]) -> list[Any]:

@@ -33,8 +33,10 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """
     name = os.fspath(path)
     target = os.path.realpath(name)
+    old = None
     try:
-        old = _status(name)
+        with suppress(FileNotFoundError):
+            old = os.stat(name)
         if old is not None and not stat.S_ISREG(old.st_mode):
             with open(name, "wb") as stream:
                 stream.write(data)
@@ -56,13 +58,6 @@ def write_png(path: str | os.PathLike[str], figure: Figure) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     write_whole(path, drawn.getvalue())
-
-
-def _status(name: str) -> os.stat_result | None:
-    try:
-        return os.stat(name)
-    except FileNotFoundError:
-        return None
 
 
 def _replace(target: str, data: bytes, old: os.stat_result | None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from anynorm._core.arrays import Array, Namespace
 from anynorm._core.backends import ops_of
 from anynorm._core.plan import Axes, axes_argument, index_argument
@@ -21,10 +19,7 @@ class _ByChannel(TrackingLayer):
 
     num_features: int
     channel_axis: int
-
-    def _own_options(self) -> dict[str, Any]:
-        """Return what `_function` needs beyond weight, bias, eps and the axis of the channels."""
-        return {}
+    batch_axis: Axes = None  # along which statistics are each sample's own
 
     def _step(self, x: Array, update: bool) -> Step:
         ops = self._check_input(x, (self.channel_axis,))
@@ -33,16 +28,18 @@ class _ByChannel(TrackingLayer):
             statistics = self._statistics
             assert statistics is not None
             return Step(batch_norm, (), {**options, "mean": statistics.running_mean, "var": statistics.running_var})
-        learns = self._learns(x, ops, update)
-        return Step(type(self)._function, (), {**options, **self._own_options()}, learns)
+        if type(self)._function is instance_norm:
+            options["batch_axis"] = self.batch_axis
+        return Step(type(self)._function, (), options, self._learns(x, ops, update))
 
     def _learn(self, x: Array, batch: Moments) -> None:
-        if not ops_of(type(self).__name__, "x", x).is_empty(x.shape):
-            self._accumulate(self._by_channel(x, batch))
-
-    def _by_channel(self, x: Array, batch: Moments) -> Moments:  # noqa: ARG002  who keeps more axes needs x
-        """Return the moments of each channel."""
-        return batch
+        if ops_of(type(self).__name__, "x", x).is_empty(x.shape):
+            return
+        ndim = len(x.shape)
+        in_batch = () if self.batch_axis is None else self.batch_axis
+        samples = {axis % ndim for axis in ((in_batch,) if isinstance(in_batch, int) else in_batch)}
+        kept = sorted({self.channel_axis % ndim, *samples})
+        self._accumulate(over_samples(batch, tuple([place for place, axis in enumerate(kept) if axis in samples])))
 
 
 @pytree
@@ -178,14 +175,3 @@ class InstanceNorm(_ByChannel):
         check_apart("InstanceNorm", self.channel_axis, self.batch_axis)
         home = self._set_up((self.num_features,), weight, bias, xp, dtype, device, eps)
         self._set_up_statistics(momentum, correction, track_running_stats, home)
-
-    def _own_options(self) -> dict[str, Any]:
-        return {"batch_axis": self.batch_axis}
-
-    def _by_channel(self, x: Array, batch: Moments) -> Moments:
-        """Return the mean over the samples of each channel's moments."""
-        ndim = len(x.shape)
-        in_batch = () if self.batch_axis is None else self.batch_axis
-        samples = {axis % ndim for axis in ((in_batch,) if isinstance(in_batch, int) else in_batch)}
-        kept = sorted({self.channel_axis % ndim, *samples})
-        return over_samples(batch, tuple([place for place, axis in enumerate(kept) if axis in samples]))

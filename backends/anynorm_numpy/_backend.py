@@ -20,7 +20,7 @@ from anynorm.backend import (
     unsuited,
 )
 from anynorm_numba.engine import address
-from anynorm_numpy._arrays import PLAIN, Array
+from anynorm_numpy._arrays import PLAIN, Array, Maybe
 from anynorm_numpy._blocks import Blocks
 from anynorm_numpy._launch import Gradient, Launch
 from anynorm_numpy._ops import OPS
@@ -38,14 +38,7 @@ class NumPyBackend(Backend):
         super().__init__(OPS)
 
     def signature(
-        self,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        mean: Array | None,
-        var: Array | None,
-        out: Array | None,
-        dy: Array | None = None,
+        self, x: Array, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, out: Maybe, dy: Maybe = None
     ) -> Hashable | None:
         if dy is not None:
             return _signature_of_gradient(x, weight, bias, mean, var, out, dy)
@@ -94,13 +87,7 @@ def _signature_beside(out: Array | None, x: Array, others: tuple[Any, ...]) -> H
 
 
 def _signature_of_gradient(
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    mean: Array | None,
-    var: Array | None,
-    out: Array | None,
-    dy: Array,
+    x: Array, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, out: Maybe, dy: Array
 ) -> Hashable | None:
     """Return what decides about a backward pass beside the signature of its forward pass, or None.
 

@@ -12,7 +12,7 @@ from anynorm.backend import Executable, Operands, PackedResiduals, View, cache, 
 from anynorm_torch._memory import forward_ad, unreadable
 from anynorm_torch._ops import OPS
 from anynorm_torch._signature import signature_of
-from anynorm_torch._tensors import Parameter
+from anynorm_torch._tensors import Maybe, Parameter
 
 if TYPE_CHECKING:
     from anynorm_torch._launch import Launch
@@ -60,13 +60,7 @@ class _Normalized(torch.autograd.Function):
     """x, weight, bias -> y by an engine. Its gradient has a gradient by the formula."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,  # noqa: ARG004
-        computed: tuple[Tensor, Any, Any],
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, computed: tuple[Tensor, Any, Any]) -> Tensor:  # noqa: ARG004
         y, residuals, ctx.kept = computed
         # Not bias, whose values may change meanwhile.
         ctx.save_for_backward(x, weight, residuals)

@@ -340,9 +340,9 @@ def test_half_precision_that_lies_otherwise() -> None:
     w, b = torch.randn(8).bfloat16(), torch.randn(8).bfloat16()
     y = [an.layer_norm(x, w, b) for _ in range(3)][-1]
     assert torch.equal(an.layer_norm(x, w.repeat_interleave(2)[::2], b.repeat_interleave(2)[::2]), y)
-    from anynorm_torch import _cpu
+    from anynorm_torch import _cpu, _cpu_tensors
 
-    with mock.patch.object(_cpu, "FEW", 4), _anew():
+    with mock.patch.object(_cpu_tensors, "FEW", 4), _anew():
         an.layer_norm(x, w, b)
         with mock.patch.object(_cpu, "upcast", side_effect=AssertionError):
             for _ in range(2):

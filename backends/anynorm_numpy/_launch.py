@@ -10,7 +10,7 @@ import anynorm_numba
 from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
 from anynorm_numba import engine
 from anynorm_numba.engine import Configs, Steps, address, addresses
-from anynorm_numpy._arrays import Array, as_parameter, dtypes_of, layout_of
+from anynorm_numpy._arrays import Array, Given, Maybe, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
 
@@ -67,14 +67,7 @@ class Launch(_Engine):
     _reads_weight = _reads_bias = False  # as they lie in memory
 
     def forward(
-        self,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        eps: float,
-        given: tuple[Array, Array] | None,
-        out: Array | None,
-        save: bool,
+        self, x: Array, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Any, Any]:
         y = out
         if y is None:

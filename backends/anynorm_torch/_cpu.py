@@ -16,7 +16,7 @@ from anynorm_torch._autograd import recorded
 from anynorm_torch._cpu_tensors import as_parameter, configs_of, new_like, strided_like, upcast, upcast_together
 from anynorm_torch._launch import Gradient, Gradients, Launch, gradient_wanted, why_no_gradient
 from anynorm_torch._memory import LOW, UNALIGNED, check_storage, unaligned, written
-from anynorm_torch._tensors import DTYPES, Parameter, dense, empty, layout_of, like
+from anynorm_torch._tensors import DTYPES, Given, Maybe, Parameter, dense, empty, layout_of, like
 
 
 class _Host(Steps):
@@ -79,14 +79,7 @@ class CpuLaunch(_Host, Launch):
         return CpuGradient.compiled(self.plan, operands, self.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        given: tuple[Tensor, Tensor] | None,
-        out: Tensor | None,
-        save: bool,
+        self, x: Tensor, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Tensor, AnyResiduals | None]:
         size = self._element_size
         if x.untyped_storage().nbytes() < self._x_length + size * x.storage_offset() or out is not None:

@@ -127,7 +127,7 @@ def _compiled(x: Any, weight: Any, bias: Any) -> dict[str, Call]:
     strides = x.strides, y.strides
     layouts = (weight.shape, weight.strides), (bias.shape, bias.strides)
     configs = engine.Configs(plan, "float32", x.shape, strides, *layouts)
-    assert configs.why_none() is None
+    assert configs.prepare() is None
     config = configs.now()
     addresses = at_x, at_y, at_weight, at_bias = engine.addresses(x, y, weight, bias)
     engine.forward(config, at_x, at_y, at_weight, at_bias, 0, 1e-5)  # so that it is compiled

@@ -52,8 +52,7 @@ class PackedResiduals:
 class PackedStatistics(Statistics):
     """Statistics as an engine measured them, with the residuals that they are part of.
 
-    The rstd among these comes from an m2 that is not rounded yet. So with the eps of the measuring, `apply` gives the
-    bits of `forward`.
+    Their rstd was computed before m2 was rounded. So `apply` with the same eps gives the bits of `forward`.
     """
 
     packed: PackedResiduals
@@ -88,7 +87,7 @@ def unpack_sums(array: Any, dweight: Any, dbias: Any, plan: Plan, view: View) ->
 
 
 def _in_memory_order(values: Any, plan: Plan, view: View) -> Any:
-    """Return what `in_plan_order` has made of values of each set, as they were: (sets,)."""
+    """Return values of each set in the engine's order, (sets,): the inverse of `in_plan_order`."""
     axes = view.axes[0] + view.axes[2]
     inner = sorted(axes)
     order = tuple([inner.index(axis) for axis in axes])

@@ -28,5 +28,5 @@ def missing() -> str | None:
     try:
         _compile.numba()
     except Exception as error:  # beside a NumPy that it does not know it raises ImportError; a broken one, anything
-        return f"numba cannot be imported ({error})"
+        return f"numba cannot be imported ({error!r})"
     return None

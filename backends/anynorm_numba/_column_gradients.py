@@ -63,7 +63,7 @@ def sum_gradients(dtype, geometry, x, dy, weight, chunk, table, stride, width, a
     while row < last:
         rounds, left = divmod(min(LANES * GROUP, last - row), LANES)
         for part in range(2 if narrow else LANES):
-            # Of a narrow array all lanes at once: first those that have a row more.
+            # Narrow: two passes, the lanes that have one row more and the others. Else one pass a lane.
             lane = left * part if narrow else part
             lanes = 1 if not narrow else left if part == 0 else LANES - left
             count = rounds + 1 if lane < left else rounds

@@ -1,7 +1,7 @@
 """Sets side by side in memory: the columns of an array of R rows, each or a few neighbours of them a set.
 
 A column is a line: it is summed chunk by chunk, its elements in lanes by the number of their row, so that its sum has
-the bits it would have along a run. M = S·P columns are a set. The weight varies from column to column, or from row to
+the bits it would have along a run. S·P columns are a set. The weight varies from column to column, or from row to
 row (`by_row`). Work goes by blocks of `width` columns. Where the array is `narrow` and its rows have no gaps between
 them, eight rows are taken for one.
 
@@ -32,9 +32,8 @@ from anynorm_numba._statistics import SPECIAL, add_sums, finalize, finalize_ordi
 from anynorm_numba._sums import merge_sums
 from anynorm_numba._vectors import GROUP, LANES
 
-# Sums of an array that no cache holds prefetch a group of each lane, and at least so many bytes, ahead. What a
-# processor foresees is the next line of a few runs, but here eight rows are read at once: 100352 rows of 64 float32 are
-# summed in half the time.
+# Sums of an array that no cache holds prefetch a group of each lane, and at least so many bytes, ahead. Hardware
+# prefetches a few streams, but here eight rows are read at once: 100352 rows of 64 float32 are summed in half the time.
 BYTES_AHEAD = 2**15
 
 # Rows of a block's table: float64 for the pivot and its scale; then five of residuals, weight and bias in the compute

@@ -21,7 +21,7 @@ SIZES = {"float16": (2, 4), "bfloat16": (2, 4), "float32": (4, 4), "float64": (8
 # The compute dtype by the name of a dtype.
 COMPUTE = {dtype: np.dtype(np.float64 if dtype == "float64" else np.float32) for dtype in SIZES}
 
-# Rows shorter than this, of sets that have several, are computed side by side with those of other sets.
+# Sets of several runs, each shorter than this, are computed as columns.
 SHORT = 64
 
 # Columns of a block: of 256 float32 the lanes of their sums take 32 KiB. Fewer would be read in shorter pieces: blocks
@@ -29,9 +29,9 @@ SHORT = 64
 # 0.7 of the time, backward in 0.65.
 WIDTH, WIDTH_OUTSIDE_CACHES = 256, 1024
 
-# Columns of a table so narrow that eight rows are taken for one, since loops over one would be short. Of a table that
-# no cache holds a few more, so that memory is read in order: 64 columns of 100352 rows take 0.8
-# of the time; of 6272 rows, 1.3 times as long.
+# A table with fewer columns than NARROW is narrow: eight rows are taken for one, since loops over one would be short.
+# For a table of more than CACHE bytes the limit is higher, so that memory is read in order: 64 columns of 100352 rows
+# take 0.8 of the time; of 6272 rows, 1.3 times as long.
 NARROW, NARROW_OUTSIDE_CACHE, CACHE = 64, 129, 2**22
 
 
@@ -41,8 +41,8 @@ def _largest_cache() -> int:
     return max([int(size[:-1]) << 10 for size in sizes if size[:-1].isdecimal() and size.endswith("K")], default=0)
 
 
-# From this many bytes on, which no cache holds, y and dx are written past the caches, which would first read what was
-# there: layer norm of (16384, 4096) takes 0.6 of the time, instance norm of (32, 256, 56, 56) half.
+# y and dx of so many bytes, which no cache holds, are written past the caches by non-temporal stores: others would
+# first read what was there. Layer norm of (16384, 4096) takes 0.6 of the time, instance norm of (32, 256, 56, 56) half.
 PAST_CACHES = max(2**25, _largest_cache())
 
 # Tasks for each thread: enough that one that is held up does not keep the others waiting.
@@ -76,7 +76,7 @@ class LaunchConfig(NamedTuple):
     absent_weight: int  # their addresses
     absent_bias: int
     sums: int  # numbers that a kernel leaves, from which each of dweight and dbias is summed
-    slices: int  # tasks that first add up those of all tasks before; 0 where a kernel leaves them as they are
+    slices: int  # REDUCE tasks, which add up the sums of all WHOLE or WRITE tasks; 0 where there are none
     reductions: tuple[Reduction | None, Reduction | None]  # how dweight and dbias are summed; None where absent
     direct: bool  # whether tasks write both themselves
     sums_while_writing: bool  # whether tasks of WRITE sum them

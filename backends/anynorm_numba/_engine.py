@@ -48,8 +48,8 @@ class Configs:
         self._by_threads: dict[int, LaunchConfig] = {}
         self.serial: LaunchConfig | None = None  # where there is never more than one thread
 
-    def why_none(self) -> str | None:
-        """Return half a sentence that says why there is none, or None. It does not depend on the threads."""
+    def prepare(self) -> str | None:
+        """Keep the config for one thread, and return None, or half a sentence why no kernel serves these layouts."""
         found = configure(*self._arguments, 1)
         if isinstance(found, str):
             return found
@@ -62,7 +62,7 @@ class Configs:
         threads = _threads.threads_for(self._elements)
         if threads not in self._by_threads:
             config = configure(*self._arguments, threads)
-            assert not isinstance(config, str)  # `why_none` was asked
+            assert not isinstance(config, str)  # `prepare` was asked
             self._by_threads[threads] = config
         return self._by_threads[threads]
 
@@ -138,6 +138,7 @@ def apply(config: LaunchConfig, x: int, y: int, weight: int, bias: int, residual
 
 
 def _forward_in_steps(config: LaunchConfig, kernel: int, space: Array | None, arrays: Arguments, eps: float) -> None:
+    """Run START, SUM and FINALIZE until no set is pending, then WRITE; given residuals leave START and WRITE."""
     run, pieces = _threads.run, config.units * config.pieces
     _, _, y, _, _, _, given, _ = arrays
     assert space is not None  # a config that splits sets has a workspace
@@ -232,6 +233,7 @@ def _backward(
 def _backward_in_steps(
     config: LaunchConfig, kernel: int, arrays: Arguments, *, summed: bool, written: bool, parameters: bool
 ) -> None:
+    """Run START, SUM, FINALIZE and WRITE, each for all pieces; of these SUM or WRITE alone for a step apart."""
     run, pieces = _threads.run, config.units * config.pieces
     run(kernel, at.START, 0 if config.rows else config.units, 1, *arrays, 0.0)
     if not summed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# One integer for each of a view's five axes.
+# One integer for each of a view's five axes: sets lie along a and b, a set along r, s and p, no parameter along p.
 AXES = np.dtype([(axis, np.int64) for axis in "arbsp"])
 
 # The lengths before, along and behind the neighbouring axes along which a parameter varies.
@@ -82,7 +82,7 @@ BLOCK_STATE = np.dtype([("attempt", np.float64), ("pending", np.float64)])  # ho
 # A sum is taken chunk by chunk, each of this many elements of a line, so that its order follows from the length alone.
 CHUNK = 4096
 
-# A piece of a table that is written begins at a row that is a multiple of this.
+# WRITE pieces of a table begin at multiples of so many rows.
 ROWS = 64
 
 # What a task does: all of it for its share of the sets (WHOLE), or one step for one piece of a few long sets: begin,

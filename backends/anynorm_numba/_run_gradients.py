@@ -20,8 +20,8 @@ from anynorm_numba._sums import merge_sums
 
 STATE_BYTES, PAIR_BYTES = GRADIENT_STATE.itemsize, SUM_PAIR.itemsize
 
-# Sets that are added up in the compute dtype before they are in float64: rounding, 8 times at most, takes 4 of the 16
-# eps that the bound allows. Their x has no more bytes than NEAR, so that x and dy are still in the second cache.
+# Up to TOGETHER sets are added up in the compute dtype, the sums of these in float64: 8 roundings at most, which take 4
+# of the 16 eps that the bound allows. Their x has no more bytes than NEAR: x and dy are still in the second cache.
 TOGETHER, NEAR = 16, 2**18
 
 # Runs of no more elements are summed together before the first is written, as calls of functions and waiting for a
@@ -177,10 +177,11 @@ def write_part(dtype, geometry, part, x, dy, dx, weight, residuals, sums, worksp
         for b in range(inner):
             if run <= SHORT:
                 write_short_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, first, count, b, states)
-            for a in range(first, first + count if run > SHORT else 0):
-                mean_g, mean_g_xhat = means_of_run(dtype, geometry, x, dy, weight, residuals, sums, a, b)
-                if dx:
-                    write_run(dtype, geometry, x, dy, dx, weight, residuals, a, b, 0, run, mean_g, mean_g_xhat)
+            else:
+                for a in range(first, first + count):
+                    mean_g, mean_g_xhat = means_of_run(dtype, geometry, x, dy, weight, residuals, sums, a, b)
+                    if dx:
+                        write_run(dtype, geometry, x, dy, dx, weight, residuals, a, b, 0, run, mean_g, mean_g_xhat)
             begin = b * run if places > run else 0
             for i in range(0, run if parameters else 0, piece):
                 n, of_piece = min(piece, run - i), totals + 8 * (begin + i)

@@ -25,7 +25,7 @@ def given_set_sums(dtype, geometry, sums, u):
 
 @_compile.part
 def means(dtype, geometry, n, g, g_xhat):
-    """Return S(g) and S(g·x̂) rounded to the compute dtype; 0 where normalization takes nothing out of g."""
+    """Return S(g) and S(g·x̂) rounded to the compute dtype; 0 where statistics are given: dx is dy·weight·rstd then."""
     if geometry.given:
         return 0.0, 0.0
     mean_g = (g[0] + g[1]) / n if geometry.centres else 0.0

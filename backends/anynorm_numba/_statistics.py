@@ -15,13 +15,14 @@ from anynorm_numba._scalars import load_element, square_root, sum_parts
 from anynorm_numba._sums import Columns
 from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Emitter, Vector, select
 
-# A set is measured from a pivot p: mean = p + c, var = Σ(z − p)²/n − c². If c is large beside the deviation, that
-# difference has lost digits, and the set is measured again from p + c: this is the limit of c²/var. Elements below
-# float64 are summed in float64, where their squares are exact and a sum is within 2^-46 of itself, so var is within
-# 2^-26: they are measured from 0 first. Squares of float64 are rounded: there p is first one of the elements.
+# A set is measured from a pivot p: mean = p + c, var = Σ(z − p)²/n − c². Where c is large beside the deviation, that
+# difference has lost digits, and the set is measured again from p + c. These are the limits of c²/var. Elements below
+# float64 are measured from p = 0 first: in float64 their squares are exact and a sum is within 2^-46 of itself, so var
+# is within 2^-26. Squares of float64 are rounded: there p is first one of the elements.
 ROUGH_FLOAT32, ROUGH_FLOAT64 = 2.0**20, 0.25
 
-# float64 elements are scaled where squares overflow or count and vanish. See RESCUES in anynorm/_core/formula.py.
+# float64 elements are scaled where squares overflow, or underflow while they still matter. See RESCUES in
+# anynorm/_core/formula.py.
 LARGE, SHRINK = 2.0**900, 2.0**-640
 SMALL, GROW = 2.0**-900, 2.0**576
 SMALL_PIVOT = 2.0**-192
@@ -55,7 +56,7 @@ def add_sums(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, flo
 
 @_compile.part
 def value_of(a: tuple[float, float]) -> float:
-    """Return a sum with what it lost, as one number; what infinity lost is NaN, and counts for nothing."""
+    """Return a sum with what it lost, as one number. Of infinity that is NaN, inf − inf: then the sum alone."""
     total = a[0] + a[1]
     return total if total == total else a[0]
 

@@ -86,7 +86,7 @@ def start() -> None:
 
 
 def always_serial(elements: int) -> bool:
-    """Say whether calls with so many elements run in the caller's thread whatever else holds."""
+    """Say whether calls with so many elements run in the caller's thread."""
     return elements < PARALLEL_ELEMENTS
 
 
@@ -168,7 +168,7 @@ class _Process:
         return self._limit
 
     def team(self) -> Callable[..., None] | None:
-        """Return what runs tasks in a team of OpenMP's threads, or None where there are none, or must not be used."""
+        """Return what runs tasks in a team of OpenMP's threads, or None: there are none, or this is a forked child."""
         runtime = None if self._forked else _openmp.runtime()
         if runtime is None:
             return None

@@ -1,4 +1,4 @@
-"""What adapters call: from a plan and strides to a launch config, and that run on addresses.
+"""What adapters call: from a plan and strides to a launch config, and from a config and addresses to a run.
 
 Importing it imports NumPy; numba is imported when a kernel is first run.
 """

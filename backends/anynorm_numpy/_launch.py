@@ -31,7 +31,7 @@ class _Engine(Steps):
         """Return half a sentence that says why the engine cannot serve arrays of this signature, or None."""
         if not dtypes_of(arrays[0])[0] or [array.flags.aligned for array in arrays].count(False):
             return "an array is not aligned, or of another byte order"
-        return self._configs.why_none()
+        return self._configs.prepare()
 
     def _empty(self, shape: Ints, *, float64: bool = False) -> Array:
         return np.empty(shape, np.float64 if float64 else self._compute)

@@ -73,7 +73,7 @@ class CpuLaunch(_Host, Launch):
             return reason
         y = x if plan.function == "moments" else like(x, out)
         configs = configs_of(plan, (x, y), *[layout_of(parameter, compute.itemsize) for parameter in read])
-        return configs.why_none() or cls(plan, operands, configs)
+        return configs.prepare() or cls(plan, operands, configs)
 
     def compile_gradient(self, operands: Operands) -> CpuGradient | str:
         return CpuGradient.compiled(self.plan, operands, self.bias)
@@ -98,7 +98,7 @@ class CpuLaunch(_Host, Launch):
         if given is not None:
             residuals = self._take_given(config, given, eps)
             at_residuals = residuals.data_ptr()
-        elif self._records and not save and config.threads == 1:  # an array of NumPy takes a third of the time
+        elif self._records and not save and config.threads == 1:  # numpy.empty takes a third of the time
             residuals = np.empty((5, config.sets), self._array_dtype)
             at_residuals = address(residuals)
         elif save or self._records or config.split:
@@ -165,11 +165,11 @@ class CpuGradient(_Host, Gradient):
         # Bias is not read: its layout is that of its gradient.
         parameters = layout_of(read, size), None if bias is None else dense(plan.bias, size)  # type: ignore[arg-type]
         configs = configs_of(plan, (x, dy, dx), *parameters)
-        reason, copies = configs.why_none(), False
+        reason, copies = configs.prepare(), False
         if reason is not None and dy.stride() != dx.stride():
             copies = True  # costs one pass over it, the formula about ten
             configs = configs_of(plan, (x, torch.empty_like(x, device="meta"), dx), *parameters)
-            reason = configs.why_none()
+            reason = configs.prepare()
         return reason or cls(plan, operands, bias, configs, copies)
 
     def run(

@@ -75,7 +75,7 @@ class Gradient(Executable[Tensor], ABC):
 
 
 class Differentiable(Executable[Tensor]):
-    """A backward pass that is to be differentiated again: by residuals that are differentiable, too."""
+    """A backward pass that is differentiated again: it recomputes residuals that carry gradients."""
 
     def backward(
         self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
@@ -86,7 +86,7 @@ class Differentiable(Executable[Tensor]):
 
 
 def gradient_wanted(*tensors: Tensor | None) -> bool:
-    """Say whether autograd records what is computed of these, of which None is none."""
+    """Say whether autograd records what is computed of these; None is skipped."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 

@@ -30,7 +30,7 @@ def test_files_of_the_map_are_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:\.ci|anynorm|backends|tests|benchmarks|docs)/[\w./]*)`", text)
     assert len(named) > 20
-    assert {name for name in named if not (ROOT / name).exists()} == {"anynorm/position_norm.py"}
+    assert {name for name in named if not (ROOT / name).exists()} == {"anynorm/site_norm.py"}
     kernels = re.search(r"## Recipe: fix a kernel\n(.*?)\n1\. ", text, re.DOTALL)
     assert kernels is not None
     folders = [ROOT / "backends" / name for name in ("anynorm_numba", "anynorm_cuda")]

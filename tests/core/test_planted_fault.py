@@ -37,7 +37,11 @@ FAULTS = {
         "ordinary",
     ),
     "no_eps": ("+ _by_scale(scale, lambda s: eps * s * s, eps, ops)", "", "ordinary"),
-    "unbiased_variance": ("v = _mean(m2, n, ops.xp)", "v = _mean(m2, n - 1, ops.xp)", "ordinary"),
+    "unbiased_variance": (
+        "v = _mean(m2, n, ops.xp) + _by_scale",
+        "v = _mean(m2, n - 1, ops.xp) + _by_scale",
+        "ordinary",
+    ),
     "no_scaling": ("[rescue for rescue in RESCUES[_format(a, ops)] if eps < rescue.eps_below]", "[]", "hostile"),
     "hidden_nan": ("zero = v == 0", "zero = ~(v > 0)", "poisoned"),
     "reciprocal_of_n": ("return total / ", "return total * (1 / n) + 0 * ", "hostile"),
@@ -121,6 +125,15 @@ def _faulty(original: ModuleType, line: str, instead: str) -> ModuleType:
     sys.modules[module.__name__] = module
     exec(compile(source.replace(line, instead), module.__name__, "exec"), module.__dict__)
     return module
+
+
+@pytest.mark.quick
+def test_faults_can_be_planted() -> None:
+    """Each line that a fault replaces is there, once: else the fault would be planted nowhere, or in two places."""
+    for line, _, _ in FAULTS.values():
+        assert inspect.getsource(formula).count(line) == 1, line
+    for place, line, _, _ in NUMPY_FAULTS.values():
+        assert inspect.getsource(importlib.import_module(f"anynorm_numpy.{place}")).count(line) == 1, line
 
 
 @pytest.mark.parametrize("fault", list(FAULTS))

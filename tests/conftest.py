@@ -6,12 +6,15 @@ if FILE has another. ANYNORM_REQUIRE, a list of packages with commas between, fa
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import features
 import hypothesis
@@ -38,9 +41,14 @@ def library(request: pytest.FixtureRequest) -> Iterator[ArrayLibrary]:
 
 
 @pytest.fixture(scope="session")
-def cuda_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where kernels compiled for the CPU are kept, for all workers of a run."""
-    return tmp_path_factory.getbasetemp().parent / "cuda-programs"
+def cuda_programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where kernels compiled for the CPU are kept, for all workers of a run and for later runs."""
+    return _kept(pytestconfig, "cuda-programs") or tmp_path_factory.getbasetemp().parent / "cuda-programs"
+
+
+def _kept(config: pytest.Config, name: str) -> Path | None:
+    """Return a folder that outlives the run, until `pytest --cache-clear`; None with `-p no:cacheprovider`."""
+    return config.cache.mkdir(name) if config.pluginmanager.has_plugin("cacheprovider") and config.cache else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,12 +60,63 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the account, unless this is a worker, whose tests are reported to its controller."""
+    _keep_what_xla_compiles(config)
     worker = getattr(config, "workerinput", None)
     if worker is None:
         config.pluginmanager.register(Account(config))
     else:
         # Workers share the cores: torch, not imported yet, would start as many threads in each as there are.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // worker["workercount"])))
+
+
+def _keep_what_xla_compiles(config: pytest.Config) -> None:
+    """Let JAX, not imported yet, take programs from the disk: XLA takes 0.2 s for each, most of what tests of JAX take.
+
+    The key of a program is what XLA is given, with its options and the version of JAX.
+    """
+    folder = _kept(config, "xla")
+    if folder is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        # A program that another worker is about to write, or that a full disk has no room for, is compiled as ever.
+        unread = "Error (reading|writing) persistent compilation cache entry"
+        config.addinivalue_line("filterwarnings", f"ignore:{unread}:UserWarning")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker half of the tests as they stand in files, and of the other's half what is left at the end.
+
+    What tests of one file share, such as compiled programs and exact references, is then made once, not by each worker.
+    """
+    from xdist.scheduler import WorkStealingScheduling  # type: ignore[import-untyped]
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the tests themselves, which it would look through again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Fail a test that leaves torch another number of threads: workers that want more than there are cores all wait."""
+    yield
+    if "torch" in sys.modules:
+        expected, found = _threads_of_torch(), sys.modules["torch"].get_num_threads()
+        if found != expected:
+            sys.modules["torch"].set_num_threads(expected)
+            msg = f"the test leaves torch {found} threads and found {expected}"
+            raise AssertionError(msg)
+
+
+@cache
+def _threads_of_torch() -> int:
+    threads: int = sys.modules["torch"].get_num_threads()
+    return threads
 
 
 @pytest.hookimpl(wrapper=True)

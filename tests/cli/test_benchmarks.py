@@ -319,9 +319,10 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let `cpu` measure for moments, and leave this process its cores and threads."""
+    """Let `cpu` measure for moments and in one thread, and leave this process its cores and threads."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(machine, "use_cores", lambda: None)
+    monkeypatch.setattr(machine, "THREADS", 1)
     monkeypatch.setattr(cpu, "QUICK_SECONDS", 0.001)
     monkeypatch.setattr(bounds, "_ROUNDS", 3)
     yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,14 @@ ALIKE: dict[str, Any] = {
     "pair": (X, None),
     "dict": {"x": X},
 }
+
+
+@pytest.fixture(autouse=True)
+def threads_of_torch() -> Iterator[None]:
+    """Leave torch as many threads as it had: whatever of the grid runs, runs with one, then with two."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_digest_tells_apart() -> None:
@@ -67,12 +75,8 @@ def test_second_call_differs() -> None:
 
 def test_threads() -> None:
     """A call runs with one thread first, then with two."""
-    before = torch.get_num_threads()
     found: list[int] = []
-    try:
-        list(lines(iter([Case("a call", lambda: found.append(torch.get_num_threads()))])))
-    finally:
-        torch.set_num_threads(before)
+    list(lines(iter([Case("a call", lambda: found.append(torch.get_num_threads()))])))
     assert found == [1, 2]
 
 

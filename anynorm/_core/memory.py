@@ -18,8 +18,12 @@ class Memory(NamedTuple):
     itemsize: int
 
 
-def refuses_out(out: Memory, x: Memory | None, others: dict[str, Memory]) -> str | None:
+def refuses_out(out: Any, x: Any | None, others: dict[str, Any], memory_of: Callable[[Any], Memory]) -> str | None:
     """Return why `out` may not be written while the others are read, or None; it may be x itself, if there is an x."""
+    return _refuses(memory_of(out), None if x is None else memory_of(x), {n: memory_of(a) for n, a in others.items()})
+
+
+def _refuses(out: Memory, x: Memory | None, others: dict[str, Memory]) -> str | None:
     if 0 in out.shape:
         return None
     if overlaps_itself(out):
@@ -41,7 +45,7 @@ def may_be_written(
     x: Any | None,
     others: Sequence[Any],
     span: Callable[[Any], tuple[int, int]],
-    memory: Callable[[Any], Memory],
+    memory_of: Callable[[Any], Memory],
 ) -> bool:
     """Say whether `out` is x or shares no memory with it, and none with the others; x and others may be None.
 
@@ -51,8 +55,7 @@ def may_be_written(
     if apart(span(out), [span(array) for array in (given if x is None or out is x else (x, *given))]):
         return True
     # `out` may be a view of x, or other columns of the same array.
-    named = {str(place): memory(array) for place, array in enumerate(given)}
-    return refuses_out(memory(out), None if x is None else memory(x), named) is None
+    return refuses_out(out, x, {str(place): array for place, array in enumerate(given)}, memory_of) is None
 
 
 def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:

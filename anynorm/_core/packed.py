@@ -5,6 +5,7 @@ Works on arrays of NumPy and CuPy and on tensors of torch, by their own methods.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from anynorm._core import formula
@@ -68,8 +69,12 @@ def pack_statistics(
             return packed
     compute = ops.compute_dtype(x.dtype)
     fields = [ops.astype(field, compute) for field in ops.on_device(x, formula.finalize, statistics, eps, ops=ops)]
-    array = ops.on_device(x, ops.xp.stack, [_in_memory_order(field, plan, view) for field in fields])
-    return PackedResiduals(array, plan, view, eps)
+    return PackedResiduals(ops.on_device(x, pack_fields, fields, plan, view, ops), plan, view, eps)
+
+
+def pack_fields(fields: Sequence[Any], plan: Plan, view: View, ops: ArrayOps[Any]) -> Any:
+    """Return fields in `plan.statistic`'s shape as one array (fields, sets) in the order of memory."""
+    return ops.xp.stack([_in_memory_order(field, plan, view) for field in fields])
 
 
 def pack_sums(sums: GradientSums, plan: Plan, view: View, array: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from anynorm.backend import Five, Ints, Plan, View
 from anynorm_cuda import _argument
@@ -30,6 +30,12 @@ MOST_ROWS = 65535  # block rows of a grid
 DIFFER = "gradients of a weight and a bias that vary along different axes are wanted"
 APART = "the gradient of a weight is wanted that varies on both sides of an axis along which it does not"
 
+TOGETHER = "one kernel computes the sums of a set and its gradient"
+
+# The two passes, and the steps of each apart. `apply` and `gradient` read what the other step of their pass computes.
+Forward = Literal["forward", "measure", "apply"]
+Backward = Literal["backward", "gradient_sums", "gradient"]
+
 
 class Dtypes(NamedTuple):
     """The names of the dtypes of x, weight and bias, and the alignment of their addresses.
@@ -47,7 +53,7 @@ class Dtypes(NamedTuple):
 
 
 class LaunchConfig(NamedTuple):
-    """How a pass is launched: its kernels, in order, and their argument without addresses and eps."""
+    """How a pass or a step is launched: its kernels, in order, and their argument without addresses and eps."""
 
     view: View
     sets: int

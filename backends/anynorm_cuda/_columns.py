@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from anynorm.backend import Five, Ints, Plan, View
@@ -13,9 +14,12 @@ from anynorm_cuda._build import (
     LONGEST,
     PER_LINE,
     PER_ROW,
+    TOGETHER,
     WIDEST,
+    Backward,
     Builder,
     Dtypes,
+    Forward,
     LaunchConfig,
     Sums,
     sums_over,
@@ -50,10 +54,10 @@ class Columns(Builder):
     def parameter_layout(self, strides: Five | None) -> int:
         return ABSENT if strides is None else PER_ROW if strides[1] else PER_LINE
 
-    def tiling(self, tensors: int) -> Tiling:
+    def tiling(self, tensors: int, *, always_chunks: bool = False) -> Tiling:
         """Return how the table is split where so many tensors of it are held."""
         whole = None
-        if not self.plan.given:
+        if not always_chunks:
             whole = column_tile(self.r, self.set_columns, self.per_vector, tensors, self.device)
         rows = COLUMN_THREADS // LANES
         items = next(items for items in COLUMN_ITEMS if rows * items >= self.r or items == COLUMN_ITEMS[-1])
@@ -89,32 +93,32 @@ class Columns(Builder):
     def merge(self, name: str, tiling: Tiling, *, weighted: bool) -> Launch:
         return self.finalize(name, tiling.chunks * self.set_columns, self.set_columns, self.p, weighted)
 
-    def forward(self, *, only_measure: bool) -> LaunchConfig | str:
-        tiling = self.tiling(1)
-        apply = () if only_measure else (self.launch("columns_apply", tiling, 1),)
-        if self.plan.given:
-            return self._config(tiling, (self.given(), *apply), 0, None)
+    def forward(self, step: Forward) -> LaunchConfig | str:
+        given = self.plan.given and step == "forward"
+        tiling = self.tiling(1, always_chunks=given or step == "apply")
         if tiling.whole_sets:
             return self._config(tiling, (self.launch("columns_forward", tiling, 1),), 0, None)
+        apply = () if step == "measure" else (self.launch("columns_apply", tiling, 1),)
+        if given or step == "apply":
+            return self._config(tiling, (*([self.given()] if given else []), *apply), 0, None, given=given)
         finalize = self.merge("finalize_statistics", tiling, weighted=False)
         return self._config(tiling, (self.launch("columns_measure", tiling, 1), finalize, *apply), 5, None)
 
-    def backward(self) -> LaunchConfig | str:
+    def backward(self, step: Backward) -> LaunchConfig | str:
         varies = self.varies()
         if varies is None:
             return DIFFER
         tiling = self.tiling(2)
-        weighted = self.view.weight is not None and not varies[1]
-        launches = (
-            (self.launch("columns_backward", tiling, 2),)
-            if tiling.whole_sets
-            else (
-                self.launch("columns_gradient_sums", tiling, 2),
-                self.merge("finalize_gradient_sums", tiling, weighted=weighted),
-                self.launch("columns_gradient", tiling, 2),
-            )
-        )
-        if self.view.weight is None and self.view.bias is None:
+        if tiling.whole_sets and step != "backward":
+            return TOGETHER
+        launches: list[Launch] = [self.launch("columns_backward", tiling, 2)] if tiling.whole_sets else []
+        if not tiling.whole_sets and step != "gradient":
+            weighted = self.view.weight is not None and not varies[1]
+            launches.append(self.launch("columns_gradient_sums", tiling, 2))
+            launches.append(self.merge("finalize_gradient_sums", tiling, weighted=weighted))
+        if not tiling.whole_sets and step != "gradient_sums":
+            launches.append(self.launch("columns_gradient", tiling, 2))
+        if step == "gradient" or (self.view.weight is None and self.view.bias is None):
             return self._config(tiling, launches, 2, None)
         lengths: Ints = (self.a, tiling.chunks, self.b, self.s, self.p)
         along: tuple[bool, ...] = (varies[0], False, varies[2], varies[3], False)
@@ -127,7 +131,14 @@ class Columns(Builder):
         return self._config(tiling, (*launches, self.parameter_sums(sums)), 2, sums, count)
 
     def _config(
-        self, tiling: Tiling, launches: tuple[Launch, ...], fields: int, sums: Sums | None, count: int = 0
+        self,
+        tiling: Tiling,
+        launches: Sequence[Launch],
+        fields: int,
+        sums: Sums | None,
+        count: int = 0,
+        *,
+        given: bool = False,
     ) -> LaunchConfig | str:
         """Return a config: chunks leave `fields` floats per column, and `count` floats are summed per parameter."""
         if any(launch.grid[0] > LONGEST for launch in launches):
@@ -139,10 +150,10 @@ class Columns(Builder):
             view=self.view,
             sets=self.sets,
             keeps_residuals=not tiling.whole_sets,
-            given=self.plan.given,
-            launches=launches,
+            given=given,
+            launches=tuple(launches),
             partials=fields * field_stride,
             parameter_partials=count,
             counts=self.counts(columns=self.columns, **(sums._asdict() if sums is not None else {}), **specific),
-            strides=self.strides((self.b, 0, 1, 0) if self.plan.given else of_partials),
+            strides=self.strides((self.b, 0, 1, 0) if given else of_partials),
         )

@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from anynorm.backend import Ints, Layout, Plan, View, view, why_apart
-from anynorm_cuda._build import LONGEST, MOST_ROWS, SOURCE_TYPES, as_rows
-from anynorm_cuda._build import WIDEST as WIDEST
-from anynorm_cuda._build import Dtypes as Dtypes
-from anynorm_cuda._build import LaunchConfig as LaunchConfig
+from anynorm_cuda._build import (
+    LONGEST,
+    MOST_ROWS,
+    SOURCE_TYPES,
+    WIDEST,
+    Backward,
+    Dtypes,
+    Forward,
+    LaunchConfig,
+    as_rows,
+)
 from anynorm_cuda._columns import CHUNK, Columns
+from anynorm_cuda._launcher import Launcher
 from anynorm_cuda._rows import Rows
 from anynorm_cuda._thread_groups import Device
+
+
+class Configs:
+    """The launch configs of one signature, their kernels loaded: by step, and by the alignment of the arrays."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        device: Device,
+        plan: Plan,
+        dtypes: Dtypes,
+        shape: Ints,
+        strides: tuple[Ints, ...],  # in elements: of x and y, or of x, dy and dx
+        weight: Layout | None,
+        bias: Layout | None,
+    ) -> None:
+        self._launcher = launcher
+        self._device, self._dtypes = device, dtypes
+        self._problem = shape, strides, weight, bias
+        self._plan = plan
+        self._found: dict[tuple[str, int, int], LaunchConfig | str] = {}
+
+    def at(self, step: Forward | Backward, bits: int, parameter_bits: int) -> LaunchConfig | str:
+        """Return the config of a step, or half a sentence that says why there is none.
+
+        `bits` is the bitwise or of the addresses of x and all arrays of its shape, `parameter_bits` of weight and bias.
+        """
+        key = step, bits % WIDEST, parameter_bits % WIDEST
+        return self._found.get(key) or self._configured(*key)
+
+    def _configured(self, step: Any, bits: int, parameter_bits: int) -> LaunchConfig | str:
+        if bits % SOURCE_TYPES.get(self._dtypes.x, ("", 1))[1]:
+            return "the allocator gives memory that is not aligned to an element"
+        configure: Any = configure_forward if len(self._problem[1]) == 2 else configure_backward
+        dtypes = self._dtypes._replace(address_bits=bits, parameter_bits=parameter_bits)
+        config: LaunchConfig | str = configure(self._plan, dtypes, *self._problem, self._device, step=step)
+        if not isinstance(config, str):
+            config = self._launcher.why_not(config.launches) or config
+        self._found[step, bits, parameter_bits] = config
+        return config
 
 
 def configure_forward(
@@ -21,17 +71,17 @@ def configure_forward(
     bias: Layout | None,
     device: Device,
     *,
-    only_measure: bool = False,
+    step: Forward = "forward",
 ) -> LaunchConfig | str:
-    """Return the config of a forward pass, or half a sentence that says why there is none.
+    """Return the config of a forward pass or of a step of it, or half a sentence that says why there is none.
 
-    `strides` are those of x and y, in elements. With `only_measure` y is not written; its strides are x's.
+    `strides` are those of x and y, in elements; those of x twice for "measure", which writes no y.
     """
     found = _view(plan, dtypes, shape, strides, weight, bias)
     if isinstance(found, str):
         return found
     build = Rows if as_rows(found) else Columns
-    return build(plan, found, dtypes, device).forward(only_measure=only_measure)
+    return build(plan, found, dtypes, device).forward(step)
 
 
 def configure_backward(
@@ -42,8 +92,13 @@ def configure_backward(
     weight: Layout | None,
     bias: Layout | None,
     device: Device,
+    *,
+    step: Backward = "backward",
 ) -> LaunchConfig | str:
-    """Return the config of a backward pass; `strides` are those of x, dy and dx, weight and bias are in C order."""
+    """Return the config of a backward pass or of a step of it, or half a sentence that says why there is none.
+
+    `strides` are those of x, dy and dx, in elements. Weight and bias are in C order.
+    """
     if plan.given:
         return "statistics are given"
     found = _view(plan, dtypes, shape, strides, weight, bias)
@@ -52,7 +107,7 @@ def configure_backward(
     if not _in_order(found):
         return "the gradient of a weight is wanted whose axes are in another order in memory than x's"
     build = Rows if as_rows(found) else Columns
-    return build(plan, found, dtypes, device).backward()
+    return build(plan, found, dtypes, device).backward(step)
 
 
 def _view(

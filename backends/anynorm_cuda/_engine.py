@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from anynorm.backend import Ints, formula
 from anynorm_cuda import _argument
-from anynorm_cuda._configure import LaunchConfig
+from anynorm_cuda._build import LaunchConfig
 from anynorm_cuda._program import Launch
 
 # Launches a kernel with its packed argument, after all that was launched before.
@@ -49,15 +49,20 @@ def backward(
     workspace: int,
     dweight: int,
     dbias: int,
+    means: int = 0,
 ) -> None:
-    """Write dx, and dweight and dbias, contiguous, in the config's dtypes, unless their address is 0."""
-    means = workspace + FLOAT * config.partials
-    dweight_partials = means + FLOAT * 2 * config.sets
+    """Write dx, and dweight and dbias, contiguous, in the config's dtypes, unless their address is 0.
+
+    `means` is the address of the means of g and of g·x̂, (2, sets) float32, which the step "gradient_sums" writes and
+    the step "gradient" reads; 0 for a place in the workspace, which has `config.workspace_bytes`.
+    """
+    own_means = workspace + FLOAT * config.partials
+    dweight_partials = own_means + FLOAT * 2 * config.sets
     dbias_partials = dweight_partials + FLOAT * config.parameter_partials
     if not config.parameter_partials:  # the two fields of `partials`, Σdy and Σdy·x̂
         dbias_partials, dweight_partials = workspace, workspace + FLOAT * config.partials // 2
     parameters = dweight_partials, dbias_partials, dweight, dbias
-    _run(config, run, (x, dy, dx, weight, 0, residuals, workspace, means, *parameters), 0.0)
+    _run(config, run, (x, dy, dx, weight, 0, residuals, workspace, means or own_means, *parameters), 0.0)
 
 
 def _run(config: LaunchConfig, run: Run, addresses: Ints, eps: float) -> None:

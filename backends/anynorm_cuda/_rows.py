@@ -13,9 +13,12 @@ from anynorm_cuda._build import (
     LONGEST,
     MOST_ROWS,
     PER_LINE,
+    TOGETHER,
     WIDEST,
+    Backward,
     Builder,
     Dtypes,
+    Forward,
     LaunchConfig,
     Sums,
     sums_over,
@@ -125,9 +128,10 @@ class Rows(Builder):
         kernel = self.kernel(name, part, group, **specific)
         return Launch(kernel, self.grid(group), group.threads, group.shared_bytes(tensors))
 
-    def forward(self, *, only_measure: bool) -> LaunchConfig | str:
+    def forward(self, step: Forward) -> LaunchConfig | str:
+        given = self.plan.given and step == "forward"
         group = self.held(forward_group(self.lines, self.vectors, self.device))
-        if self.plan.given and not group.chunked:
+        if (given or step == "apply") and not group.chunked:
             group = chunk_group(self.vectors, 8)
         chunks = self.chunks(group)
         if self.grid(group)[0] > LONGEST:
@@ -136,34 +140,35 @@ class Rows(Builder):
         def launch(name: str) -> Launch:
             return self.launch(name, "rows", group, 1)
 
-        apply = () if only_measure else (launch("rows_apply"),)
-        if self.plan.given:
-            launches: tuple[Launch, ...] = (self.given(), *apply)
+        measured = group.chunked and not given and step != "apply"
+        apply = () if step == "measure" else (launch("rows_apply"),)
+        if given or step == "apply":
+            launches = (*([self.given()] if given else []), *apply)
         elif group.chunked:
             finalize = self.finalize("finalize_statistics", chunks, 1, 1, weighted=False)
             launches = (launch("rows_measure"), finalize, *apply)
         else:
             launches = (launch("rows_forward"),)
         field_stride = self.sets * chunks
-        of_partials = (self.b, 0, 1, 0) if self.plan.given else (self.b * chunks, 1, chunks, 0)
+        of_partials = (self.b, 0, 1, 0) if given else (self.b * chunks, 1, chunks, 0)
         return LaunchConfig(
             view=self.view,
             sets=self.sets,
             keeps_residuals=group.chunked,
-            given=self.plan.given,
+            given=given,
             launches=launches,
-            partials=5 * field_stride if group.chunked and not self.plan.given else 0,
+            partials=5 * field_stride if measured else 0,
             parameter_partials=0,
             counts=self.counts(**self.line_counts(group), chunks=chunks, field_stride=field_stride),
             strides=self.strides(of_partials),
         )
 
-    def backward(self) -> LaunchConfig | str:
+    def backward(self, step: Backward) -> LaunchConfig | str:
         varies = self.varies()
         if varies is None:
             return DIFFER
         if self.p == 1 and varies[3]:
-            return self._along_lines(varies)
+            return self._along_lines(varies, step)
         group = self.held(backward_group(self.lines, self.vectors, self.device))
         wanted = self.view.weight is not None or self.view.bias is not None
         by_line = varies[1] or varies[3] or group.chunked
@@ -175,23 +180,36 @@ class Rows(Builder):
         sums = sums_over(lengths, along)
         if sums is None and wanted:
             return APART
-        return self._config(group, stored, sums if wanted else None, math.prod(lengths))
+        return self._config(step, group, stored, sums if wanted else None, math.prod(lengths))
 
     def _config(
-        self, group: ThreadGroup, stored: int, sums: Sums | None, count: int, *beside: Launch, **specific: int
+        self,
+        step: Backward,
+        group: ThreadGroup,
+        stored: int,
+        sums: Sums | None,
+        count: int,
+        *beside: Launch,
+        **specific: int,
     ) -> LaunchConfig | str:
         """Return the config of a backward pass: kernels that write dx, then `beside`, then the parameters' sums."""
+        if not group.chunked and step != "backward":
+            return TOGETHER
+        if step == "gradient":
+            beside, sums = (), None
         chunks = self.chunks(group)
         field_stride = self.sets * chunks
 
         def launch(name: str) -> Launch:
             return self.launch(name, "rows_backward", group, 2, PARAMETER_SUMS=stored)
 
-        if group.chunked:
-            finalize = self.finalize("finalize_gradient_sums", chunks, 1, 1, weighted=False)
-            launches = [launch("rows_gradient_sums"), finalize, launch("rows_gradient"), *beside]
-        else:
-            launches = [launch("rows_backward"), *beside]
+        launches = [] if group.chunked else [launch("rows_backward")]
+        if group.chunked and step != "gradient":
+            launches.append(launch("rows_gradient_sums"))
+            launches.append(self.finalize("finalize_gradient_sums", chunks, 1, 1, weighted=False))
+        if group.chunked and step != "gradient_sums":
+            launches.append(launch("rows_gradient"))
+        launches += beside
         if sums is not None:
             launches.append(self.parameter_sums(sums))
         counts = self.line_counts(group) | {"chunks": chunks, "field_stride": field_stride} | specific
@@ -215,13 +233,15 @@ class Rows(Builder):
             strides=self.strides((self.b * chunks, 1, chunks, 0)),
         )
 
-    def _along_lines(self, varies: tuple[bool, bool, bool, bool]) -> LaunchConfig | str:
+    def _along_lines(self, varies: tuple[bool, bool, bool, bool], step: Backward) -> LaunchConfig | str:
         """Return the config for a weight that varies along the lines."""
         if varies[0]:
             return "the gradient of a weight or bias of each sample is wanted"
         group = parameter_group(self.vectors, self.device)
         if group is None:
-            return self._along_long_lines(varies)
+            return self._along_long_lines(varies, step)
+        if step != "backward":
+            return TOGETHER
         rows, of_b = (self.a, self.b) if varies[2] else (self.sets, 1)
         # As many thread groups as run at once, or a multiple of that.
         at_once = max(1, self.device.processors * self.blocks(group) // (group.ctas * of_b)) * group.groups
@@ -250,7 +270,7 @@ class Rows(Builder):
         """Return the bytes of a block's accumulators of dweight and dbias, float32."""
         return 2 * 4 * self.per_vector * group.items * group.threads
 
-    def _along_long_lines(self, varies: tuple[bool, bool, bool, bool]) -> LaunchConfig | str:
+    def _along_long_lines(self, varies: tuple[bool, bool, bool, bool], step: Backward) -> LaunchConfig | str:
         """Return the config for a weight that varies along lines too long for `rows_backward_parameters`."""
         if varies[2] and self.b > 1:
             return f"lines of {self.line_length} elements with a weight of their own are too long"
@@ -263,4 +283,4 @@ class Rows(Builder):
         group = self.held(backward_group(self.lines, self.vectors, self.device))
         launch = Launch(kernel, (blocks, rows), 256, 0)
         specific = {"sets_per_group": share, "columns": self.line_length}
-        return self._config(group, NO_SUMS, sums, math.prod(sums), launch, **specific)
+        return self._config(step, group, NO_SUMS, sums, math.prod(sums), launch, **specific)

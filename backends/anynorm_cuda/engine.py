@@ -7,9 +7,12 @@ driver; CuPy's adapter makes its own, which uses CuPy. Importing this module imp
 from __future__ import annotations
 
 from anynorm_cuda._build import WIDEST as WIDEST
+from anynorm_cuda._build import Backward as Backward
 from anynorm_cuda._build import Dtypes as Dtypes
+from anynorm_cuda._build import Forward as Forward
 from anynorm_cuda._build import LaunchConfig as LaunchConfig
 from anynorm_cuda._compile import OPTIONS as OPTIONS
+from anynorm_cuda._configure import Configs as Configs
 from anynorm_cuda._configure import configure_backward as configure_backward
 from anynorm_cuda._configure import configure_forward as configure_forward
 from anynorm_cuda._driver import facts as facts
@@ -21,6 +24,9 @@ from anynorm_cuda._launcher import Launcher as Launcher
 from anynorm_cuda._launcher import Loaded as Loaded
 from anynorm_cuda._launcher import RefusedError as RefusedError
 from anynorm_cuda._launcher import too_old as too_old
+from anynorm_cuda._passes import BackwardPass as BackwardPass
+from anynorm_cuda._passes import EnginePass as EnginePass
+from anynorm_cuda._passes import ForwardPass as ForwardPass
 from anynorm_cuda._program import CompileError as CompileError
 from anynorm_cuda._program import Kernel as Kernel
 from anynorm_cuda._program import Launch as Launch

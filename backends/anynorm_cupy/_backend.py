@@ -9,7 +9,7 @@ import cupy
 
 from anynorm.backend import Backend, Declined, Executable, Memory, Operands, Plan, may_be_written, reach, refuses_out
 from anynorm_cuda.engine import WIDEST
-from anynorm_cupy._launch import Launch
+from anynorm_cupy._launch import Gradient, Launch
 from anynorm_cupy._memory import ndarray
 from anynorm_cupy._ops import OPS
 
@@ -48,13 +48,12 @@ class CuPyBackend(Backend):
         return tuple(found)
 
     def compile(self, plan: Plan, operands: Operands) -> Executable[Any] | Declined:
-        compiled = Launch.compiled_forward if operands.dy is None else Launch.compiled_backward
-        found: Launch | str = self.ops.on_device(operands.x, compiled, plan, operands)
+        compiled = Launch.compiled if operands.dy is None else Gradient.compiled
+        found: Executable[Any] | str = self.ops.on_device(operands.x, compiled, plan, operands)
         return Declined(found) if isinstance(found, str) else found
 
     def refuses_out(self, out: cupy.ndarray, x: cupy.ndarray, others: dict[str, Any]) -> str | None:
-        itself = None if x is None else _memory(x)
-        return refuses_out(_memory(out), itself, {name: _memory(array) for name, array in others.items()})
+        return refuses_out(out, x, others, _memory)
 
 
 def _span(array: cupy.ndarray) -> tuple[int, int]:

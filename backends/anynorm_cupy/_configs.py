@@ -1,16 +1,13 @@
-"""From CuPy's arrays to launch configs: dtypes, strides and the alignment of memory. Runs nothing."""
+"""From CuPy's arrays to what the engine reads: dtypes, strides, alignment. Runs nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import cupy
 
 from anynorm.backend import Ints, Layout, Plan
-from anynorm_cuda import engine
-from anynorm_cuda.engine import WIDEST, Dtypes, LaunchConfig
+from anynorm_cuda.engine import Configs, Dtypes
 from anynorm_cupy._device import facts, launcher
 from anynorm_cupy._memory import converted, dense
 
@@ -42,10 +39,6 @@ class Parameter(NamedTuple):
         """Return a copy in C order."""
         return cls(dtype, shape, c_strides(shape, dtype.itemsize), copies=True)
 
-    def layout(self) -> Layout:
-        """Return the shape, and the strides in elements."""
-        return self.shape, tuple([stride // self.dtype.itemsize for stride in self.strides])
-
 
 def read(array: cupy.ndarray | None, parameter: Parameter | None) -> Any:
     """Return weight or bias in the dtype and the layout of `parameter`."""
@@ -67,62 +60,19 @@ def c_strides(shape: Ints, itemsize: int) -> Ints:
     return dense(shape, tuple(range(len(shape), 0, -1)), itemsize)
 
 
-class Configs:
-    """The launch configs of one signature, by the alignment of the arrays that each call allocates."""
+def configs_of(
+    plan: Plan, x: cupy.ndarray, strides: tuple[Ints, ...], weight: Parameter | None, bias: Parameter | None
+) -> Configs:
+    """Return the configs for x and arrays of its shape; `strides`, in bytes, are those of all of them."""
 
-    def __init__(
-        self,
-        configure: Callable[..., LaunchConfig | str],
-        plan: Plan,
-        x: cupy.ndarray,
-        strides: tuple[Ints, ...],  # in bytes, of x and each array of its shape
-        weight: Parameter | None,
-        bias: Parameter | None,
-    ) -> None:
-        self._configure = configure
-        self._plan = plan
-        self._dtype, self._shape, self._device = x.dtype, x.shape, x.data.device_id
-        self._strides = tuple([tuple([stride // x.itemsize for stride in of_array]) for of_array in strides])
-        self._parameters = weight, bias
-        self._by_alignment: dict[Ints, LaunchConfig | str] = {}
+    def in_elements(strides: Ints, itemsize: int) -> Ints:
+        return tuple([stride // itemsize for stride in strides])
 
-    @classmethod
-    def forwards(
-        cls, plan: Plan, x: cupy.ndarray, y: Ints, weight: Parameter | None, bias: Parameter | None
-    ) -> Configs:
-        """Return the configs of a forward pass; `y` are the strides of y, in bytes."""
-        configure = partial(engine.configure_forward, only_measure=plan.function == "moments")
-        return cls(configure, plan, x, (x.strides, y), weight, bias)
+    def layout(parameter: Parameter | None) -> Layout | None:
+        return parameter and (parameter.shape, in_elements(parameter.strides, parameter.dtype.itemsize))
 
-    @classmethod
-    def backwards(cls, plan: Plan, x: cupy.ndarray, dy: Ints, dx: Ints, weight: Parameter | None) -> Configs:
-        """Return the configs of a backward pass; `dy` and `dx` are strides, in bytes."""
-        # The kernels do not read bias. Its layout is that of dbias.
-        bias = None if plan.bias is None else Parameter.in_c_order(cast("Ints", plan.bias))
-        return cls(engine.configure_backward, plan, x, (x.strides, dy, dx), weight, bias)
-
-    def at(self, bits: int, parameter_bits: int) -> LaunchConfig | str:
-        """Return the config, its kernels loaded, or half a sentence that says why there is none.
-
-        `bits` is the bitwise or of the addresses of x and all arrays of its shape, `parameter_bits` of weight and bias.
-        """
-        alignment = bits % WIDEST, parameter_bits % WIDEST
-        return self._by_alignment.get(alignment) or self._configured(alignment)
-
-    def _configured(self, alignment: tuple[int, int]) -> LaunchConfig | str:
-        if alignment[0] % self._dtype.itemsize:
-            return "the allocator gives memory that is not aligned to an element"
-        weight, bias = [None if parameter is None else parameter.dtype.name for parameter in self._parameters]
-        layouts = [None if parameter is None else parameter.layout() for parameter in self._parameters]
-        config = self._configure(
-            self._plan,
-            Dtypes(self._dtype.name, weight, bias, *alignment),
-            self._shape,
-            self._strides,
-            *layouts,
-            facts(self._device),
-        )
-        if not isinstance(config, str):
-            config = launcher(self._device).why_not(config.launches) or config
-        self._by_alignment[alignment] = config
-        return config
+    device = x.data.device_id
+    of_weight, of_bias = [None if parameter is None else parameter.dtype.name for parameter in (weight, bias)]
+    all_strides = tuple([in_elements(of_array, x.itemsize) for of_array in strides])
+    dtypes = Dtypes(x.dtype.name, of_weight, of_bias)
+    return Configs(launcher(device), facts(device), plan, dtypes, x.shape, all_strides, layout(weight), layout(bias))

@@ -43,12 +43,12 @@ def dense(shape: Ints, strides: Ints, itemsize: int) -> Ints:
 _of_graphs: list[Any] = []
 
 
-def workspace(size: int, device: int) -> Any:
-    """Return memory for the launches that follow.
+def workspace(floats: int, device: int) -> Any:
+    """Return an array of float32 for the launches that follow.
 
     The caller may free it once they are launched: CuPy reuses memory on the same stream only.
     """
-    memory = cupy.cuda.alloc(size)
+    memory = ndarray((floats,), cupy.float32)
     if capturing(device):
         _of_graphs.append(memory)
     return memory

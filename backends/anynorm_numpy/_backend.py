@@ -72,8 +72,7 @@ class NumPyBackend(Backend):
         return Blocks(plan, self.ops, launch) if isinstance(launch, str) else launch
 
     def refuses_out(self, out: Array, x: Array | None, others: dict[str, Array]) -> str | None:
-        itself = None if x is None else _memory(x)
-        return refuses_out(_memory(out), itself, {name: _memory(array) for name, array in others.items()})
+        return refuses_out(out, x, others, _memory)
 
 
 def _signature_beside(out: Array | None, x: Array, others: tuple[Any, ...]) -> Hashable | None:

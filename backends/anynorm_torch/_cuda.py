@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +10,20 @@ from torch import Tensor
 
 from anynorm.backend import AnyResiduals, Layout, Operands, PackedResiduals, Plan, Statistics
 from anynorm_cuda import engine
-from anynorm_cuda.engine import Device, Dtypes, LaunchConfig, Launcher, RefusedError, Run
+from anynorm_cuda.engine import (
+    BackwardPass,
+    Configs,
+    Device,
+    Dtypes,
+    EnginePass,
+    ForwardPass,
+    LaunchConfig,
+    Launcher,
+    Run,
+)
 from anynorm_torch._autograd import recorded
-from anynorm_torch._launch import Gradient, Gradients, Launch, why_no_gradient
-from anynorm_torch._memory import LOW, WIDEST, check_storage, unaligned, written
+from anynorm_torch._launch import Gradient, Gradients, Launch, gradient_wanted, why_no_gradient
+from anynorm_torch._memory import LOW, check_storage, unaligned, written
 from anynorm_torch._tensors import DTYPES, Parameter, dense, layout_of, like, strides_in
 
 # Dtypes in which kernels read weight and bias, and write dweight and dbias.
@@ -49,14 +58,63 @@ def _stream_asked(device: int) -> int:
 _stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_asked)
 
 
-class CudaLaunch(Launch):
-    """A forward pass by the CUDA engine. Once the device refuses a kernel, the formula serves."""
+class _OnCuda(EnginePass):
+    """A pass by the engine on CUDA tensors."""
 
-    engine = "anynorm_cuda"
+    _configs: Configs
+    _copies_dy = False
+    _parameters: tuple[Parameter | None, Parameter | None] = None, None  # as their gradients are written
 
-    def __init__(self, plan: Plan, operands: Operands, config: LaunchConfig) -> None:
+    def _config(self, step: Any, arrays: tuple[Tensor, ...], parameters: tuple[Tensor | None, ...]) -> Any:
+        return self._configs.at(step, bits_of(*arrays), bits_of(*parameters))
+
+    def _addresses(self, *arrays: Tensor | None) -> list[int]:
+        addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in arrays]
+        if min(addresses) < LOW:
+            check_storage(*arrays)
+        return [0 if tensor is None else address for tensor, address in zip(arrays, addresses, strict=True)]
+
+    def _runner(self, x: Tensor) -> Run:
+        return _on_current_stream(x.get_device())
+
+    def _floats(self, x: Tensor, *shape: int) -> Tensor:
+        return x.new_empty(*shape) if x.dtype is torch.float32 else x.new_empty(*shape, dtype=torch.float32)
+
+    def _empty_like(self, x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    def _as_parameters(self, weight: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        return as_parameter(weight), as_parameter(bias)
+
+    def _as_dy(self, dy: Tensor, x: Tensor) -> Tensor:
+        return torch.empty_like(x).copy_(dy) if self._copies_dy else dy
+
+    def _new_parameters(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = [None if p is None else x.new_empty(p.shape, dtype=p.dtype) for p in self._parameters]
+        return weight, bias
+
+    def _serves(self, x: Tensor, *others: Any) -> bool:
+        if self.reason is not None or gradient_wanted(x, *others):
+            return False
+        if others:
+            check_storage(x, *others)
+        return True
+
+    def _uses(self, residuals: Tensor) -> None:
+        note_use(residuals)
+
+    def _written(self, out: Tensor | None) -> None:
+        if out is not None:
+            written(out)
+
+
+class CudaLaunch(_OnCuda, ForwardPass, Launch):
+    """A forward pass by the CUDA engine."""
+
+    def __init__(self, plan: Plan, operands: Operands, configs: Configs, config: LaunchConfig) -> None:
         super().__init__(plan, operands)
-        self._config = config
+        self._configs = configs
+        self._whole = config  # of the pass
         self._reads_weight = as_parameter(operands.weight) is operands.weight
         self._reads_bias = as_parameter(operands.bias) is operands.bias
 
@@ -74,10 +132,11 @@ class CudaLaunch(Launch):
         reason = unaligned(x, *parameters, *read, out)
         if reason is not None:
             return reason
-        y = x if plan.function == "moments" else like(x, out)
-        configure = partial(engine.configure_forward, only_measure=plan.function == "moments")
-        config = _configured(plan, configure, (x, y), parameters, layout_of(parameters[1], 1))
-        return config if isinstance(config, str) else cls(plan, operands, config)
+        measures = plan.function == "moments"
+        tensors = x, x if measures else like(x, out)
+        configs = configs_of(plan, tensors, parameters, layout_of(parameters[1], 1))
+        config = configs.at("measure" if measures else "forward", bits_of(*tensors), bits_of(*parameters))
+        return config if isinstance(config, str) else cls(plan, operands, configs, config)
 
     def compile_gradient(self, operands: Operands) -> CudaGradient | str:
         return CudaGradient.compiled(self.plan, operands, self.weight, self.bias, own_dtypes=True)
@@ -95,81 +154,43 @@ class CudaLaunch(Launch):
         if self.reason is not None:
             return super().forward(x, weight, bias, eps, given, out, save)
         self._check_lengths(x, out)
-        y = torch.empty_like(x) if out is None else out
+        config, y = self._whole, torch.empty_like(x) if out is None else out
         read_weight = weight if self._reads_weight else as_parameter(weight)
         read_bias = bias if self._reads_bias else as_parameter(bias)
         # Only batch norm is given statistics, one per channel, so sets have no other order than theirs.
-        flat = [] if given is None else [a.detach().reshape(-1).to(torch.float32).contiguous() for a in given]
-        residuals = None
-        if given is not None or save or self._records or self._config.keeps_residuals:
-            residuals = _floats(x, 5, self._config.sets)
-        try:
-            self._run(x, y, read_weight, read_bias, eps, residuals, flat)
-        except RefusedError as refused:  # y is still unwritten: the last launch writes it
-            self.engine, self.reason = "formula", str(refused)
+        mean, var = [
+            None if statistic is None else statistic.detach().reshape(-1).to(torch.float32).contiguous()
+            for statistic in given or (None, None)
+        ]
+        residuals = self._floats(x, 5, config.sets) if save or self._records else None
+        if not self._normalize(config, x, y, read_weight, read_bias, residuals, eps, (mean, var)):
             return super().forward(x, weight, bias, eps, given, out, save)
-        if out is not None:
-            written(out)
+        self._written(out)
         if self._records:
-            y = recorded(x, weight, bias, y, self, self._config.view, eps, residuals, read_weight)
-        return y, PackedResiduals(residuals, self.plan, self._config.view, eps) if save else None
+            y = recorded(x, weight, bias, y, self, config.view, eps, residuals, read_weight)
+        return y, PackedResiduals(residuals, self.plan, config.view, eps) if save else None
 
     def measure(self, x: Tensor, eps: float = 0.0) -> Statistics:
-        if self.reason is None and self.plan.function == "moments":  # other configs have launches that write y
-            self._check_lengths(x, None)
-            residuals = _floats(x, 5, self._config.sets)
-            try:
-                self._run(x, None, None, None, eps, residuals, [])
-            except RefusedError as refused:
-                self.engine, self.reason = "formula", str(refused)
-            else:
-                return PackedResiduals(residuals, self.plan, self._config.view, eps).statistics()
+        self._check_lengths(x, None)
         return super().measure(x, eps)
 
-    def _run(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        residuals: Tensor | None,
-        given: list[Tensor],
-    ) -> None:
-        """Write y and the residuals, unless they are None, or raise a RefusedError."""
-        tensors = x, y, weight, bias, *given
-        addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
-        if min(addresses) < LOW:
-            check_storage(*tensors)
-        config = self._config
-        work = _floats(x, config.partials) if config.partials else None
-        engine.forward(
-            config,
-            _on_current_stream(x.get_device()),
-            x=addresses[0],
-            y=0 if y is None else addresses[1],
-            weight=0 if weight is None else addresses[2],
-            bias=0 if bias is None else addresses[3],
-            residuals=0 if residuals is None else residuals.data_ptr(),
-            workspace=0 if work is None else work.data_ptr(),
-            eps=eps,
-            given=(addresses[4], addresses[5]) if given else (0, 0),
-        )
 
-
-class CudaGradient(Gradient):
-    """A backward pass by the CUDA engine. Once the device refuses a kernel, the formula serves."""
-
-    engine = "anynorm_cuda"
+class CudaGradient(_OnCuda, BackwardPass, Gradient):
+    """A backward pass by the CUDA engine."""
 
     def __init__(
-        self, plan: Plan, config: LaunchConfig, copies_dy: bool, weight: Parameter | None, bias: Parameter | None
+        self,
+        plan: Plan,
+        configs: Configs,
+        config: LaunchConfig,
+        copies_dy: bool,
+        parameters: tuple[Parameter | None, Parameter | None],
     ) -> None:
         super().__init__(plan)
-        self._config = config
+        self._configs = configs
+        self._whole = config  # of the pass
         self._copies_dy = copies_dy
-        self._dweight = weight  # with the dtype that the kernels write
-        self._dbias = bias
+        self._parameters = parameters
 
     @classmethod
     def compiled(
@@ -187,16 +208,19 @@ class CudaGradient(Gradient):
         reason = "statistics are given" if plan.given else why_no_gradient(operands) or unaligned(read)
         if reason is not None:
             return reason
-        targets = [_target(parameter, own_dtypes) for parameter in (weight, bias)]
-        dtypes = tuple([torch.float32 if target is None else target.dtype for target in targets])
+        targets = _target(weight, own_dtypes), _target(bias, own_dtypes)
         dx = like(x, out)
         # The kernels do not read bias. Its layout is that of dbias.
         of_bias = None if plan.bias is None else dense(plan.bias, 1)  # type: ignore[arg-type]
-        config, copies = _configured(plan, engine.configure_backward, (x, dy, dx), (read, None), of_bias, dtypes), False
-        if isinstance(config, str) and dy.stride() != dx.stride():
-            copies = True  # copying dy costs one pass over it, the formula about ten
-            config = _configured(plan, engine.configure_backward, (x, like(x, None), dx), (read, None), of_bias, dtypes)
-        return config if isinstance(config, str) else cls(plan, config, copies, *targets)
+        # Copying dy costs one pass over it, the formula about ten.
+        for source in (dy,) if dy.stride() == dx.stride() else (dy, like(x, None)):
+            tensors = x, source, dx
+            configs = configs_of(plan, tensors, (read, None), of_bias, targets)
+            config = configs.at("backward", bits_of(*tensors), bits_of(read))
+            if not isinstance(config, str):
+                return cls(plan, configs, config, source is not dy, targets)
+            reason = config
+        return str(reason)
 
     def backward(
         self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
@@ -210,35 +234,13 @@ class CudaGradient(Gradient):
     ) -> Gradients | None:
         if self.reason is not None:
             return None
-        config, weight = self._config, as_parameter(weight)
         dx = torch.empty_like(x) if out is None else out
-        if self._copies_dy:
-            dy = torch.empty_like(x).copy_(dy)
-        dweight = _empty(self._dweight, x) if needs[1] else None
-        dbias = _empty(self._dbias, x) if needs[2] else None
-        tensors = x, dy, dx, weight, residuals
-        addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in tensors]
-        if min(addresses) < LOW:
-            check_storage(*tensors)
-        work = _floats(x, config.workspace_bytes // 4)
-        try:
-            engine.backward(
-                config,
-                _on_current_stream(x.get_device()),
-                x=addresses[0],
-                dy=addresses[1],
-                dx=addresses[2],
-                weight=0 if weight is None else addresses[3],
-                residuals=addresses[4],
-                workspace=work.data_ptr(),
-                dweight=0 if dweight is None else dweight.data_ptr(),
-                dbias=0 if dbias is None else dbias.data_ptr(),
-            )
-        except RefusedError as refused:
-            self.engine, self.reason = "formula", str(refused)
+        made = self._new_parameters(x)
+        dweight, dbias = made[0] if needs[1] else None, made[1] if needs[2] else None
+        dy, weight = self._as_dy(dy, x), as_parameter(weight)
+        if not self._differentiate(self._whole, x, dy, dx, weight, residuals, dweight, dbias):
             return None
-        if out is not None:
-            written(out)
+        self._written(out)
         return dx, dweight, dbias
 
 
@@ -256,11 +258,6 @@ def note_use(residuals: Tensor) -> None:
     residuals.record_stream(torch.cuda.current_stream(residuals.device))
 
 
-def _floats(x: Tensor, *shape: int) -> Tensor:
-    """Return new float32 on x's device."""
-    return x.new_empty(*shape) if x.dtype is torch.float32 else x.new_empty(*shape, dtype=torch.float32)
-
-
 def _target(parameter: Parameter | None, own_dtype: bool) -> Parameter | None:
     """Return a parameter with the dtype of its gradient: its own if autograd wants that, else float32."""
     if parameter is None or (own_dtype and parameter.requires_grad and parameter.dtype in OWN):
@@ -268,30 +265,26 @@ def _target(parameter: Parameter | None, own_dtype: bool) -> Parameter | None:
     return parameter._replace(dtype=torch.float32)
 
 
-def _empty(target: Parameter | None, x: Tensor) -> Tensor | None:
-    return None if target is None else x.new_empty(target.shape, dtype=target.dtype)
+def bits_of(*tensors: Tensor | None) -> int:
+    """Return the bitwise or of addresses: a power of two divides it where it divides every address."""
+    bits = 0
+    for tensor in tensors:
+        bits |= 0 if tensor is None else tensor.data_ptr()
+    return bits
 
 
-def _configured(
+def configs_of(
     plan: Plan,
-    configure: Callable[..., LaunchConfig | str],
     tensors: tuple[Tensor, ...],
     parameters: tuple[Tensor | None, Tensor | None],
     bias: Layout | None,
-    gradients: tuple[torch.dtype, ...] = (torch.float32, torch.float32),
-) -> LaunchConfig | str:
-    """Return a launch config, its kernels loaded, or half a sentence that says why there is none.
-
-    `gradients` are the dtypes of dweight and dbias.
-    """
-    x, bits = tensors[0], 0  # a power of two that divides `bits` divides every address
-    for tensor in tensors:
-        bits |= tensor.data_ptr()
+    targets: tuple[Parameter | None, Parameter | None] = (None, None),
+) -> Configs:
+    """Return the launch configs for tensors with these strides, x first; `targets` have the gradients' dtypes."""
+    x, device = tensors[0], tensors[0].get_device()
     of_weight, of_bias = [None if parameter is None else DTYPES[parameter.dtype][0] for parameter in parameters]
-    addresses = [0 if parameter is None else parameter.data_ptr() for parameter in parameters]
-    parameter_bits = (addresses[0] | addresses[1]) % WIDEST
-    dweight, dbias = [DTYPES[dtype][0] for dtype in gradients]
-    dtypes = Dtypes(DTYPES[x.dtype][0], of_weight, of_bias, bits % WIDEST, parameter_bits, dweight, dbias)
-    strides, device = tuple([strides_in(tensor, 1) for tensor in tensors]), x.get_device()
-    config = configure(plan, dtypes, tuple(x.shape), strides, layout_of(parameters[0], 1), bias, facts(device))
-    return config if isinstance(config, str) else launcher(device).why_not(config.launches) or config
+    dweight, dbias = ["float32" if target is None else DTYPES[target.dtype][0] for target in targets]
+    dtypes = Dtypes(DTYPES[x.dtype][0], of_weight, of_bias, dweight=dweight, dbias=dbias)
+    strides = tuple([strides_in(tensor, 1) for tensor in tensors])
+    layout = layout_of(parameters[0], 1)
+    return Configs(launcher(device), facts(device), plan, dtypes, tuple(x.shape), strides, layout, bias)

@@ -155,8 +155,7 @@ def refuses_out(out: Tensor, x: Tensor | None, others: dict[str, Tensor]) -> str
     if watched() is not None or [has_addresses(tensor) for tensor in named.values()].count(False):
         return None  # no addresses to compare
     check_storage(*named.values())  # the addresses of what was freed say nothing
-    itself = None if x is None else _where(x)
-    return backend.refuses_out(_where(out), itself, {name: _where(tensor) for name, tensor in others.items()})
+    return backend.refuses_out(out, x, others, _where)
 
 
 def length_of(x: Tensor) -> int:

@@ -19,8 +19,7 @@ from inputs import Case, Norm, verify
 from libraries import numpy_dtype
 
 from anynorm._core.plan import by_channel
-from anynorm_cuda._configure import Dtypes, LaunchConfig, configure_backward, configure_forward
-from anynorm_cuda.engine import Run
+from anynorm_cuda.engine import Dtypes, LaunchConfig, Run, configure_backward, configure_forward
 
 if cuda_host.missing() is not None:
     pytest.skip(str(cuda_host.missing()), allow_module_level=True)

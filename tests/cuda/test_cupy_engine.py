@@ -15,7 +15,7 @@ import cuda_host
 import cupy_on_host
 import numpy as np
 import pytest
-from cupy_on_host import LIBRARY, Host, close, explained, make, normal, on_host, to_numpy, viewed
+from cupy_on_host import FULL, LIBRARY, Host, close, explained, make, normal, on_host, to_numpy, viewed
 from gradients import check_gradients, cotangent, exact_gradients, verify_gradients, vjp
 from inputs import NORMS, check, make_case, verify
 from layouts import LAYOUTS, STRIDED
@@ -259,6 +259,19 @@ def test_layout_of_dy() -> None:
     expected = pullback(dy).x
     for layout in ("transposed", "sliced", "reversed", "fortran"):
         close(pullback(make(LAYOUTS[layout](viewed(dy)))).x, expected)
+
+
+def test_layout_of_dy_beside_out(host: Host) -> None:
+    """A copy of dy has memory of its own layout where dx goes into an `out` with gaps: no byte beyond it is written."""
+    x, dy = normal(5, 24), normal(5, 24)
+    _, pullback = an.vjp(an.layer_norm, x)
+    expected = pullback(dy).x
+    out = make(np.zeros((5, 30), np.float32))[:, :24]
+    blocks: list[Any] = []
+    with mock.patch.object(host, "blocks", blocks):
+        close(pullback(make(LAYOUTS["fortran"](viewed(dy))), out=out).x, expected)
+    assert blocks
+    assert all((block[end:] == FULL).all() for block, end in blocks)
 
 
 TURNED = {"layer": (0,), "rms": (0, 1, 2), "instance": (0, 1), "group": (0,), "batch": (1,)}

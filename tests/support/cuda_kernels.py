@@ -8,9 +8,9 @@ from itertools import accumulate
 from operator import mul
 
 from anynorm._core.plan import Plan, by_channel, over_axes
-from anynorm_cuda._configure import Dtypes, LaunchConfig, configure_backward, configure_forward
 from anynorm_cuda._program import Launch
 from anynorm_cuda._thread_groups import Device
+from anynorm_cuda.engine import Dtypes, LaunchConfig, configure_backward, configure_forward
 
 Ints = tuple[int, ...]
 

@@ -49,8 +49,8 @@ class Backend(NumPyBackend):
 
     def _forward(self, plan: Plan, operands: Operands) -> LaunchConfig | str:
         x, weight, bias, _, _, out, *_ = operands
-        only_measure = plan.function == "moments"
-        arrays = (x, x if only_measure else np.empty_like(x) if out is None else out)
+        measures = plan.function == "moments"
+        arrays = (x, x if measures else np.empty_like(x) if out is None else out)
         return engine.configure_forward(
             plan,
             _dtypes(arrays, weight, bias),
@@ -59,7 +59,7 @@ class Backend(NumPyBackend):
             _layout(weight),
             _layout(bias),
             self.device,
-            only_measure=only_measure,
+            step="measure" if measures else "forward",
         )
 
     def _backward(self, plan: Plan, operands: Operands) -> LaunchConfig | str:

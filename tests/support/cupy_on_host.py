@@ -1,16 +1,17 @@
 """CuPy's own arrays over host memory, whose kernels run on the CPU: for tests of the adapter without a GPU.
 
 The adapter, its launcher and CuPy's arrays are the real ones. What stands in: the allocator, the driver and runtime as
-far as the adapter asks them, and the copies and casts that CuPy does by kernels of its own. CuPy's arithmetic, and so
-the formula, cannot run here.
+far as the adapter asks them, and the copies, casts and few operations that CuPy does by kernels of its own. The rest of
+CuPy's arithmetic, and so the formula, cannot run here.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -47,6 +48,7 @@ class Host(HostDevice):
         self.current = DEVICE
         self.allocated: list[int] = []  # bytes, one after the other
         self.shift = 0  # bytes by which new memory is not aligned
+        self.blocks: list[tuple[NumPyArray, int]] | None = None  # new memory, and where what was asked for ends in it
         self.capturing = False  # a CUDA graph
         self.driver = SimpleNamespace(ctxGetCurrent=lambda: self.context)
         self.runtime = SimpleNamespace(
@@ -65,6 +67,8 @@ class Host(HostDevice):
         block = np.full(size + 512, FULL, np.uint8)
         begin = -block.ctypes.data % 256 + self.shift
         memory = cupy.cuda.UnownedMemory(block.ctypes.data, max(1, size), block, device_id=self.current)
+        if self.blocks is not None:
+            self.blocks.append((block, begin + size))
         return cupy.cuda.MemoryPointer(memory, begin)
 
     def load(self, kernel: Kernel) -> Loaded:
@@ -141,6 +145,17 @@ def _new(array: NumPyArray) -> Any:
     return made
 
 
+def _by_numpy(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Return what a function of NumPy's makes of arrays and numbers, or of a list of arrays."""
+
+    def read(array: Any) -> Any:
+        if isinstance(array, list):
+            return [viewed(one) for one in array]
+        return array if isinstance(array, float) else viewed(array)
+
+    return _new(function(*[read(array) for array in arrays]))
+
+
 def _copyto(to: Any, source: Any) -> None:
     viewed(to)[...] = viewed(source)
 
@@ -174,8 +189,12 @@ def on_host(launch: Run, device: Device = H200) -> Iterator[Host]:
 
     host = Host(launch, device)
     before = cupy.cuda.get_allocator()
+    patch = mock.patch.object
+    operations: list[Any] = [
+        patch(array_api_compat.cupy, name, partial(_by_numpy, getattr(np, name)))
+        for name in ("multiply", "divide", "stack", "zeros_like")
+    ]
     with ExitStack() as stack:
-        patch = mock.patch.object
         for patched in (
             patch(_device, "driver", host.driver),
             patch(_device, "runtime", host.runtime),
@@ -185,6 +204,7 @@ def on_host(launch: Run, device: Device = H200) -> Iterator[Host]:
             patch(cupy, "ascontiguousarray", _converted),
             patch(cupy, "copyto", _copyto),
             patch(array_api_compat.cupy, "astype", _astype),
+            *operations,
         ):
             stack.enter_context(patched)
         _forget()

@@ -49,7 +49,7 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
     import torch
 
     import anynorm_cuda
-    from anynorm_cuda import engine
+    from anynorm_cuda import _engine
     from anynorm_cuda.engine import Device, Launcher
     from anynorm_torch import _cuda, _memory, _signature
 
@@ -74,7 +74,7 @@ def on_device(launch: Callable[..., None], device: Any = None) -> Iterator[Seen]
             mock.patch.object(_cuda, "launcher", return_value=Launcher(seen)),
             mock.patch.object(_cuda, "_stream", return_value=STREAM),
             mock.patch.object(_cuda, "note_use", seen.used.append),
-            mock.patch.multiple(engine, forward=noting(engine.forward), backward=noting(engine.backward)),
+            mock.patch.multiple(_engine, forward=noting(_engine.forward), backward=noting(_engine.backward)),
             _filling(torch),
         ]
         for replaced in replacements:

@@ -168,9 +168,9 @@ def configs_of(case: Case, device: Device) -> list[LaunchConfig]:
     )
     layout = (parameter, (1,))
     bias = None if second is None else layout
-    found = [engine.configure_forward(plan, dtypes, shape, (strides, strides), layout, bias, device)]
+    found = [engine.configure("forward", plan, dtypes, shape, (strides,) * 2, layout, bias, device)]
     if not case.given:
-        found.append(engine.configure_backward(plan, dtypes, shape, (strides, strides, strides), layout, bias, device))
+        found.append(engine.configure("backward", plan, dtypes, shape, (strides,) * 3, layout, bias, device))
     for config in found:
         if isinstance(config, str):
             msg = f"{problem}: {config}"

@@ -32,9 +32,8 @@ APART = "the gradient of a weight is wanted that varies on both sides of an axis
 
 TOGETHER = "one kernel computes the sums of a set and its gradient"
 
-# The two passes, and the steps of each apart. `apply` and `gradient` read what the other step of their pass computes.
-Forward = Literal["forward", "measure", "apply"]
-Backward = Literal["backward", "gradient_sums", "gradient"]
+# The two passes, and the steps of each apart: measure and apply, gradient_sums and gradient.
+Step = Literal["forward", "measure", "apply", "backward", "gradient_sums", "gradient"]
 
 
 class Dtypes(NamedTuple):

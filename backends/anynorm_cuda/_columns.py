@@ -16,11 +16,10 @@ from anynorm_cuda._build import (
     PER_ROW,
     TOGETHER,
     WIDEST,
-    Backward,
     Builder,
     Dtypes,
-    Forward,
     LaunchConfig,
+    Step,
     Sums,
     sums_over,
 )
@@ -93,7 +92,7 @@ class Columns(Builder):
     def merge(self, name: str, tiling: Tiling, *, weighted: bool) -> Launch:
         return self.finalize(name, tiling.chunks * self.set_columns, self.set_columns, self.p, weighted)
 
-    def forward(self, step: Forward) -> LaunchConfig | str:
+    def forward(self, step: Step) -> LaunchConfig | str:
         given = self.plan.given and step == "forward"
         tiling = self.tiling(1, always_chunks=given or step == "apply")
         if tiling.whole_sets:
@@ -104,7 +103,7 @@ class Columns(Builder):
         finalize = self.merge("finalize_statistics", tiling, weighted=False)
         return self._config(tiling, (self.launch("columns_measure", tiling, 1), finalize, *apply), 5, None)
 
-    def backward(self, step: Backward) -> LaunchConfig | str:
+    def backward(self, step: Step) -> LaunchConfig | str:
         varies = self.varies()
         if varies is None:
             return DIFFER

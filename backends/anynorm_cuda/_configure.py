@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from anynorm.backend import Ints, Layout, Plan, View, view, why_apart
-from anynorm_cuda._build import (
-    LONGEST,
-    MOST_ROWS,
-    SOURCE_TYPES,
-    WIDEST,
-    Backward,
-    Dtypes,
-    Forward,
-    LaunchConfig,
-    as_rows,
-)
+from anynorm_cuda._build import LONGEST, MOST_ROWS, SOURCE_TYPES, WIDEST, Dtypes, LaunchConfig, Step, as_rows
 from anynorm_cuda._columns import CHUNK, Columns
 from anynorm_cuda._launcher import Launcher
 from anynorm_cuda._rows import Rows
@@ -40,9 +28,9 @@ class Configs:
         self._device, self._dtypes = device, dtypes
         self._problem = shape, strides, weight, bias
         self._plan = plan
-        self._found: dict[tuple[str, int, int], LaunchConfig | str] = {}
+        self._found: dict[tuple[Step, int, int], LaunchConfig | str] = {}
 
-    def at(self, step: Forward | Backward, bits: int, parameter_bits: int) -> LaunchConfig | str:
+    def at(self, step: Step, bits: int, parameter_bits: int) -> LaunchConfig | str:
         """Return the config of a step, or half a sentence that says why there is none.
 
         `bits` is the bitwise or of the addresses of x and all arrays of its shape, `parameter_bits` of weight and bias.
@@ -50,73 +38,47 @@ class Configs:
         key = step, bits % WIDEST, parameter_bits % WIDEST
         return self._found.get(key) or self._configured(*key)
 
-    def _configured(self, step: Any, bits: int, parameter_bits: int) -> LaunchConfig | str:
+    def _configured(self, step: Step, bits: int, parameter_bits: int) -> LaunchConfig | str:
         if bits % SOURCE_TYPES.get(self._dtypes.x, ("", 1))[1]:
             return "the allocator gives memory that is not aligned to an element"
-        configure: Any = configure_forward if len(self._problem[1]) == 2 else configure_backward
         dtypes = self._dtypes._replace(address_bits=bits, parameter_bits=parameter_bits)
-        config: LaunchConfig | str = configure(self._plan, dtypes, *self._problem, self._device, step=step)
+        config = configure(step, self._plan, dtypes, *self._problem, self._device)
         if not isinstance(config, str):
             config = self._launcher.why_not(config.launches) or config
         self._found[step, bits, parameter_bits] = config
         return config
 
 
-def configure_forward(
+def configure(
+    step: Step,
     plan: Plan,
     dtypes: Dtypes,
     shape: Ints,
-    strides: tuple[Ints, Ints],
+    strides: tuple[Ints, ...],
     weight: Layout | None,
     bias: Layout | None,
     device: Device,
-    *,
-    step: Forward = "forward",
 ) -> LaunchConfig | str:
-    """Return the config of a forward pass or of a step of it, or half a sentence that says why there is none.
+    """Return the config of a pass or of a step of it, or half a sentence that says why there is none.
 
-    `strides` are those of x and y, in elements; those of x twice for "measure", which writes no y.
+    `strides`, in elements, are those of x and y, or of x, dy and dx; those of x twice for "measure", which writes no y.
+    In a backward pass weight and bias are in C order.
     """
-    found = _view(plan, dtypes, shape, strides, weight, bias)
-    if isinstance(found, str):
-        return found
-    build = Rows if as_rows(found) else Columns
-    return build(plan, found, dtypes, device).forward(step)
-
-
-def configure_backward(
-    plan: Plan,
-    dtypes: Dtypes,
-    shape: Ints,
-    strides: tuple[Ints, Ints, Ints],
-    weight: Layout | None,
-    bias: Layout | None,
-    device: Device,
-    *,
-    step: Backward = "backward",
-) -> LaunchConfig | str:
-    """Return the config of a backward pass or of a step of it, or half a sentence that says why there is none.
-
-    `strides` are those of x, dy and dx, in elements. Weight and bias are in C order.
-    """
-    if plan.given:
+    backward = len(strides) == 3
+    if plan.given and backward:
         return "statistics are given"
-    found = _view(plan, dtypes, shape, strides, weight, bias)
-    if isinstance(found, str):
-        return found
-    if not _in_order(found):
-        return "the gradient of a weight is wanted whose axes are in another order in memory than x's"
-    build = Rows if as_rows(found) else Columns
-    return build(plan, found, dtypes, device).backward(step)
-
-
-def _view(
-    plan: Plan, dtypes: Dtypes, shape: Ints, strides: tuple[Ints, ...], weight: Layout | None, bias: Layout | None
-) -> View | str:
     if dtypes.x not in SOURCE_TYPES:
         return f"the kernels have no {dtypes.x}"
     found = view(plan, shape, strides, weight, bias)
-    return found if isinstance(found, str) else _unfit(found) or found
+    if isinstance(found, str):
+        return found
+    reason = _unfit(found)
+    if reason is None and backward and not _in_order(found):
+        reason = "the gradient of a weight is wanted whose axes are in another order in memory than x's"
+    if reason is not None:
+        return reason
+    build = (Rows if as_rows(found) else Columns)(plan, found, dtypes, device)
+    return build.backward(step) if backward else build.forward(step)
 
 
 def _unfit(found: View) -> str | None:

@@ -17,7 +17,7 @@ from anynorm.backend import (
     unpack_sums,
 )
 from anynorm_cuda import _engine
-from anynorm_cuda._build import Backward, Forward, LaunchConfig
+from anynorm_cuda._build import LaunchConfig, Step
 from anynorm_cuda._engine import FLOAT, Run
 from anynorm_cuda._launcher import RefusedError
 
@@ -31,9 +31,7 @@ class EnginePass(Executable[Any], ABC):
     engine = "anynorm_cuda"
 
     @abstractmethod
-    def _config(
-        self, step: Forward | Backward, arrays: tuple[Array, ...], parameters: tuple[Array, ...]
-    ) -> LaunchConfig | str:
+    def _config(self, step: Step, arrays: tuple[Array, ...], parameters: tuple[Array, ...]) -> LaunchConfig | str:
         """Return the config of a step for arrays of x's shape and parameters as the engine reads them, or why none."""
 
     @abstractmethod

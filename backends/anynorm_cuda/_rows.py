@@ -15,11 +15,10 @@ from anynorm_cuda._build import (
     PER_LINE,
     TOGETHER,
     WIDEST,
-    Backward,
     Builder,
     Dtypes,
-    Forward,
     LaunchConfig,
+    Step,
     Sums,
     sums_over,
 )
@@ -128,7 +127,7 @@ class Rows(Builder):
         kernel = self.kernel(name, part, group, **specific)
         return Launch(kernel, self.grid(group), group.threads, group.shared_bytes(tensors))
 
-    def forward(self, step: Forward) -> LaunchConfig | str:
+    def forward(self, step: Step) -> LaunchConfig | str:
         given = self.plan.given and step == "forward"
         group = self.held(forward_group(self.lines, self.vectors, self.device))
         if (given or step == "apply") and not group.chunked:
@@ -163,7 +162,7 @@ class Rows(Builder):
             strides=self.strides(of_partials),
         )
 
-    def backward(self, step: Backward) -> LaunchConfig | str:
+    def backward(self, step: Step) -> LaunchConfig | str:
         varies = self.varies()
         if varies is None:
             return DIFFER
@@ -184,7 +183,7 @@ class Rows(Builder):
 
     def _config(
         self,
-        step: Backward,
+        step: Step,
         group: ThreadGroup,
         stored: int,
         sums: Sums | None,
@@ -233,7 +232,7 @@ class Rows(Builder):
             strides=self.strides((self.b * chunks, 1, chunks, 0)),
         )
 
-    def _along_lines(self, varies: tuple[bool, bool, bool, bool], step: Backward) -> LaunchConfig | str:
+    def _along_lines(self, varies: tuple[bool, bool, bool, bool], step: Step) -> LaunchConfig | str:
         """Return the config for a weight that varies along the lines."""
         if varies[0]:
             return "the gradient of a weight or bias of each sample is wanted"
@@ -270,7 +269,7 @@ class Rows(Builder):
         """Return the bytes of a block's accumulators of dweight and dbias, float32."""
         return 2 * 4 * self.per_vector * group.items * group.threads
 
-    def _along_long_lines(self, varies: tuple[bool, bool, bool, bool], step: Backward) -> LaunchConfig | str:
+    def _along_long_lines(self, varies: tuple[bool, bool, bool, bool], step: Step) -> LaunchConfig | str:
         """Return the config for a weight that varies along lines too long for `rows_backward_parameters`."""
         if varies[2] and self.b > 1:
             return f"lines of {self.line_length} elements with a weight of their own are too long"

@@ -7,14 +7,12 @@ driver; CuPy's adapter makes its own, which uses CuPy. Importing this module imp
 from __future__ import annotations
 
 from anynorm_cuda._build import WIDEST as WIDEST
-from anynorm_cuda._build import Backward as Backward
 from anynorm_cuda._build import Dtypes as Dtypes
-from anynorm_cuda._build import Forward as Forward
 from anynorm_cuda._build import LaunchConfig as LaunchConfig
+from anynorm_cuda._build import Step as Step
 from anynorm_cuda._compile import OPTIONS as OPTIONS
 from anynorm_cuda._configure import Configs as Configs
-from anynorm_cuda._configure import configure_backward as configure_backward
-from anynorm_cuda._configure import configure_forward as configure_forward
+from anynorm_cuda._configure import configure as configure
 from anynorm_cuda._driver import facts as facts
 from anynorm_cuda._driver import launcher as launcher
 from anynorm_cuda._engine import Run as Run

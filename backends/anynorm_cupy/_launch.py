@@ -7,7 +7,7 @@ from typing import Any, cast
 import cupy
 
 from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
-from anynorm_cuda.engine import Backward, BackwardPass, Configs, EnginePass, Forward, ForwardPass, Run
+from anynorm_cuda.engine import BackwardPass, Configs, EnginePass, ForwardPass, Run, Step
 from anynorm_cupy._configs import FLOAT32, Parameter, address, c_strides, configs_of, fixed_bits, read
 from anynorm_cupy._device import launcher, on_current_stream, unfit
 from anynorm_cupy._memory import converted, dense, empty, ndarray, unreadable, workspace
@@ -29,7 +29,7 @@ class _OnCuPy(EnginePass):
         self._device = x.data.device_id
         self._launcher = launcher(self._device)
 
-    def _config(self, step: Forward | Backward, arrays: tuple[Any, ...], parameters: tuple[Any, ...]) -> Any:
+    def _config(self, step: Step, arrays: tuple[Any, ...], parameters: tuple[Any, ...]) -> Any:
         bits = parameter_bits = 0
         for array in arrays:
             bits |= address(array)

@@ -21,7 +21,7 @@ from libraries import NumPyArray, numpy_dtype
 
 from anynorm._core.plan import over_axes
 from anynorm_cuda import _argument
-from anynorm_cuda.engine import Dtypes, Run, configure_forward
+from anynorm_cuda.engine import Dtypes, Run, configure
 from tests.cuda.test_cuda_kernels import DTYPES, judge, launch, make
 from tests.numpy.test_numba_hostile import hostile_sets
 
@@ -300,7 +300,7 @@ def test_what_is_not_counted(shape: tuple[int, ...]) -> None:
     axis = (0, 2) if len(shape) == 3 else 1 if shape[0] > shape[1] else 0
     plan = over_axes(False, "layer_norm", shape, axis, True, None, None)
     steps = tuple([int(np.prod(shape[place + 1 :], dtype=object)) for place in range(len(shape))])
-    config = configure_forward(plan, Dtypes("float16", None, None), shape, (steps, steps), None, None, H200)
+    config = configure("forward", plan, Dtypes("float16", None, None), shape, (steps, steps), None, None, H200)
     assert isinstance(config, str) or shape == (4, 2**30 + 2**29)
     if not isinstance(config, str):
         assert config.counts[_argument.COUNTS.index("columns")] < 2**31

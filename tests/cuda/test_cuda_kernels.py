@@ -19,7 +19,7 @@ from inputs import Case, Norm, verify
 from libraries import numpy_dtype
 
 from anynorm._core.plan import by_channel
-from anynorm_cuda.engine import Dtypes, LaunchConfig, Run, configure_backward, configure_forward
+from anynorm_cuda.engine import Dtypes, LaunchConfig, Run, configure
 
 if cuda_host.missing() is not None:
     pytest.skip(str(cuda_host.missing()), allow_module_level=True)
@@ -243,11 +243,11 @@ def test_images_share_kernels(function: str, groups: int | None) -> None:
         shape = (batch, side, side, 64) if last else (batch, 64, side, side)
         axis, batch_axis = 3 if last else 1, None if function == "batch_norm" else 0
         plan = by_channel(False, function, shape, axis, batch_axis, groups, False, (64,), (64,))
-        steps = tuple(reversed([*itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1)]))
-        dtypes, lies = Dtypes("bfloat16", "float32", "float32", 256, 256), ((64,), (1,))
+        strides = tuple(reversed([*itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1)]))
+        dtypes, layout = Dtypes("bfloat16", "float32", "float32", 256, 256), ((64,), (1,))
         for config in (
-            configure_forward(plan, dtypes, shape, (steps, steps), lies, lies, H200),
-            configure_backward(plan, dtypes, shape, (steps, steps, steps), lies, lies, H200),
+            configure("forward", plan, dtypes, shape, (strides,) * 2, layout, layout, H200),
+            configure("backward", plan, dtypes, shape, (strides,) * 3, layout, layout, H200),
         ):
             assert isinstance(config, LaunchConfig)
             kernels |= {launch.kernel for launch in config.launches}

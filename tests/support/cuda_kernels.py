@@ -10,7 +10,7 @@ from operator import mul
 from anynorm._core.plan import Plan, by_channel, over_axes
 from anynorm_cuda._program import Launch
 from anynorm_cuda._thread_groups import Device
-from anynorm_cuda.engine import Dtypes, LaunchConfig, configure_backward, configure_forward
+from anynorm_cuda.engine import Dtypes, LaunchConfig, configure
 
 Ints = tuple[int, ...]
 
@@ -83,8 +83,8 @@ def _of_images(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
 def _both(
     plan: Plan, dtypes: Dtypes, shape: Ints, strides: Ints, layout: tuple[Ints, Ints] | None, device: Device
 ) -> list[LaunchConfig]:
-    forward = configure_forward(plan, dtypes, shape, (strides,) * 2, layout, layout, device)
-    backward = configure_backward(plan, dtypes, shape, (strides,) * 3, layout, layout, device)
+    forward = configure("forward", plan, dtypes, shape, (strides,) * 2, layout, layout, device)
+    backward = configure("backward", plan, dtypes, shape, (strides,) * 3, layout, layout, device)
     return [config for config in (forward, backward) if not isinstance(config, str)]
 
 

@@ -51,7 +51,8 @@ class Backend(NumPyBackend):
         x, weight, bias, _, _, out, *_ = operands
         measures = plan.function == "moments"
         arrays = (x, x if measures else np.empty_like(x) if out is None else out)
-        return engine.configure_forward(
+        return engine.configure(
+            "measure" if measures else "forward",
             plan,
             _dtypes(arrays, weight, bias),
             x.shape,
@@ -59,7 +60,6 @@ class Backend(NumPyBackend):
             _layout(weight),
             _layout(bias),
             self.device,
-            step="measure" if measures else "forward",
         )
 
     def _backward(self, plan: Plan, operands: Operands) -> LaunchConfig | str:
@@ -74,11 +74,12 @@ class Backend(NumPyBackend):
             for array, shape in ((weight, plan.weight), (bias, plan.bias))
         ]
         strides = [_strides(array) for array in arrays]
-        return engine.configure_backward(
+        return engine.configure(
+            "backward",
             plan,
             _dtypes(arrays, weight, bias),
             x.shape,
-            (strides[0], strides[1], strides[2]),
+            tuple(strides),
             layouts[0],
             layouts[1],
             self.device,

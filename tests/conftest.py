@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -41,9 +41,15 @@ def library(request: pytest.FixtureRequest) -> Iterator[ArrayLibrary]:
 
 
 @pytest.fixture(scope="session")
-def cuda_programs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where kernels compiled for the CPU are kept, for all workers of a run and for later runs."""
-    return _kept(pytestconfig, "cuda-programs") or tmp_path_factory.getbasetemp().parent / "cuda-programs"
+def kept(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what gives a folder for what compilers make: one for all workers of a run, and for later runs."""
+    return lambda name: _kept(pytestconfig, name) or tmp_path_factory.getbasetemp().parent / name
+
+
+@pytest.fixture(scope="session")
+def cuda_programs(kept: Callable[[str], Path]) -> Path:
+    """Return where kernels compiled for the CPU are kept."""
+    return kept("cuda-programs")
 
 
 def _kept(config: pytest.Config, name: str) -> Path | None:

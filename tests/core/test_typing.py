@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -124,26 +124,24 @@ class Bare(Backend):
 """
 
 
-def test_calls_type_check(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_calls_type_check(tmp_path: Path, kept: Callable[[str], Path]) -> None:
     """NumPy's numbers and fractions are numbers, its integers axes; strings, lists and arrays are neither."""
-    _check(PROGRAM, tmp_path_factory)
+    _check(PROGRAM, tmp_path, kept("mypy"))
 
 
-def test_backends_type_check(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_backends_type_check(tmp_path: Path, kept: Callable[[str], Path]) -> None:
     """A wrong argument at the seam between library and backend is reported, a right one is not."""
-    _check(SEAM, tmp_path_factory)
+    _check(SEAM, tmp_path, kept("mypy"))
 
 
-def _check(source: str, folders: pytest.TempPathFactory) -> None:
+def _check(source: str, folder: Path, cache: Path) -> None:
     """Fail unless mypy's strict mode takes a program, each of its `type: ignore` being needed."""
     pytest.importorskip("mypy", reason="mypy is not installed")
-    folder = folders.mktemp("typed")
     program = folder / "program.py"
     program.write_text(source, encoding="utf-8")
     found = Path(an.__file__).parents[1]
     path = [] if found.name == "site-packages" else [str(found), str(found / "backends")]  # mypy looks there anyway
     environment = {**os.environ, "MYPYPATH": os.pathsep.join(path)}
-    cache = folders.getbasetemp() / "mypy"  # one for all programs: what they import is read once
     arguments = ["--strict", "--config-file=", f"--cache-dir={cache}", "--follow-imports=silent"]
     mypy = [sys.executable, "-m", "mypy", *arguments, str(program)]
     done = subprocess.run(mypy, env=environment, cwd=folder, capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a directory in which the processes of all tests, and of all workers, keep what they compile."""
-    return str(tmp_path_factory.getbasetemp().parent / "numba-tasks")
+def cache(kept: Callable[[str], Path]) -> str:
+    """Return a directory in which the processes of all tests keep what they compile."""
+    return str(kept("numba-tasks"))
 
 
 @pytest.fixture(params=OPENMP)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-from anynorm._core.advice import for_dtype, is_shape, reject_shape
+from anynorm._core.advice import for_dtype
+from anynorm._core.advice_calls import is_shape, reject_shape
 from anynorm._core.arrays import Array, Format, Shape, described, dtype_name
 from anynorm._core.backends import backend_of
 from anynorm._core.plan import Plan, show

@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._core import cache
-from anynorm._core.advice import advice_on_binding
+from anynorm._core.advice_calls import advice_on_binding
 from anynorm._core.arrays import Array, Shape, class_name, described
 from anynorm._core.backends import backend_of, by_type, check_suited
 from anynorm._core.checks import check_gradient, checked_plan, real_number

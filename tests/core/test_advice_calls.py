@@ -37,6 +37,8 @@ def refused(call: Any) -> str:
         ("layer_norm", ((6,), W), {"eps": 0.1}),
         ("layer_norm", ((6,), W, B), {"eps": 0.1}),
         ("layer_norm", ((6,),), {"eps": 0.1}),
+        ("layer_norm", ((6,),), {"weight": W, "bias": B, "eps": 0.1}),
+        ("rms_norm", ((6,),), {"weight": W, "eps": 0.1}),
         ("layer_norm", ([4, 6],), {"eps": 0.1}),
         ("layer_norm", (), {"normalized_shape": (6,)}),
         ("layer_norm", (), {"normalized_shape": (4, 6), "eps": 0.1}),
@@ -78,7 +80,7 @@ def test_torchs_words(norm: str, given: tuple[Any, ...], options: dict[str, Any]
         its.rstrip(".") for its in said.replace(". With", ".\n").replace("call is ", "call is \n").split("\n")[1::2]
     ]
     # By position or by keyword cannot be told apart behind the shape, so both are said.
-    code = codes[1] if given and len(given) == 1 and "bias" in options else codes[0]
+    code = codes[1] if len(codes) > 1 and "bias" in options else codes[0]
     found: dict[str, Any] = {"anynorm": anynorm, "x": x, **named}
     exec(code if code.startswith("y, ") else f"y = {code}", found)
 
@@ -97,15 +99,15 @@ def test_torchs_words(norm: str, given: tuple[Any, ...], options: dict[str, Any]
 @pytest.mark.parametrize(
     ("norm", "given", "options", "said"),
     [
-        ("layer_norm", (), {"dtype": "float32"}, "has no keyword dtype"),
+        ("layer_norm", (), {"dtype": "float32"}, "unknown keyword dtype"),
         ("layer_norm", (W, B, 1e-5), {}, "by keyword"),
-        ("layer_norm", (), {"normalized_shape": (6,), "axis": 0}, "has no keyword normalized_shape"),
-        ("batch_norm", (), {"mean": MEAN, "var": VAR, "training": False}, "has no keyword training"),
+        ("layer_norm", (), {"normalized_shape": (6,), "axis": 0}, "unknown keyword normalized_shape"),
+        ("batch_norm", (), {"mean": MEAN, "var": VAR, "training": False}, "unknown keyword training"),
         ("batch_norm", (MEAN, VAR, W, B, np.ones(6)), {}, "by keyword"),
         ("batch_norm", (W,), {}, "by keyword"),
         ("batch_norm", (MEAN, VAR, W), {"weight": W}, "by keyword"),
         ("group_norm", (), {}, "num_groups is missing"),
-        ("group_norm", (3,), {"num_groups": 3}, "has no keyword num_groups"),
+        ("group_norm", (3,), {"num_groups": 3}, "unknown keyword num_groups"),
     ],
 )
 def test_no_words_of_torchs(norm: str, given: tuple[Any, ...], options: dict[str, Any], said: str) -> None:
@@ -113,6 +115,72 @@ def test_no_words_of_torchs(norm: str, given: tuple[Any, ...], options: dict[str
     found = refused(lambda: getattr(an, norm)(np.ones((4, 6), "float32"), *given, **options))
     assert said in found
     assert "call is" not in found
+
+
+X = np.random.default_rng(5).normal(1, 2, (4, 6, 6)).astype("float32")
+
+
+@pytest.mark.parametrize("flag", ["training", "is_training", "use_running_average"])
+@pytest.mark.parametrize("given", [{}, {"mean": MEAN, "var": VAR}], ids=["measured", "given"])
+@pytest.mark.parametrize("value", [False, True])
+def test_flags_of_batch_norm(flag: str, given: dict[str, Any], value: bool) -> None:
+    """A flag that contradicts the statistics is not merely left out, which would do the other thing."""
+    said = refused(lambda: an.batch_norm(X, **given, **{flag: value}))
+    by_batch = value != (flag == "use_running_average")
+    assert ("give mean= and var=" in said) == (not by_batch and not given)
+    assert ("leave out" in said and f"{flag}, mean and var" in said) == (by_batch and bool(given))
+    assert ("the same call is anynorm.batch_norm(x)." in said) == (flag == "training" and by_batch and not given)
+
+
+def test_flags_of_instance_norm() -> None:
+    """Instance norm never takes statistics: the function that does is named."""
+    for options in ({"use_input_stats": False}, {"training": False}):
+        said = refused(lambda: an.instance_norm(X, **options))  # noqa: B023
+        assert "anynorm.batch_norm(x, mean=..., var=...)" in said
+
+
+@pytest.mark.parametrize(
+    ("norm", "given", "options", "own"),
+    [
+        ("layer_norm", (), {"gamma": W, "beta": B}, {"weight": W, "bias": B}),
+        ("layer_norm", (), {"scale": W, "epsilon": 0.1}, {"weight": W, "eps": 0.1}),
+        ("layer_norm", (), {"dim": 1}, {"axis": 1}),
+        ("layer_norm", (), {"channel_axis": 1}, {"axis": 1}),
+        ("batch_norm", (), {"axis": -1}, {"channel_axis": -1}),
+        ("batch_norm", (), {"running_mean": MEAN, "moving_variance": VAR}, {"mean": MEAN, "var": VAR}),
+        ("group_norm", (3,), {"axis": -1, "offset": B}, {"channel_axis": -1, "bias": B}),
+        ("moments", (), {"dim": 1, "keepdim": True}, {"axis": 1, "keepdims": True}),
+    ],
+)
+def test_other_words(norm: str, given: tuple[Any, ...], options: dict[str, Any], own: dict[str, Any]) -> None:
+    """Each keyword of another library's is answered by ours, with which the call is one."""
+    said = refused(lambda: getattr(an, norm)(X, *given, **options))
+    for word, its in zip(options, own, strict=True):
+        assert f"{word} is {its} here" in said
+    getattr(an, norm)(X, *given, **own)
+
+
+@pytest.mark.parametrize(
+    ("norm", "given", "options", "said"),
+    [
+        ("group_norm", (X,), {"groups": 2}, "groups is num_groups here, which goes by position."),
+        ("group_norm", (X, 2), {"groups": 2}, "groups is num_groups here, and given as well: leave out one."),
+        ("layer_norm", (), {"input": X}, "input is x here, which goes by position."),
+        ("layer_norm", (X,), {"gamma": W, "weight": W}, "gamma is weight here, and given as well: leave out one."),
+        ("layer_norm", (X, (6,)), {"gamma": W}, "gamma is weight here. weight is given by position, where torch has"),
+        ("layer_norm", (X,), {"scale": False}, "Leave out scale, or give what there is: weight, bias, axis, eps, out."),
+        (
+            "layer_norm",
+            (X,),
+            {"epsilon": 0.1, "dtype": 1},
+            "epsilon is eps here. unknown keyword dtype. Leave out dtype",
+        ),
+        ("moments", (X, 0), {}, "Give the others by keyword, e.g. axis=..."),
+    ],
+)
+def test_other_words_that_clash(norm: str, given: tuple[Any, ...], options: dict[str, Any], said: str) -> None:
+    """A word of another library's whose place is taken, goes by position or means something else is no renaming."""
+    assert said in refused(lambda: getattr(an, norm)(*given, **options))
 
 
 def test_own_keywords_stay() -> None:

@@ -96,6 +96,9 @@ def _by_backend(backend: Backend, plan: Plan, operands: Operands) -> Executable[
     """Return what a backend compiles, or the formula with its reason; a TypeError if it returns anything else."""
     found = backend.compile(plan, operands)
     if isinstance(found, Executable):
+        if "plan" not in vars(found):
+            msg = f"{class_name(found)}.__init__ must call super().__init__(plan, ops)."
+            raise TypeError(msg)
         return found
     if isinstance(found, Declined):
         return Executable(plan, backend.ops, found.reason)
@@ -179,6 +182,11 @@ def backward(call: Bound, residuals: AnyResiduals, dy: Array, out: Array | None)
     operands = Operands(x, weight, bias, mean, var, out, dy, residuals)
     check_gradient(entry.plan.function, operands, entry.shape if entry.cached else None, backend)
     executable = entry.executable
+    if residuals is None:
+        msg = (
+            f"{class_name(executable)}.forward must return (y, residuals) where save is True, got None for the latter."
+        )
+        raise TypeError(msg)
     if type(executable) is not Executable:
         executable = _by_backend(backend, entry.plan, operands)
     if key is not None:

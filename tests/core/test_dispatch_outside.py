@@ -324,6 +324,37 @@ except (TypeError, RuntimeError) as error:
     assert found.startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("launch", "said"),
+    [
+        pytest.param(LAUNCH, "outside.Launch.forward must return (y, residuals) where save is True", id="no-residuals"),
+        pytest.param(
+            LAUNCH + "    def __init__(self, plan, ops, reason): ...",
+            "outside.Launch.__init__ must call super().__init__(plan, ops)",
+            id="no-plan",
+        ),
+    ],
+)
+def test_what_an_executable_lacks_is_named(launch: str, said: str, tmp_path: Path) -> None:
+    """An executable that forgot what every one needs is named, with what it forgot."""
+    install(tmp_path, backend(launch + "\n", compiles=True), value="outside:Strangers")
+
+    found = run(
+        tmp_path,
+        """
+import array_api_strict as xp
+x = xp.ones((2, 3), dtype=xp.float32)
+try:
+    y, pullback = an.vjp(an.layer_norm, x)
+    pullback(y)
+except TypeError as error:
+    found = str(error)
+""",
+    )
+
+    assert found.startswith(said)
+
+
 @pytest.mark.parametrize("returned", ["None", "'no out is served'", "Launch"])
 def test_what_compile_returns_is_checked(returned: str, tmp_path: Path) -> None:
     """A backend whose `compile` returns neither an Executable nor a Declined is named in a TypeError."""

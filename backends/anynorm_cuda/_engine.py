@@ -18,7 +18,6 @@ FLOAT = 4  # bytes
 def forward(
     config: LaunchConfig,
     run: Run,
-    *,
     x: int,
     y: int,
     weight: int,
@@ -40,7 +39,6 @@ def forward(
 def backward(
     config: LaunchConfig,
     run: Run,
-    *,
     x: int,
     dy: int,
     dx: int,

@@ -76,10 +76,10 @@ class EnginePass(Executable[Any], ABC):
     def _written(self, out: Array) -> None:
         """Take note that the engine wrote to the caller's array, unless that is None."""
 
-    def _launched(self, run: Callable[..., None], config: LaunchConfig, array: Array, /, **options: Any) -> bool:
+    def _launched(self, run: Callable[..., None], config: LaunchConfig, x: Array, *arguments: Any) -> bool:
         """Run a config; return False, and leave this and later calls to the formula, if the device refuses a kernel."""
         try:
-            run(config, self._runner(array), **options)
+            run(config, self._runner(x), *arguments)
         except RefusedError as refused:
             self.engine, self.reason = "formula", str(refused)
             return False
@@ -142,11 +142,8 @@ class ForwardPass(EnginePass):
         floats = config.workspace_bytes // FLOAT + behind
         workspace = self._workspace(x, floats) if floats else None
         at = self._addresses(x, y, weight, bias, residuals, workspace, *given)
-        names = ("x", "y", "weight", "bias", "residuals", "workspace")
-        named = dict(zip(names, at, strict=False))
-        if behind:
-            named["residuals"] = at[5] + config.workspace_bytes
-        return self._launched(_engine.forward, config, x, **named, eps=eps, given=(at[6], at[7]))
+        at_residuals = at[5] + config.workspace_bytes if behind else at[4]
+        return self._launched(_engine.forward, config, x, *at[:4], at_residuals, at[5], eps, (at[6], at[7]))
 
 
 class BackwardPass(EnginePass):
@@ -216,6 +213,5 @@ class BackwardPass(EnginePass):
     ) -> bool:
         """Write dx, dweight and dbias, unless they are None; return whether the device ran the kernels."""
         workspace = self._workspace(x, config.workspace_bytes // FLOAT)
-        names = ("x", "dy", "dx", "weight", "residuals", "workspace", "dweight", "dbias", "means")
         at = self._addresses(x, dy, dx, weight, residuals, workspace, dweight, dbias, means)
-        return self._launched(_engine.backward, config, x, **dict(zip(names, at, strict=True)))
+        return self._launched(_engine.backward, config, x, *at)

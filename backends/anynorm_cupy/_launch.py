@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import cupy
 
@@ -13,7 +13,10 @@ from anynorm_cupy._device import launcher, on_current_stream, unfit
 from anynorm_cupy._memory import converted, dense, empty, ndarray, unreadable, workspace
 from anynorm_cupy._ops import OPS
 
-Gradients = tuple[Any, Any, Any]
+Array: TypeAlias = cupy.ndarray
+Maybe: TypeAlias = Array | None  # a weight, bias, statistic, out or dy
+Given: TypeAlias = tuple[Array, Array] | None  # mean and var
+Gradients: TypeAlias = tuple[Array, Maybe, Maybe]
 
 
 class _OnCuPy(EnginePass):
@@ -29,7 +32,7 @@ class _OnCuPy(EnginePass):
         self._device = x.data.device_id
         self._launcher = launcher(self._device)
 
-    def _config(self, step: Step, arrays: tuple[Any, ...], parameters: tuple[Any, ...]) -> Any:
+    def _config(self, step: Step, arrays: tuple[Array, ...], parameters: tuple[Maybe, ...]) -> Any:
         bits = parameter_bits = 0
         for array in arrays:
             bits |= address(array)
@@ -37,25 +40,25 @@ class _OnCuPy(EnginePass):
             parameter_bits |= address(array)
         return self._configs.at(step, bits, parameter_bits)
 
-    def _addresses(self, *arrays: Any) -> list[int]:
+    def _addresses(self, *arrays: Maybe) -> list[int]:
         return [address(array) for array in arrays]
 
-    def _runner(self, x: Any) -> Run:  # noqa: ARG002
+    def _runner(self, x: Array) -> Run:  # noqa: ARG002
         return on_current_stream(self._launcher, self._device)
 
-    def _floats(self, x: Any, *shape: int) -> Any:  # noqa: ARG002
+    def _floats(self, x: Array, *shape: int) -> Any:  # noqa: ARG002
         return ndarray(shape, FLOAT32)
 
-    def _workspace(self, x: Any, floats: int) -> Any:  # noqa: ARG002
+    def _workspace(self, x: Array, floats: int) -> Any:  # noqa: ARG002
         return workspace(floats, self._device)
 
-    def _empty_like(self, x: Any) -> Any:
+    def _empty_like(self, x: Array) -> Any:
         return empty(x.shape, x.dtype, self._strides)
 
-    def _as_parameters(self, weight: Any, bias: Any = None) -> tuple[Any, Any]:
+    def _as_parameters(self, weight: Maybe, bias: Maybe = None) -> tuple[Maybe, Maybe]:
         return read(weight, self._weight), read(bias, self._bias)
 
-    def _as_dy(self, dy: Any, x: Any) -> Any:
+    def _as_dy(self, dy: Array, x: Array) -> Array:
         if self._casts_dy:
             dy = converted(dy, FLOAT32)
         if self._copies_dy:
@@ -63,7 +66,7 @@ class _OnCuPy(EnginePass):
             cupy.copyto(dy, source)
         return dy
 
-    def _new_parameters(self, x: Any) -> tuple[Any, Any]:  # noqa: ARG002
+    def _new_parameters(self, x: Array) -> tuple[Any, Any]:  # noqa: ARG002
         weight, bias = [None if s is None else ndarray(s, FLOAT32) for s in (self.plan.weight, self.plan.bias)]
         return weight, bias
 
@@ -89,21 +92,14 @@ class Launch(_OnCuPy, ForwardPass):
         return found if isinstance(found, str) else launch
 
     def forward(
-        self,
-        x: cupy.ndarray,
-        weight: cupy.ndarray | None,
-        bias: cupy.ndarray | None,
-        eps: float,
-        given: tuple[cupy.ndarray, cupy.ndarray] | None,
-        out: cupy.ndarray | None,
-        save: bool,
+        self, x: Array, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Any, Any]:
         arguments = x, weight, bias, eps, given, out, save
         found = self.ops.on_device(x, self._forward, *arguments) if self.reason is None else None
         return super().forward(*arguments) if found is None else found
 
     def _forward(
-        self, x: Any, weight: Any, bias: Any, eps: float, given: tuple[Any, Any] | None, out: Any, save: bool
+        self, x: Array, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Any, Any] | None:
         y = self._empty_like(x) if out is None else out
         parameters = self._as_parameters(weight, bias)
@@ -150,20 +146,13 @@ class Gradient(_OnCuPy, BackwardPass):
             reason = found
         return reason
 
-    def backward(
-        self,
-        dy: cupy.ndarray,
-        x: cupy.ndarray,
-        weight: cupy.ndarray | None,
-        residuals: AnyResiduals,
-        out: cupy.ndarray | None,
-    ) -> Gradients:
+    def backward(self, dy: Array, x: Array, weight: Maybe, residuals: AnyResiduals, out: Maybe) -> Gradients:
         arguments = dy, x, weight, residuals, out
         served = self.reason is None and isinstance(residuals, PackedResiduals)
         found = self.ops.on_device(x, self._backward, *arguments) if served else None
         return super().backward(*arguments) if found is None else found
 
-    def _backward(self, dy: Any, x: Any, weight: Any, residuals: PackedResiduals, out: Any) -> Gradients | None:
+    def _backward(self, dy: Array, x: Array, weight: Maybe, residuals: PackedResiduals, out: Maybe) -> Gradients | None:
         dx = self._empty_like(x) if out is None else out
         dy, (weight, _) = self._as_dy(dy, x), self._as_parameters(weight)
         config = self._config("backward", (x, dy, dx), (weight,))

@@ -24,7 +24,7 @@ from anynorm_cuda.engine import (
 from anynorm_torch._autograd import recorded
 from anynorm_torch._launch import Gradient, Gradients, Launch, gradient_wanted, why_no_gradient
 from anynorm_torch._memory import LOW, check_storage, unaligned, written
-from anynorm_torch._tensors import DTYPES, Parameter, dense, layout_of, like, strides_in
+from anynorm_torch._tensors import DTYPES, Given, Maybe, Parameter, dense, layout_of, like, strides_in
 
 # Dtypes in which kernels read weight and bias, and write dweight and dbias.
 OWN = (torch.float32, torch.float16, torch.bfloat16)
@@ -65,10 +65,10 @@ class _OnCuda(EnginePass):
     _copies_dy = False
     _parameters: tuple[Parameter | None, Parameter | None] = None, None  # as their gradients are written
 
-    def _config(self, step: Any, arrays: tuple[Tensor, ...], parameters: tuple[Tensor | None, ...]) -> Any:
+    def _config(self, step: Any, arrays: tuple[Tensor, ...], parameters: tuple[Maybe, ...]) -> Any:
         return self._configs.at(step, bits_of(*arrays), bits_of(*parameters))
 
-    def _addresses(self, *arrays: Tensor | None) -> list[int]:
+    def _addresses(self, *arrays: Maybe) -> list[int]:
         addresses = [LOW if tensor is None else tensor.data_ptr() for tensor in arrays]
         if min(addresses) < LOW:
             check_storage(*arrays)
@@ -83,13 +83,13 @@ class _OnCuda(EnginePass):
     def _empty_like(self, x: Tensor) -> Tensor:
         return torch.empty_like(x)
 
-    def _as_parameters(self, weight: Tensor | None, bias: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    def _as_parameters(self, weight: Maybe, bias: Maybe = None) -> tuple[Maybe, Maybe]:
         return as_parameter(weight), as_parameter(bias)
 
     def _as_dy(self, dy: Tensor, x: Tensor) -> Tensor:
         return torch.empty_like(x).copy_(dy) if self._copies_dy else dy
 
-    def _new_parameters(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _new_parameters(self, x: Tensor) -> tuple[Maybe, Maybe]:
         weight, bias = [None if p is None else x.new_empty(p.shape, dtype=p.dtype) for p in self._parameters]
         return weight, bias
 
@@ -103,7 +103,7 @@ class _OnCuda(EnginePass):
     def _uses(self, residuals: Tensor) -> None:
         note_use(residuals)
 
-    def _written(self, out: Tensor | None) -> None:
+    def _written(self, out: Maybe) -> None:
         if out is not None:
             written(out)
 
@@ -142,14 +142,7 @@ class CudaLaunch(_OnCuda, ForwardPass, Launch):
         return CudaGradient.compiled(self.plan, operands, self.weight, self.bias, own_dtypes=True)
 
     def forward(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        given: tuple[Tensor, Tensor] | None,
-        out: Tensor | None,
-        save: bool,
+        self, x: Tensor, weight: Maybe, bias: Maybe, eps: float, given: Given, out: Maybe, save: bool
     ) -> tuple[Tensor, AnyResiduals | None]:
         if self.reason is not None:
             return super().forward(x, weight, bias, eps, given, out, save)
@@ -222,15 +215,13 @@ class CudaGradient(_OnCuda, BackwardPass, Gradient):
             reason = config
         return str(reason)
 
-    def backward(
-        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
-    ) -> Gradients:
+    def backward(self, dy: Tensor, x: Tensor, weight: Maybe, residuals: AnyResiduals, out: Maybe) -> Gradients:
         if isinstance(residuals, PackedResiduals):
             note_use(residuals.array)
         return super().backward(dy, x, weight, residuals, out)
 
     def run(
-        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Any, out: Tensor | None, needs: Sequence[bool]
+        self, dy: Tensor, x: Tensor, weight: Maybe, residuals: Any, out: Maybe, needs: Sequence[bool]
     ) -> Gradients | None:
         if self.reason is not None:
             return None
@@ -244,7 +235,7 @@ class CudaGradient(_OnCuda, BackwardPass, Gradient):
         return dx, dweight, dbias
 
 
-def as_parameter(parameter: Tensor | None) -> Tensor | None:
+def as_parameter(parameter: Maybe) -> Maybe:
     """Return weight or bias as the engine reads it: contiguous, in its own dtype if the kernels have it."""
     if parameter is None:
         return None
@@ -265,7 +256,7 @@ def _target(parameter: Parameter | None, own_dtype: bool) -> Parameter | None:
     return parameter._replace(dtype=torch.float32)
 
 
-def bits_of(*tensors: Tensor | None) -> int:
+def bits_of(*tensors: Maybe) -> int:
     """Return the bitwise or of addresses: a power of two divides it where it divides every address."""
     bits = 0
     for tensor in tensors:
@@ -276,7 +267,7 @@ def bits_of(*tensors: Tensor | None) -> int:
 def configs_of(
     plan: Plan,
     tensors: tuple[Tensor, ...],
-    parameters: tuple[Tensor | None, Tensor | None],
+    parameters: tuple[Maybe, Maybe],
     bias: Layout | None,
     targets: tuple[Parameter | None, Parameter | None] = (None, None),
 ) -> Configs:

@@ -88,8 +88,8 @@ def test_kernel(arch: int, launch: Launch) -> None:
     found = cubins.resources(_compile.cubin(launch.kernel, arch))
 
     assert set(found) == {launch.kernel.name}
-    its = found[launch.kernel.name]
-    assert its.frame == 0
-    assert launch.threads * -(-its.registers // 8) * 8 <= REGISTERS
-    assert its.shared <= 48 << 10
-    assert its.shared + launch.shared <= device_of(arch).shared
+    needs = found[launch.kernel.name]
+    assert needs.frame == 0
+    assert launch.threads * -(-needs.registers // 8) * 8 <= REGISTERS
+    assert needs.shared <= 48 << 10
+    assert needs.shared + launch.shared <= device_of(arch).shared

@@ -105,13 +105,13 @@ def test_nan_and_infinity(form: Form, way: str, poison: float, launch: Run) -> N
             kept = [0, 1, 2, 4, 5]
             for this, that in ((found, expected), (its_slopes.x, slopes.x)):
                 assert form.restored(this, 6)[kept].tobytes() == form.restored(that, 6)[kept].tobytes()
-            its, dx = form.restored(found, 6)[3], form.restored(its_slopes.x, 6)[3]
+            y, dx = form.restored(found, 6)[3], form.restored(its_slopes.x, 6)[3]
             assert np.isnan(dx).all()
             if form.function == "rms_norm" and np.isinf(poison):
-                assert np.isnan(its[position])
-                assert (np.delete(its, position) == 0).all()
+                assert np.isnan(y[position])
+                assert (np.delete(y, position) == 0).all()
             else:
-                assert np.isnan(its).all()
+                assert np.isnan(y).all()
 
 
 @each_way
@@ -125,7 +125,7 @@ def test_a_set_has_its_bits_in_any_batch(form: Form, way: str, launch: Run) -> N
     for sets in (40 if length < 1000 else 10, 4):
         with on_cuda(launch, device) as backend:
             y, slopes = both_passes(form.of(rows[:sets]), form.of(dy[:sets]).arrays["x"], backend)
-        found.append([form.restored(its, sets) for its in (y, slopes.x)])
+        found.append([form.restored(array, sets) for array in (y, slopes.x)])
     for many, few in zip(*found, strict=True):
         assert many[: len(few)].tobytes() == few.tobytes()
 
@@ -160,7 +160,7 @@ def test_the_order_of_threads_changes_no_bit(form: Form, way: str, cuda_programs
     for order in ("forward", "backward", "random"):
         with on_cuda(cuda_host.launcher(cuda_programs, order=order), device) as backend:
             y, slopes = both_passes(case, dy, backend)
-        found.append(b"".join([its.tobytes() for its in (y, *slopes)]))
+        found.append(b"".join([array.tobytes() for array in (y, *slopes)]))
     assert found[0] == found[1] == found[2]
 
 
@@ -196,7 +196,7 @@ def test_nothing_beyond_an_array_is_touched(flush: Any, launch: Run) -> None:
         make("group_norm", (2, 5, 5, 21), "float16", groups=(3,), channel_axis=-1),
     ]
     for case in cases:
-        arrays = {name: cuda_host.guarded(its, flush, writable=False) for name, its in case.arrays.items()}
+        arrays = {name: cuda_host.guarded(array, flush, writable=False) for name, array in case.arrays.items()}
         with on_cuda(launch) as backend:
             judge(Case(case.norm, arrays), backend)
 
@@ -273,10 +273,10 @@ def test_gradients_of_equal_numbers(launch: Run) -> None:
     rows = make("layer_norm", (2048, 260), "float32")
     falling = np.full_like(rows.arrays["x"], 2.0**-24)
     falling[:32] = 1
-    for its, slopes, device in ((case, dy, H200), (rows, falling, H200._replace(processors=4))):
+    for one, slopes, device in ((case, dy, H200), (rows, falling, H200._replace(processors=4))):
         with on_cuda(launch, device) as backend:
-            _, found = both_passes(its, slopes, backend)
-        verify_gradients(found, its, exact_gradients(its, slopes))
+            _, found = both_passes(one, slopes, backend)
+        verify_gradients(found, one, exact_gradients(one, slopes))
 
 
 @pytest.mark.parametrize("rows", [3, 33, 300, 9000])
@@ -299,8 +299,8 @@ def test_what_is_not_counted(shape: tuple[int, ...]) -> None:
     """Shapes with more sets, columns or elements of a set than the kernels count in are left to the formula."""
     axis = (0, 2) if len(shape) == 3 else 1 if shape[0] > shape[1] else 0
     plan = over_axes(False, "layer_norm", shape, axis, True, None, None)
-    steps = tuple([int(np.prod(shape[place + 1 :], dtype=object)) for place in range(len(shape))])
-    config = configure("forward", plan, Dtypes("float16", None, None), shape, (steps, steps), None, None, H200)
+    strides = tuple([int(np.prod(shape[place + 1 :], dtype=object)) for place in range(len(shape))])
+    config = configure("forward", plan, Dtypes("float16", None, None), shape, (strides, strides), None, None, H200)
     assert isinstance(config, str) or shape == (4, 2**30 + 2**29)
     if not isinstance(config, str):
         assert config.counts[_argument.COUNTS.index("columns")] < 2**31

@@ -57,7 +57,7 @@ def make(
     axis = options.get("channel_axis", 1) if function not in ("layer_norm", "rms_norm") else -1
     arrays = {"x": random.normal(3, 2, size=shape)} | {name: random.normal(size=shape[axis]) for name in parameters}
     norm = Norm(function, function, options, {}, groups)
-    return Case(norm, {name: its.astype(numpy_dtype(dtype)) for name, its in arrays.items()})
+    return Case(norm, {name: array.astype(numpy_dtype(dtype)) for name, array in arrays.items()})
 
 
 # Row lengths in vectors of 16 bytes, one for each row of the table; the last two are left to chunks.
@@ -204,8 +204,8 @@ def test_other_devices(device: Any, launch: Run) -> None:
     ):
         with on_cuda(launch, device) as backend:
             judge(case, backend)
-        assert max(dict(its.kernel.macros)["CTAS"] for config in backend.configs for its in config.launches) == 1
-        assert max(its.shared for config in backend.configs for its in config.launches) <= device.shared
+        assert max(dict(run.kernel.macros)["CTAS"] for config in backend.configs for run in config.launches) == 1
+        assert max(run.shared for config in backend.configs for run in config.launches) <= device.shared
 
 
 @pytest.mark.parametrize(

@@ -240,9 +240,9 @@ def test_warnings(which: str, device: HostDevice, launcher: Launcher, broken: tu
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            for its in (launcher, Launcher(device)):
-                for each in others:
-                    its.why_not([each])
+            for runner in (launcher, Launcher(device)):
+                for launch in others:
+                    runner.why_not([launch])
     said = [str(warning.message) for warning in caught]
     if which in MENDABLE:
         assert (

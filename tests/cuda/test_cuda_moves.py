@@ -55,9 +55,9 @@ def case_of(move: str, dtype: str) -> Case:
 
 def shifted(array: NumPyArray, offset: int) -> NumPyArray:
     """Return a copy that begins so many bytes behind a multiple of 16."""
-    room = np.zeros(array.nbytes + 32, np.uint8)
-    begin = -room.ctypes.data % 16 + offset
-    copy = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    memory = np.zeros(array.nbytes + 32, np.uint8)
+    begin = -memory.ctypes.data % 16 + offset
+    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
@@ -65,7 +65,7 @@ def shifted(array: NumPyArray, offset: int) -> NumPyArray:
 def both_passes(case: Case, dy: NumPyArray) -> list[bytes]:
     """Return the bits of y and of the gradients."""
     y, pullback = vjp(case, case.arrays)
-    return [its.tobytes() for its in (y, *pullback(dy))]
+    return [array.tobytes() for array in (y, *pullback(dy))]
 
 
 @pytest.mark.parametrize("offset", [2, 4, 8])
@@ -76,11 +76,11 @@ def test_alignment_changes_no_bit(move: str, offset: int, cuda_programs: Path) -
     case = case_of(move, dtype)
     dy, moved = cotangent(case), case.with_x(shifted(case.arrays["x"], offset))
     found, loads = [], []
-    for its in (case.with_x(shifted(case.arrays["x"], 0)), moved):
+    for one in (case.with_x(shifted(case.arrays["x"], 0)), moved):
         with on_cuda(cuda_host.launcher(cuda_programs), MOVES[move][-1]) as backend:
-            found.append(both_passes(its, dy))
+            found.append(both_passes(one, dy))
         macros = [dict(launch.kernel.macros) for config in backend.configs for launch in config.launches]
-        loads.append({its["LOAD"] for its in macros if "HOLD" in its})
+        loads.append({one["LOAD"] for one in macros if "HOLD" in one})
     assert found[0] == found[1]
     assert loads == [{16}, {offset}] or (move == "columns-strips" and loads == [{8}, {offset}])
 
@@ -125,9 +125,9 @@ def test_words_divide_lines(length: int, load: int, cuda_programs: Path) -> None
     case = make("layer_norm", (5, length), "bfloat16")
     x, y = (np.full((5, 52), 7, case.arrays["x"].dtype) for _ in range(2))
     x[:, :length] = case.arrays["x"]
-    its = case.with_x(x[:, :length])
+    part = case.with_x(x[:, :length])
     with on_cuda(cuda_host.launcher(cuda_programs)) as backend:
-        an.layer_norm(its.arrays["x"], its.arrays["weight"], its.arrays["bias"], out=y[:, :length])
-    verify(y[:, :length], its.arrays["x"], its.reference())
+        an.layer_norm(part.arrays["x"], part.arrays["weight"], part.arrays["bias"], out=y[:, :length])
+    verify(y[:, :length], part.arrays["x"], part.reference())
     assert np.all(y[:, length:] == 7)
     assert dict(backend.configs[0].launches[0].kernel.macros)["LOAD"] == load

@@ -38,10 +38,10 @@ class Elsewhere:
         self.result = normal(4, 6)
 
     @contextmanager
-    def device(self, its: int) -> Iterator[None]:
+    def device(self, device: int) -> Iterator[None]:
         """Make a device the current one."""
-        self.made_current.append(its)
-        self.host.current, before = its, self.host.current
+        self.made_current.append(device)
+        self.host.current, before = device, self.host.current
         yield
         self.host.current = before
 
@@ -77,30 +77,30 @@ class Watched:
 def elsewhere(request: pytest.FixtureRequest, cuda_programs: Path) -> Iterator[Elsewhere]:
     """Let arrays lie on device 0, and the thread work on it, or on another, before as after."""
     with on_host(cuda_host.launcher(cuda_programs)) as host:
-        its = Elsewhere(host)
+        stand_in = Elsewhere(host)
         answers: dict[str, Callable[[], Any]] = {
-            "forward": lambda: (its.result, None),
-            "backward": lambda: (its.result, None, None),
-            "measure": lambda: Statistics(4, *[its.result] * 4),
-            "residuals_of_given": lambda: Residuals(*[its.result] * 5),
+            "forward": lambda: (stand_in.result, None),
+            "backward": lambda: (stand_in.result, None, None),
+            "measure": lambda: Statistics(4, *[stand_in.result] * 4),
+            "residuals_of_given": lambda: Residuals(*[stand_in.result] * 5),
         }
-        noted: dict[str, Any] = {name: its.noted(name, answer) for name, answer in answers.items()}
-        with mock.patch("cupy.cuda.Device", its.device), mock.patch.multiple("anynorm._core.formula", **noted):
+        noted: dict[str, Any] = {name: stand_in.noted(name, answer) for name, answer in answers.items()}
+        with mock.patch("cupy.cuda.Device", stand_in.device), mock.patch.multiple("anynorm._core.formula", **noted):
             host.current = request.param
-            yield its
+            yield stand_in
         assert host.current == request.param
 
 
 def test_engine_and_formula(elsewhere: Elsewhere) -> None:
     """Both run while x's device is the current one, which is changed only if it is another: to compile, and to run."""
     x, wide = normal(5, 24), normal(4, 6, dtype="float64")
-    for its in (x, wide):
-        elsewhere.result = its
+    for array in (x, wide):
+        elsewhere.result = array
         for _ in range(2):
-            y, pullback = an.vjp(an.layer_norm, its)
+            y, pullback = an.vjp(an.layer_norm, array)
             assert y.data.device_id == pullback(y).x.data.device_id == 0
-        an.layer_norm(its, out=y)
-        _measured(its)
+        an.layer_norm(array, out=y)
+        _measured(array)
     assert elsewhere.asked == ["forward", "backward"] * 2 + ["forward", "measure"]
     # 12 calls; 7 signatures, since the gradient of what the formula computed is compiled for nowhere.
     assert elsewhere.made_current == [0] * ((12 + 7) * elsewhere.host.current)
@@ -151,8 +151,8 @@ def test_moments(which: str, elsewhere: Elsewhere) -> None:
     with (
         mock.patch("anynorm_cupy._launch.PackedResiduals", return_value=packed),
         mock.patch("anynorm_cuda._passes.PackedResiduals", return_value=packed),
-        mock.patch("array_api_compat.cupy.squeeze", lambda its, axis: its.squeeze(axis)),
-        mock.patch("array_api_compat.cupy.zeros_like", lambda its: its + 0),
+        mock.patch("array_api_compat.cupy.squeeze", lambda array, axis: array.squeeze(axis)),
+        mock.patch("array_api_compat.cupy.zeros_like", lambda array: array + 0),
     ):
         MEASURED[which](normal(4, 6))
 
@@ -173,12 +173,12 @@ def test_gradients_of_parameters(dtype: str, elsewhere: Elsewhere) -> None:
 
 
 STATISTICS: dict[str, Callable[[an.Moments], Any]] = {
-    "sum": lambda its: its + its,
-    "var": lambda its: its.var(1),
-    "running": lambda its: an.update_running(its.mean, its.m2, its),
-    "training": lambda its: accumulate(its.mean, its.m2, its, momentum=0.1),
-    "share": lambda its: cumulative_share(its.mean, its.mean, its),
-    "samples": lambda its: over_samples(its, (0,)),
+    "sum": lambda moments: moments + moments,
+    "var": lambda moments: moments.var(1),
+    "running": lambda moments: an.update_running(moments.mean, moments.m2, moments),
+    "training": lambda moments: accumulate(moments.mean, moments.m2, moments, momentum=0.1),
+    "share": lambda moments: cumulative_share(moments.mean, moments.mean, moments),
+    "samples": lambda moments: over_samples(moments, (0,)),
 }
 
 

@@ -32,8 +32,8 @@ FEW = {norm.name: norm for norm in NORMS if norm.name in ("layer", "rms", "group
 @pytest.fixture
 def host(cuda_programs: Path) -> Iterator[Host]:
     """Let CuPy's arrays be served on the CPU."""
-    with on_host(cuda_host.launcher(cuda_programs)) as its:
-        yield its
+    with on_host(cuda_host.launcher(cuda_programs)) as device:
+        yield device
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -69,11 +69,11 @@ def test_alignment_is_that_of_lines(host: Host) -> None:
 def test_out(layout: str) -> None:
     """`out` of any layout is written and returned, x itself too; what overlaps an argument is refused."""
     case = make_case(FEW["instance"], "float32")
-    x, out = [make(LAYOUTS[layout](its)) for its in (case.arrays["x"], np.zeros_like(case.arrays["x"]))]
+    x, out = [make(LAYOUTS[layout](array)) for array in (case.arrays["x"], np.zeros_like(case.arrays["x"]))]
     arrays = LIBRARY.make_all(case.arrays) | {"x": x}
-    for its in (out, x):
-        assert case.function(out=its)(arrays) is its
-        verify(to_numpy(its), case.arrays["x"], case.reference())
+    for array in (out, x):
+        assert case.function(out=array)(arrays) is array
+        verify(to_numpy(array), case.arrays["x"], case.reference())
 
 
 @pytest.mark.usefixtures("host")
@@ -161,12 +161,12 @@ def test_old_devices(cuda_programs: Path) -> None:
 def test_errors() -> None:
     """Arrays of another library or device are refused, in words that name both."""
     x, weight = normal(4, 6), normal(6)
-    there = cupy.ndarray((6,), np.float32, _pointer_on(1, weight))
+    elsewhere = cupy.ndarray((6,), np.float32, _pointer_on(1, weight))
     for _ in range(2):
         with pytest.raises(TypeError, match="x is an array of cupy but weight is one of numpy"):
             an.layer_norm(x, viewed(weight))
         with pytest.raises(ValueError, match="CUDA Device 1"):
-            an.layer_norm(x, there)
+            an.layer_norm(x, elsewhere)
         with pytest.raises(TypeError, match="real floating dtype"):
             an.layer_norm(make(np.ones((4, 6), np.int32)))
         an.layer_norm(x, weight)
@@ -182,10 +182,10 @@ UNALIGNED = {"x": (4, 6), "weight": (6,), "bias": (6,), "out": (4, 6), "dy": (4,
 
 def unaligned(name: str, dtype: str) -> Any:
     """Return an array of CuPy that begins a byte beside a multiple of its element's size."""
-    laid = np.zeros(400, np.uint8)
-    begin = -laid.ctypes.data % 16 + 1
+    memory = np.zeros(400, np.uint8)
+    begin = -memory.ctypes.data % 16 + 1
     size = np.dtype(dtype).itemsize * int(np.prod(UNALIGNED[name]))
-    return make(laid[begin : begin + size].view(dtype).reshape(UNALIGNED[name]))
+    return make(memory[begin : begin + size].view(dtype).reshape(UNALIGNED[name]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -198,8 +198,8 @@ def test_elements_that_are_not_aligned(which: str, dtype: str, host: Host) -> No
         own = given | ({which: unaligned(which, dtype)} if strange else {})
         with mock.patch.multiple(
             "anynorm._core.formula", forward=lambda *a, **_: (a[1], None), backward=mock.DEFAULT
-        ) as its:
-            its["backward"].return_value = own["dx"], own["weight"], own["bias"]
+        ) as stand_ins:
+            stand_ins["backward"].return_value = own["dx"], own["weight"], own["bias"]
             if which in ("dy", "dx"):
                 _, pullback = an.vjp(an.layer_norm, own["x"], own["weight"], own["bias"])
                 launched = len(host.launches)

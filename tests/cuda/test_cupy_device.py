@@ -98,7 +98,7 @@ def test_threads(library: ArrayLibrary) -> None:
             _, pullback = an.vjp(an.batch_norm, x)
             found += [pullback(x).x for _ in range(10)]
             stream.synchronize()
-        return [its.get() for its in found]
+        return [array.get() for array in found]
 
     with ThreadPoolExecutor(len(arrays)) as pool:
         together = list(pool.map(work, arrays))
@@ -126,18 +126,18 @@ def test_devices(library: ArrayLibrary) -> None:
     x, weight = _pair(library)
     expected = an.layer_norm(x, weight).get()
     with cupy.cuda.Device(1):
-        there, its_weight = library.make(x.get()), library.make(weight.get())
-        wide, spare = there.astype(np.float64), there.copy()
+        other, other_weight = library.make(x.get()), library.make(weight.get())
+        wide, spare = other.astype(np.float64), other.copy()
         cupy.cuda.Device(1).synchronize()
     for _ in range(3):
-        y, pullback = an.vjp(an.layer_norm, there, its_weight)
-        for its in (y, pullback(y).x, an.layer_norm(wide), an.layer_norm(there, out=spare)):
-            assert its.device == there.device
+        y, pullback = an.vjp(an.layer_norm, other, other_weight)
+        for array in (y, pullback(y).x, an.layer_norm(wide), an.layer_norm(other, out=spare)):
+            assert array.device == other.device
         with cupy.cuda.Device(1):
             np.testing.assert_array_equal(y.get(), expected)
     assert cupy.cuda.runtime.getDevice() == 0
     with pytest.raises(ValueError, match="CUDA Device 1"):
-        an.layer_norm(x, its_weight)
+        an.layer_norm(x, other_weight)
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
@@ -166,7 +166,7 @@ def test_graph_of_a_training_step(library: ArrayLibrary) -> None:
     """Both passes can be captured together, and the graph run again gives the same bits."""
     x, weight = _pair(library, 1000)
     _, pullback = an.vjp(an.layer_norm, x, weight)
-    expected = [its.get() for its in pullback(x)[:2]]
+    expected = [array.get() for array in pullback(x)[:2]]
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
@@ -176,8 +176,8 @@ def test_graph_of_a_training_step(library: ArrayLibrary) -> None:
         for _ in range(3):
             graph.launch(stream)
         stream.synchronize()
-        for its, exact in zip(found[:2], expected, strict=True):
-            np.testing.assert_array_equal(its.get(), exact)
+        for array, exact in zip(found[:2], expected, strict=True):
+            np.testing.assert_array_equal(array.get(), exact)
 
 
 @on_cupy
@@ -238,11 +238,11 @@ def test_large(library: ArrayLibrary, which: str) -> None:
     sets = shape[0] if which == "rows" else shape[1]
     for place in (0, 1, sets // 2, sets - 1):
         index = (place,) if which == "rows" else (slice(None), place)
-        its, g = [array[index].get().astype(np.float64) for array in (x, dy)]
-        rstd = 1 / np.sqrt(its.var() + 1e-5)
-        unit = (its - its.mean()) * rstd
-        np.testing.assert_allclose(y[index].get(), unit, rtol=1e-3, atol=1e-5)
-        slope = rstd * (g - g.mean() - unit * (g * unit).mean())
-        np.testing.assert_allclose(dx[index].get(), slope, rtol=1e-3, atol=1e-5)
+        array, g = [array[index].get().astype(np.float64) for array in (x, dy)]
+        rstd = 1 / np.sqrt(array.var() + 1e-5)
+        xhat = (array - array.mean()) * rstd
+        np.testing.assert_allclose(y[index].get(), xhat, rtol=1e-3, atol=1e-5)
+        expected = rstd * (g - g.mean() - xhat * (g * xhat).mean())
+        np.testing.assert_allclose(dx[index].get(), expected, rtol=1e-3, atol=1e-5)
     del x, dy, y, dx, pullback
     cupy.get_default_memory_pool().free_all_blocks()

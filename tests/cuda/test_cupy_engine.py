@@ -43,8 +43,8 @@ FEW = {norm.name: norm for norm in NORMS if norm.name in ("layer", "rms", "group
 @pytest.fixture
 def host(cuda_programs: Path) -> Iterator[Host]:
     """Let CuPy's arrays be served on the CPU."""
-    with on_host(cuda_host.launcher(cuda_programs)) as its:
-        yield its
+    with on_host(cuda_host.launcher(cuda_programs)) as device:
+        yield device
 
 
 @pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS])
@@ -98,13 +98,13 @@ def test_layouts(layout: str, name: str) -> None:
         verify(to_numpy(y), case.arrays["x"], case.reference())
         like = np.empty_like(case.arrays["x"] if layout == "cropped" else viewed(x))
         assert y.strides == pullback(dy).x.strides == like.strides
-        found = an.Gradients(*[None if its is None else to_numpy(its) for its in pullback(dy)])
+        found = an.Gradients(*[None if array is None else to_numpy(array) for array in pullback(dy)])
         verify_gradients(found, case, exact_gradients(case, cotangent(case)))
 
 
 def _shifted(array: Any) -> Any:
-    room = cupy.ndarray((array.size + 1,), array.dtype)
-    moved = room[1:].reshape(array.shape)
+    memory = cupy.ndarray((array.size + 1,), array.dtype)
+    moved = memory[1:].reshape(array.shape)
     viewed(moved)[...] = viewed(array)
     return moved
 
@@ -124,8 +124,8 @@ def _broadcast(array: Any) -> Any:
 ODD: dict[str, Callable[[Any], Any]] = {
     "aligned to 4 bytes": _shifted,
     "spaced": _spaced,
-    "reversed": lambda its: make(viewed(its)[..., ::-1].copy())[..., ::-1],
-    "float64": lambda its: make(viewed(its).astype(np.float64)),
+    "reversed": lambda array: make(viewed(array)[..., ::-1].copy())[..., ::-1],
+    "float64": lambda array: make(viewed(array).astype(np.float64)),
     "broadcast": _broadcast,
 }
 
@@ -189,8 +189,8 @@ def test_long_sets(host: Host) -> None:
         x = normal(*shape)
         for axis in ((-1,), (0, 1)):
             y = an.layer_norm(x, axis=axis)
-            its = viewed(x).astype(np.float64)
-            exact = (its - its.mean(axis, keepdims=True)) / np.sqrt(its.var(axis, keepdims=True) + 1e-5)
+            array = viewed(x).astype(np.float64)
+            exact = (array - array.mean(axis, keepdims=True)) / np.sqrt(array.var(axis, keepdims=True) + 1e-5)
             np.testing.assert_allclose(to_numpy(y), exact, rtol=2e-6, atol=2e-6)
     assert {launch.kernel.name for launch in host.launches} >= {"rows_measure", "finalize_statistics", "rows_apply"}
 
@@ -243,7 +243,7 @@ def test_dtype_of_dy(dtype: str) -> None:
 @pytest.mark.usefixtures("host")
 def test_gradient_in_another_order() -> None:
     """The gradient of a weight lies in C order: where x and weight do not, the formula computes it."""
-    x, weight = [make(LAYOUTS["transposed"](viewed(its))) for its in (normal(3, 6, 8), normal(6, 8))]
+    x, weight = [make(LAYOUTS["transposed"](viewed(array))) for array in (normal(3, 6, 8), normal(6, 8))]
     assert an.explain(an.layer_norm, x, weight, axis=(1, 2)).path == "anynorm_cuda"
     _, pullback = an.vjp(an.layer_norm, x, weight, axis=(1, 2))
     with mock.patch("anynorm._core.formula.backward", return_value=(x, weight, None)) as formula:
@@ -289,8 +289,8 @@ def test_kept_axes_that_run_backwards(name: str, dtype: str) -> None:
     arrays, dy = LIBRARY.make_all(case.arrays), cotangent(case)
     axes = tuple([axis for axis in TURNED[name] if axis < case.arrays["x"].ndim - (name in ("layer", "rms"))])
 
-    def turned(its: Any) -> Any:
-        return make(np.flip(np.flip(its, axes).copy(), axes))
+    def turned(array: Any) -> Any:
+        return make(np.flip(np.flip(array, axes).copy(), axes))
 
     backwards = arrays | {"x": turned(case.arrays["x"])}
     assert min(backwards["x"].strides) < 0
@@ -298,10 +298,10 @@ def test_kept_axes_that_run_backwards(name: str, dtype: str) -> None:
     (y, pullback), (other, again) = vjp(case, arrays), vjp(case, backwards)
     assert to_numpy(other).tobytes() == to_numpy(y).tobytes()
     options: Any = {"out": turned(dy)}
-    for its, right in zip(again(turned(dy), **options), pullback(make(dy)), strict=True):
-        assert (its is None) == (right is None)
-        if its is not None:
-            assert to_numpy(its).tobytes() == to_numpy(right).tobytes()
+    for array, right in zip(again(turned(dy), **options), pullback(make(dy)), strict=True):
+        assert (array is None) == (right is None)
+        if array is not None:
+            assert to_numpy(array).tobytes() == to_numpy(right).tobytes()
     out = turned(dy)
     assert case.function(out=out)(backwards) is out
     assert to_numpy(out).tobytes() == to_numpy(y).tobytes()

@@ -27,7 +27,7 @@ if cupy_on_host.missing() is not None:
 __all__ = ["said"]  # a fixture
 
 # CuPy cannot ask beforehand whether a device holds a cluster.
-REFUSALS = {name: its for name, its in BEFORE_A_LAUNCH.items() if name != "clusters"} | AT_A_LAUNCH
+REFUSALS = {name: refusal for name, refusal in BEFORE_A_LAUNCH.items() if name != "clusters"} | AT_A_LAUNCH
 
 each_refusal = pytest.mark.parametrize("which", REFUSALS)
 
@@ -35,8 +35,8 @@ each_refusal = pytest.mark.parametrize("which", REFUSALS)
 @pytest.fixture
 def host(cuda_programs: Path) -> Iterator[Host]:
     """Let CuPy's arrays be served on the CPU."""
-    with on_host(cuda_host.launcher(cuda_programs)) as its:
-        yield its
+    with on_host(cuda_host.launcher(cuda_programs)) as device:
+        yield device
 
 
 class Formula:
@@ -69,9 +69,11 @@ class Formula:
 def formula(host: Host) -> Iterator[Formula]:
     """Put it where the formula is."""
     assert host.current == 0
-    its = Formula()
-    with mock.patch.multiple("anynorm._core.formula", forward=its.forward, backward=its.backward, measure=its.measure):
-        yield its
+    stand_in = Formula()
+    with mock.patch.multiple(
+        "anynorm._core.formula", forward=stand_in.forward, backward=stand_in.backward, measure=stand_in.measure
+    ):
+        yield stand_in
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {

@@ -24,9 +24,9 @@ THREADS = 16  # of a sum, the fewest
 def _of_threads(x: NumPyArray, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> NumPyArray:
     """Sum as CuPy's own kernel does: each thread what is THREADS apart, in order, then in a tree what threads have."""
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    kept = [its for its in range(x.ndim) if its not in axes]
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
     x = x.astype(dtype or x.dtype)
-    flat = x.transpose(*axes, *kept).reshape(-1, *[x.shape[its] for its in kept])
+    flat = x.transpose(*axes, *kept).reshape(-1, *[x.shape[axis] for axis in kept])
     lanes = np.zeros((THREADS, *flat.shape[1:]), flat.dtype)
     for first in range(0, len(flat), THREADS):
         part = flat[first : first + THREADS]
@@ -44,8 +44,8 @@ def cupy() -> Iterator[None]:
     from anynorm_cupy import _ops
 
     named = ("float32", "float64", "concatenate")
-    its = SimpleNamespace(sum=_of_threads, **{name: getattr(np, name) for name in named})
-    with mock.patch.object(_ops, "cupy", its):
+    stand_in = SimpleNamespace(sum=_of_threads, **{name: getattr(np, name) for name in named})
+    with mock.patch.object(_ops, "cupy", stand_in):
         yield
 
 

@@ -40,7 +40,7 @@ def leaves(rows: int = 64, length: int = 512, device: Any = "cuda", dtype: Any =
     """Return x, weight and bias that require gradients."""
     generator = torch.Generator().manual_seed(rows)
     own = [torch.randn(shape, generator=generator) for shape in ((rows, length), (length,), (length,))]
-    return [its.to(device, dtype).requires_grad_() for its in own]
+    return [tensor.to(device, dtype).requires_grad_() for tensor in own]
 
 
 def passes(call: Callable[..., Any], own: list[Any]) -> list[Any]:
@@ -70,8 +70,8 @@ def test_norms(name: str, dtype: str) -> None:
     assert explained(case, arrays) == ("anynorm_cuda", None)
     y, found = recorded(case, arrays, CUDA.make(dy))
     verify(CUDA.to_numpy(y), case.arrays["x"], case.reference())
-    there = an.Gradients(*[None if its is None else CUDA.to_numpy(its) for its in found])
-    verify_gradients(there, case, exact_gradients(case, dy))
+    gradients = an.Gradients(*[None if tensor is None else CUDA.to_numpy(tensor) for tensor in found])
+    verify_gradients(gradients, case, exact_gradients(case, dy))
 
 
 @pytest.mark.parametrize("length", [16000, 24000])
@@ -80,8 +80,8 @@ def test_long_rows(length: int) -> None:
     own = leaves(8, length)
     explain: Any = an.explain
     assert explain(an.layer_norm, *own) == ("anynorm_cuda", None)
-    expected = passes(CALLS["layer"], [its.detach().double().requires_grad_() for its in own])
-    near([its.double() for its in passes(CALLS["layer"], own)], expected)
+    expected = passes(CALLS["layer"], [tensor.detach().double().requires_grad_() for tensor in own])
+    near([tensor.double() for tensor in passes(CALLS["layer"], own)], expected)
 
 
 def test_current_stream() -> None:
@@ -107,13 +107,13 @@ def test_streams(call: str) -> None:
             x = own[0].detach().clone().requires_grad_()
             found.append(passes(CALLS[call], [x, *own[1:]]))
     torch.cuda.synchronize()
-    for its in found:
-        same(its, expected)
+    for tensor in found:
+        same(tensor, expected)
 
 
 def test_pullback_on_another_stream() -> None:
     """Statistics that a pullback reads on a stream of its own are not given away while it does."""
-    x, weight, bias = [its.detach() for its in leaves(512, 2048)]
+    x, weight, bias = [tensor.detach() for tensor in leaves(512, 2048)]
     dy = torch.randn_like(x)
     expected = an.vjp(an.layer_norm, x, weight, bias)[1](dy)
     stream = torch.cuda.Stream()
@@ -161,8 +161,8 @@ def test_two_devices() -> None:
         with torch.cuda.device(1 - index):
             found = passes(CALLS["layer"], own)
             assert torch.cuda.current_device() == 1 - index
-        assert {its.device.index for its in found} == {index}
-        results.append([its.cpu() for its in found])
+        assert {tensor.device.index for tensor in found} == {index}
+        results.append([tensor.cpu() for tensor in found])
     near(*results)
 
 
@@ -177,8 +177,8 @@ def test_threads() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(many, [600, 600, 602, 602, 604, 604, 606, 606]))
-    for its, again in zip(found, [many(first) for first in (600, 600, 602, 602, 604, 604, 606, 606)], strict=True):
-        for one, other in zip(its, again, strict=True):
+    for tensor, again in zip(found, [many(first) for first in (600, 600, 602, 602, 604, 604, 606, 606)], strict=True):
+        for one, other in zip(tensor, again, strict=True):
             same(one, other)
 
 
@@ -193,7 +193,7 @@ def test_autocast() -> None:
             assert explain(an.layer_norm, *own).path == "anynorm_cuda"
             found = passes(CALLS["layer"], own)
         same(found, expected)
-    assert [its.dtype for its in found] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    assert [tensor.dtype for tensor in found] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
 
 
 @pytest.mark.filterwarnings("ignore")  # inductor warns of the settings and the age of torch's own parts
@@ -206,10 +206,10 @@ def test_compiled() -> None:
 
 def test_transforms() -> None:
     """torch.func transforms the formula."""
-    x, weight, bias = [its.detach() for its in leaves()]
+    x, weight, bias = [tensor.detach() for tensor in leaves()]
     expected = an.layer_norm(x, weight, bias)
     near([torch.func.vmap(lambda row: an.layer_norm(row, weight, bias))(x)], [expected])
-    dx = torch.func.grad(lambda its: an.layer_norm(its, weight, bias).square().sum())(x)
+    dx = torch.func.grad(lambda tensor: an.layer_norm(tensor, weight, bias).square().sum())(x)
     _, pullback = an.vjp(an.layer_norm, x, weight, bias)
     near([dx], [pullback(2 * expected).x])
 

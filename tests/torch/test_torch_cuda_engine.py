@@ -75,8 +75,8 @@ def torch_laid(x: Any, layout: str) -> Any:
     """Return a tensor of NumPy's numbers in a layout of NumPy's."""
     wide = STRIDED[layout](x.astype(np.float32))
     strides = [step // 4 for step in wide.strides]
-    room = torch.full((1 + sum((n - 1) * step for n, step in zip(x.shape, strides, strict=True)),), torch.nan)
-    tensor = room.to(TORCH.make(x).dtype).as_strided(x.shape, strides)
+    memory = torch.full((1 + sum((n - 1) * step for n, step in zip(x.shape, strides, strict=True)),), torch.nan)
+    tensor = memory.to(TORCH.make(x).dtype).as_strided(x.shape, strides)
     return tensor.copy_(TORCH.make(x))
 
 
@@ -85,7 +85,7 @@ def torch_laid(x: Any, layout: str) -> Any:
 def test_alignment(name: str, shift: int, launch: Callable[..., None]) -> None:
     """Tensors may begin anywhere: at addresses of which kernels can read few bytes at once."""
     case = make_case(BY_NAME[name], "float16")
-    shifted = {its: shifted_by(shift, array) for its, array in TORCH.make_all(case.arrays).items()}
+    shifted = {name: shifted_by(shift, array) for name, array in TORCH.make_all(case.arrays).items()}
     with on_device(launch) as seen:
         judge(case)
         judge(case, shifted)
@@ -93,10 +93,10 @@ def test_alignment(name: str, shift: int, launch: Callable[..., None]) -> None:
     assert len(seen.configs) == 6
 
 
-def shifted_by(elements: int, its: Any) -> Any:
+def shifted_by(elements: int, tensor: Any) -> Any:
     """Return a copy of a tensor so many elements behind an address that any number of bytes can be read at."""
-    room = torch.empty(its.numel() + elements, dtype=its.dtype)
-    return room[elements:].reshape(its.shape).copy_(its)
+    memory = torch.empty(tensor.numel() + elements, dtype=tensor.dtype)
+    return memory[elements:].reshape(tensor.shape).copy_(tensor)
 
 
 def test_rows_of_uneven_length(launch: Callable[..., None]) -> None:
@@ -106,7 +106,7 @@ def test_rows_of_uneven_length(launch: Callable[..., None]) -> None:
         case = make_case(BY_NAME[name], "float16")
         numbers = np.random.default_rng(1).normal(size=shape).astype(np.float16)
         length = shape[-1] if name != "group" else shape[1]
-        of = {each: np.resize(its, length) for each, its in case.arrays.items() if each != "x"}
+        of = {name: np.resize(array, length) for name, array in case.arrays.items() if name != "x"}
         with on_device(launch) as seen:
             judge(Case(case.norm, {"x": numbers, **of}))
         assert len(seen.configs) == 2, name
@@ -124,22 +124,22 @@ def test_dtypes_of_parameters(parameters: str, launch: Callable[..., None]) -> N
     assert types["B"] == "bf16"
 
 
-@pytest.mark.parametrize("lies", ["transposed", "expanded", "other-dtype"])
-def test_weight_that_lies_otherwise(lies: str, launch: Callable[..., None]) -> None:
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "other-dtype"])
+def test_weight_that_lies_otherwise(layout: str, launch: Callable[..., None]) -> None:
     """A weight with gaps, or that repeats itself, is copied; the gradient has its shape."""
     case = make_case(BY_NAME["layer-trailing"], "float32")
     weight = TORCH.make(case.arrays["weight"])
-    laid = {
+    weight = {
         "transposed": lambda: weight.permute(2, 0, 1).contiguous().permute(1, 2, 0),
         "expanded": lambda: weight[:1, :1].expand(weight.shape),
         "other-dtype": lambda: weight.double().transpose(0, 2),
-    }[lies]()
-    if lies == "other-dtype":
-        case = replace(case, arrays=case.arrays | {"weight": TORCH.to_numpy(laid.transpose(0, 2).contiguous())})
-        laid = laid.transpose(0, 2)
-    case = replace(case, arrays=case.arrays | {"weight": np.ascontiguousarray(TORCH.to_numpy(laid))})
+    }[layout]()
+    if layout == "other-dtype":
+        case = replace(case, arrays=case.arrays | {"weight": TORCH.to_numpy(weight.transpose(0, 2).contiguous())})
+        weight = weight.transpose(0, 2)
+    case = replace(case, arrays=case.arrays | {"weight": np.ascontiguousarray(TORCH.to_numpy(weight))})
     with on_device(launch) as seen:
-        judge(case, TORCH.make_all(case.arrays) | {"weight": laid})
+        judge(case, TORCH.make_all(case.arrays) | {"weight": weight})
     assert len(seen.configs) == 2
 
 
@@ -168,7 +168,7 @@ def test_given_statistics(given: str, dtype: str, launch: Callable[..., None]) -
 def test_out(name: str, where: str, launch: Callable[..., None]) -> None:
     """A result goes where it is wanted: over x, into another tensor, into one that lies otherwise."""
     case = make_case(BY_NAME[name], "float32")
-    arrays = {its: array.clone() for its, array in TORCH.make_all(case.arrays).items()}
+    arrays = {name: array.clone() for name, array in TORCH.make_all(case.arrays).items()}
     out = {
         "x": lambda: arrays["x"],
         "other": lambda: torch.full_like(arrays["x"], torch.nan),

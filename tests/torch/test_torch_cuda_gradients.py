@@ -43,7 +43,7 @@ def leaves(*needs: bool, rows: int = 6, dtype: Any = torch.float32) -> list[Any]
     """Return x, weight and bias, each of which requires a gradient unless told otherwise."""
     generator = torch.Generator().manual_seed(2)
     own = [torch.randn(shape, generator=generator).to(dtype) for shape in ((rows, 8), (8,), (8,))]
-    return [its.requires_grad_(need) for its, need in zip(own, needs or (True,) * 3, strict=True)]
+    return [tensor.requires_grad_(need) for tensor, need in zip(own, needs or (True,) * 3, strict=True)]
 
 
 def slope(rows: int = 6) -> Any:
@@ -75,23 +75,23 @@ def test_vjp(name: str, dtype: str, seen: Seen) -> None:
 def test_gradients_that_are_wanted(norm: str, needs: tuple[bool, ...], seen: Seen) -> None:
     """What no gradient is wanted of gets none, and the others are as if all were wanted."""
     whole, own = leaves(), leaves(*needs)
-    for its in (whole, own):
-        CALLS[norm](*its).backward(slope())
+    for tensors in (whole, own):
+        CALLS[norm](*tensors).backward(slope())
     for one, other, need in zip(own, whole, needs, strict=True):
         assert (one.grad is not None) == need
         assert not need or torch.equal(one.grad, other.grad)
     assert len(seen.configs) == 4
 
 
-@pytest.mark.parametrize("lies", ["expanded", "transposed", "shifted"])
-def test_gradient_that_lies_otherwise(lies: str, seen: Seen) -> None:
+@pytest.mark.parametrize("layout", ["expanded", "transposed", "shifted"])
+def test_gradient_that_lies_otherwise(layout: str, seen: Seen) -> None:
     """A dy that no kernel can read beside x is copied once, and one at any address is read."""
     own = leaves()
     dy = {
         "expanded": lambda: torch.ones(()).expand(6, 8),
         "transposed": lambda: slope().t().contiguous().t(),
         "shifted": lambda: torch.cat([torch.zeros(1), slope().reshape(-1)])[1:].reshape(6, 8),
-    }[lies]()
+    }[layout]()
     expected = torch.autograd.grad(an.layer_norm(*own), own, dy.clone(memory_format=torch.contiguous_format))
     found = torch.autograd.grad(an.layer_norm(*own), own, dy)
     assert [len(config.view.steps) for config in seen.configs] == [2, 3, 2, 3]
@@ -100,7 +100,7 @@ def test_gradient_that_lies_otherwise(lies: str, seen: Seen) -> None:
 
 def test_gradient_of_another_dtype(seen: Seen) -> None:
     """A dy of another dtype than x is the formula's."""
-    x, weight, bias = [its.detach() for its in leaves(dtype=torch.bfloat16)]
+    x, weight, bias = [tensor.detach() for tensor in leaves(dtype=torch.bfloat16)]
     _, pullback = an.vjp(an.layer_norm, x, weight, bias)
     found = pullback(slope().double())
     assert [len(config.view.steps) for config in seen.configs] == [2]
@@ -114,7 +114,7 @@ def test_channels_last_beside_contiguous(seen: Seen) -> None:
     generator = torch.Generator().manual_seed(3)
     x, dy = [torch.randn(2, 6, 5, 4, generator=generator) for _ in range(2)]
     last = x.contiguous(memory_format=torch.channels_last)
-    norms: list[Callable[[Any], Any]] = [an.batch_norm, lambda its: an.group_norm(its, 3)]
+    norms: list[Callable[[Any], Any]] = [an.batch_norm, lambda tensor: an.group_norm(tensor, 3)]
     for norm in norms:
         own = last.clone().requires_grad_()
         (expected,) = torch.autograd.grad(norm(own), own, dy.contiguous(memory_format=torch.channels_last))
@@ -128,16 +128,16 @@ def test_channels_last_beside_contiguous(seen: Seen) -> None:
 def test_gradients_of_gradients(call: str, seen: Seen) -> None:
     """Gradients recorded for a gradient of their own, which the formula computes, are right, and so are theirs."""
     own = leaves()
-    doubled = [its.detach().double().requires_grad_() for its in own]
+    doubled = [tensor.detach().double().requires_grad_() for tensor in own]
 
-    def second(its: list[Any]) -> list[Any]:
-        y = CALLS[call](*its)
-        first = torch.autograd.grad(y, its, slope().to(y.dtype).requires_grad_(), create_graph=True)
+    def second(tensors: list[Any]) -> list[Any]:
+        y = CALLS[call](*tensors)
+        first = torch.autograd.grad(y, tensors, slope().to(y.dtype).requires_grad_(), create_graph=True)
         total = sum(
             (gradient.sin() * torch.linspace(0, 1, gradient.numel()).reshape(gradient.shape)).sum()
             for gradient in first
         )
-        return [*first, *torch.autograd.grad(total, its, allow_unused=True)]
+        return [*first, *torch.autograd.grad(total, tensors, allow_unused=True)]
 
     found = second(own)
     assert len(seen.configs) == 1
@@ -159,15 +159,15 @@ def test_gradcheck(call: str, seen: Seen) -> None:
 def test_tensors_that_hooks_bring_back(seen: Seen) -> None:
     """Saved tensors are read as they lie when they come back; one that may not be read is the formula's."""
     packs: list[Callable[[Any], Any]] = [
-        lambda its: its.clone(),
-        lambda its: torch.cat([its.reshape(-1)[:1], its.reshape(-1)])[1:].reshape(its.shape),
-        lambda its: torch._neg_view(its.neg()),
+        lambda tensor: tensor.clone(),
+        lambda tensor: torch.cat([tensor.reshape(-1)[:1], tensor.reshape(-1)])[1:].reshape(tensor.shape),
+        lambda tensor: torch._neg_view(tensor.neg()),
     ]
     expected = leaves()
     an.layer_norm(*expected).backward(slope())
     for unpack in packs:
         own = leaves()
-        with torch.autograd.graph.saved_tensors_hooks(lambda its: its, unpack):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
             y = an.layer_norm(*own)
         y.backward(slope())
         for one, other in zip(own, expected, strict=True):
@@ -180,7 +180,7 @@ def test_parameters_of_other_dtypes(seen: Seen) -> None:
     x, weight, bias = leaves(dtype=torch.bfloat16)
     weight = weight.detach().double().requires_grad_()
     an.layer_norm(x, weight, bias).backward(slope().bfloat16())
-    assert [its.grad.dtype for its in (x, weight, bias)] == [torch.bfloat16, torch.float64, torch.bfloat16]
+    assert [tensor.grad.dtype for tensor in (x, weight, bias)] == [torch.bfloat16, torch.float64, torch.bfloat16]
     assert [len(config.view.steps) for config in seen.configs] == [2, 3]
 
 
@@ -192,14 +192,15 @@ def test_gradients_of_parameters_are_written_as_they_are(dtype: Any, seen: Seen)
     with mock.patch.object(torch.Tensor, "to", side_effect=AssertionError("a cast")):
         an.layer_norm(x, weight, bias).backward(slope().type(dtype))
         an.layer_norm(x.detach(), weight.detach(), wide).backward(slope().type(dtype))
-    written = [dict(its.kernel.macros) for its in seen.launches if its.kernel.name == "parameter_sums"]
+    written = [dict(run.kernel.macros) for run in seen.launches if run.kernel.name == "parameter_sums"]
     name = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[dtype]
-    assert [(its["DW"], its["DB"]) for its in written] == [(name, name), ("f32", "f32")]
+    assert [(run["DW"], run["DB"]) for run in written] == [(name, name), ("f32", "f32")]
     exact = leaves(dtype=dtype)
-    an.layer_norm(*[its.double() for its in exact]).backward(slope().type(dtype).double())
-    for its, other in zip((weight, bias), exact[1:], strict=True):
-        assert its.grad.dtype is dtype
-        torch.testing.assert_close(its.grad.double(), other.grad.double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+    an.layer_norm(*[tensor.double() for tensor in exact]).backward(slope().type(dtype).double())
+    for parameter, other in zip((weight, bias), exact[1:], strict=True):
+        assert parameter.grad.dtype is dtype
+        rtol = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(parameter.grad.double(), other.grad.double(), rtol=rtol, atol=1e-5)
 
 
 def test_results_may_be_changed(seen: Seen) -> None:
@@ -226,7 +227,7 @@ def test_modes(seen: Seen) -> None:
         results.append(an.layer_norm(*own))
         assert results[-1].is_inference()
     assert len(seen.configs) == 3
-    assert all(torch.equal(its, results[0]) for its in results)
+    assert all(torch.equal(tensor, results[0]) for tensor in results)
 
 
 def test_verified_against_exact_gradients(seen: Seen) -> None:
@@ -236,6 +237,6 @@ def test_verified_against_exact_gradients(seen: Seen) -> None:
     dy = cotangent(x)
     y, found = recorded(x, TORCH.make_all(x.arrays), TORCH.make(dy))
     verify(TORCH.to_numpy(y), x.arrays["x"], x.reference())
-    there = an.Gradients(*[None if its is None else TORCH.to_numpy(its) for its in found])
-    verify_gradients(there, x, exact_gradients(x, dy))
+    gradients = an.Gradients(*[None if tensor is None else TORCH.to_numpy(tensor) for tensor in found])
+    verify_gradients(gradients, x, exact_gradients(x, dy))
     assert len(seen.configs) == 2

@@ -56,7 +56,7 @@ def served(reason: str, *arrays: Any, **options: Any) -> None:
     for _ in range(3):
         y = function(*arrays, **options)
     if "mean" not in options:
-        meant = [its.detach().double().resolve_neg() for its in arrays]
+        meant = [tensor.detach().double().resolve_neg() for tensor in arrays]
         close(y.detach().double(), layer_norm(*meant))
 
 
@@ -133,7 +133,7 @@ def test_forward_mode(seen: Seen) -> None:
 
 TRANSFORMS: dict[str, Callable[..., Any]] = {
     "vmap": lambda f, x: torch.func.vmap(f)(x),
-    "grad": lambda f, x: torch.func.grad(lambda its: (f(its) * plain()).sum())(x),
+    "grad": lambda f, x: torch.func.grad(lambda tensor: (f(tensor) * plain()).sum())(x),
     "jvp": lambda f, x: torch.func.jvp(f, (x,), (plain(),))[1],
     "jacrev": lambda f, x: torch.func.jacrev(f)(x),
     "functionalize": lambda f, x: torch.func.functionalize(f)(x),
@@ -228,8 +228,8 @@ def unaligned(name: str, dtype: Any) -> Any:
     count = torch.Size(SHAPES[name]).numel()
     memory = bytearray(count * dtype.itemsize + 64)
     begin = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 16 + 1
-    laid = torch.frombuffer(memory, dtype=dtype, offset=begin, count=count).reshape(SHAPES[name])
-    return laid.copy_(torch.arange(1.0, count + 1).reshape(SHAPES[name]) % 5 + 1)
+    tensor = torch.frombuffer(memory, dtype=dtype, offset=begin, count=count).reshape(SHAPES[name])
+    return tensor.copy_(torch.arange(1.0, count + 1).reshape(SHAPES[name]) % 5 + 1)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -49,7 +49,7 @@ def leaves(rows: int, length: int, dtype: Any = torch.float32) -> list[Any]:
     """Return x, weight and bias, which require gradients."""
     generator = torch.Generator().manual_seed(rows)
     own = [torch.randn(shape, generator=generator) for shape in ((rows, length), (length,), (length,))]
-    return [its.to(dtype).requires_grad_() for its in own]
+    return [tensor.to(dtype).requires_grad_() for tensor in own]
 
 
 def slope(y: Any) -> Any:
@@ -61,7 +61,7 @@ def check_both_passes(own: list[Any]) -> Any:
     """Raise unless y and its gradients are right; return y."""
     y = an.layer_norm(*own)
     found = [y, *torch.autograd.grad(y, own, slope(y), retain_graph=True)]
-    meant = [its.detach().double().requires_grad_() for its in own]
+    meant = [tensor.detach().double().requires_grad_() for tensor in own]
     exact = torch.nn.functional.layer_norm(meant[0], meant[0].shape[1:], *meant[1:])
     for one, other in zip(found, [exact, *torch.autograd.grad(exact, meant, slope(exact))], strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
@@ -93,7 +93,7 @@ def test_known_before(refusal: Refusal, seen: Seen) -> None:
     own = leaves(*refusal.shape)
     for _ in range(2):
         an.layer_norm(*own)
-    plain = [its.detach() for its in own]
+    plain = [tensor.detach() for tensor in own]
     served = seen.tried
     refusal.impose(seen)
     fails = refusal in AT_A_LAUNCH.values()
@@ -142,7 +142,7 @@ def test_backward(refusal: Refusal, launch: Callable[..., None], said: list[Any]
         refusal.impose(seen, *names)
         y = check_both_passes(own)
         assert "Normalized" in y.grad_fn.name()
-        result, pullback = an.vjp(layer_norm, *[its.detach() for its in own])
+        result, pullback = an.vjp(layer_norm, *[tensor.detach() for tensor in own])
         for one, other in zip(pullback(slope(result)), torch.autograd.grad(y, own, slope(y)), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
         assert an.explain(layer_norm, *own).path == "anynorm_cuda"

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_forms import FORMS
 from libraries import ArrayLibrary, NumPyArray, each_library
+from steps import check_steps_are_one_pass, passes
 
 import anynorm as an
 
@@ -59,6 +61,15 @@ def test_stream(library: ArrayLibrary, name: str) -> None:
             x.fill(7)
         stream.synchronize()
         np.testing.assert_array_equal(y.get(), expected)
+
+
+@pytest.mark.parametrize("form", ["rows", "batch-last"])
+@on_cupy
+def test_steps(library: ArrayLibrary, form: str) -> None:
+    """Of sets in chunks the four steps apart, by the kernels on the device, leave the bits of the passes."""
+    found = passes(FORMS[form].case("float32", 4, 300_000), library)
+    assert found.engines == ("anynorm_cuda", "anynorm_cuda")
+    check_steps_are_one_pass(found, library)
 
 
 PER_THREAD = """

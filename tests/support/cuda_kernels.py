@@ -63,11 +63,11 @@ def _of_rows(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
         for centres, layout in kinds if size in BARE_ROWS else kinds[:1]:
             shape = None if layout is None else layout[0]
             plan = over_axes(False, "layer_norm", (64, length), -1, centres, shape, shape)
-            yield from _both(plan, dtypes, (64, length), (length, 1), layout, device)
+            yield from _configs(plan, dtypes, (64, length), (length, 1), layout, device)
         # So many rows that a thread group takes more than it can add up in one sum.
         many = (2**28 // size, length)
         plan = over_axes(False, "layer_norm", many, -1, True, (length,), (length,))
-        yield from _both(plan, dtypes, many, (length, 1), ((length,), (1,)), device)
+        yield from _configs(plan, dtypes, many, (length, 1), ((length,), (1,)), device)
 
 
 def _of_images(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
@@ -77,15 +77,17 @@ def _of_images(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
         for function, batch_axis, groups in CHANNEL_NORMS:
             plan = by_channel(False, function, shape, 1, batch_axis, groups, False, (channels,), (channels,))
             for strides in (first, (last[0], last[-1], *last[1:-1])):
-                yield from _both(plan, dtypes, shape, strides, ((channels,), (1,)), device)
+                yield from _configs(plan, dtypes, shape, strides, ((channels,), (1,)), device)
 
 
-def _both(
+def _configs(
     plan: Plan, dtypes: Dtypes, shape: Ints, strides: Ints, layout: tuple[Ints, Ints] | None, device: Device
 ) -> list[LaunchConfig]:
-    forward = configure("forward", plan, dtypes, shape, (strides,) * 2, layout, layout, device)
+    forward, apply = (
+        configure(step, plan, dtypes, shape, (strides,) * 2, layout, layout, device) for step in ("forward", "apply")
+    )
     backward = configure("backward", plan, dtypes, shape, (strides,) * 3, layout, layout, device)
-    return [config for config in (forward, backward) if not isinstance(config, str)]
+    return [config for config in (forward, apply, backward) if not isinstance(config, str)]
 
 
 def _dense(shape: Ints) -> Ints:

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import steps
+from engine_forms import FORMS
 from gradients import cotangent, exact_gradients, verify_gradients
 from inputs import NORMS, make_case, verify
 from libraries import LIBRARIES
@@ -48,6 +50,14 @@ def passes(call: Callable[..., Any], own: list[Any]) -> list[Any]:
     y = call(*own)
     dy = torch.linspace(-1, 1, y.numel(), device=y.device).reshape(y.shape).to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, own, dy)]
+
+
+@pytest.mark.parametrize("form", ["rows", "batch-last"])
+def test_steps(form: str) -> None:
+    """Of sets in chunks the four steps apart, by the kernels on the device, leave the bits of the passes."""
+    found = steps.passes(FORMS[form].case("float32", 4, 300_000), CUDA)
+    assert found.engines == ("anynorm_cuda", "anynorm_cuda")
+    steps.check_steps_are_one_pass(found, CUDA)
 
 
 def same(found: list[Any], expected: list[Any]) -> None:

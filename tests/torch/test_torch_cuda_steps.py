@@ -162,3 +162,19 @@ def test_steps_of_what_requires_grad() -> None:
     assert executable.engine == "anynorm_cuda"
     for apart, whole in zip(torch.autograd.grad(y, (x, weight, bias), found.dy), found.gradients, strict=True):
         torch.testing.assert_close(apart, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [HELD[1], CHUNKED[1]], ids=["held", "chunks"])
+@pytest.mark.parametrize("name", ["batch", "batch-last"])
+def test_where_statistics_are_given(name: str, length: int, seen: Seen) -> None:
+    """What normalizes with given statistics measures x and applies any statistics with the bits of what measures."""
+    case = FORMS[name].case("float32", 4, length)
+    own = passes(case, TORCH)
+    statistics = {key: np.ones(4, "float32") for key in ("mean", "var")}
+    given = passes(Case(case.norm, case.arrays | statistics), TORCH)
+    assert given.launch.plan.given
+    before = len(seen.launches)
+    assert same_bits(given.applied(given.measured()), own.y, TORCH)
+    family = "rows" if name == "batch" else "columns"
+    measure = [f"{family}_forward"] if length == HELD[1] else [f"{family}_measure", "finalize_statistics"]
+    assert seen.ran[before:] == [*measure, f"{family}_apply"]

@@ -18,8 +18,8 @@ def one_of(asking: str, function: object, known: Sequence[Callable[..., Any]]) -
     if [candidate for candidate in known if candidate is function]:
         return cast("Callable[..., Any]", function)
     names = ", ".join([candidate.__name__ for candidate in known])
-    advice = (
-        " Pass the function that the layer calls; layer.vjp(x) is its gradient." if hasattr(function, "vjp") else ""
-    )
-    msg = f"{asking}: function must be one of anynorm's {names}; got {described(function)}.{advice}"
+    advice = f"Pass one of them itself, e.g. anynorm.{known[0].__name__}."
+    if hasattr(type(function), "vjp"):
+        advice = "Pass the function that the layer calls; layer.vjp(x) is its gradient."
+    msg = f"{asking}: function must be one of anynorm's {names}; got {described(function)}. {advice}"
     raise TypeError(msg)

@@ -15,10 +15,16 @@ def for_no_array(function: str, argument: str, value: object) -> str:
     """Return what to do with what is no array that anynorm can take."""
     if argument == "out":
         return "Allocate it with xp.empty_like(x)."
-    if argument in ("weight", "bias", "mean", "var") and isinstance(value, int | float | list | tuple):
+    in_norm = function.endswith("_norm") and argument in ("weight", "bias", "mean", "var")
+    if in_norm and isinstance(value, int | float | list | tuple):
         return _for_parameter(function, argument, value)
     names = {cls.__name__ for cls in type(value).__mro__}
     roots = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
+    if "MaskedArray" in names and argument != "x":
+        number = 1 if argument in ("weight", "var", "running_var") else 0
+        return (
+            f"Its mask would be ignored. Pass {argument}.filled({number}), or {argument}.data where nothing is masked."
+        )
     if "MaskedArray" in names:
         return (
             "Its mask would be ignored, and a number filled in would change the statistics of all others. Pass what is "
@@ -29,9 +35,8 @@ def for_no_array(function: str, argument: str, value: object) -> str:
     for root, advice in _BY_MODULE.items():
         if root in roots:
             return advice.format(argument)
-    if hasattr(value, "todense"):  # BCOO of jax.experimental.sparse, whose module is that of all of JAX
-        zeros = "If its missing elements are meant as zeros, as which they enter the statistics"
-        return f"{zeros}, pass {argument}.todense()."
+    if _offers(value, "todense"):  # BCOO of jax.experimental.sparse, whose module is that of all of JAX
+        return f"{_ZEROS}, pass {argument}.todense()."
     if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
         return "Pass an array, such as one of NumPy, torch or JAX."
     if isinstance(value, list | tuple) and value and hasattr(value[0], "shape"):
@@ -44,14 +49,16 @@ def for_no_array(function: str, argument: str, value: object) -> str:
     )
 
 
+_ZEROS = "If its missing elements are meant as zeros, which count like the others"
 _IN_A_FILE = (
     "It lies in a file. Read the part that is needed first, e.g. {0}[...] for all of it; or dask.array.from_array({0}) "
     "reads it in chunks."
 )
 _LABELLED = "Pass its values, e.g. {0}.to_numpy().astype('float32'), in which missing ones are NaN."
 _BY_MODULE = {
-    "scipy": "If its missing elements are meant as zeros, as which they enter the statistics, pass {0}.toarray().",
-    "cupyx": "If its missing elements are meant as zeros, as which they enter the statistics, pass {0}.toarray().",
+    "scipy": _ZEROS + ", pass {0}.toarray().",
+    "cupyx": _ZEROS + ", pass {0}.toarray().",
+    "dask": "Compute it, {0}.compute(); of a Delayed, dask.array.from_delayed({0}, shape, dtype) is an array, too.",
     "pint": "Pass its numbers, {0}.magnitude: what is normalized has no unit.",
     "h5py": _IN_A_FILE,
     "zarr": _IN_A_FILE,
@@ -61,6 +68,11 @@ _BY_MODULE = {
     "polars": _LABELLED,
     "tensorflow": "Convert it first, e.g. {0}.numpy(), through which TensorFlow takes no gradient.",
 }
+
+
+def _offers(value: object, name: str) -> bool:
+    """Say whether values of this type have an attribute; some objects, such as a Delayed of Dask, answer to any."""
+    return hasattr(type(value), name)
 
 
 def _for_parameter(function: str, argument: str, value: object) -> str:
@@ -98,19 +110,19 @@ def for_no_entry(place: str, value: object) -> str:
     names = {cls.__name__ for cls in type(value).__mro__}
     if "MaskedArray" in names:
         return f"A file has no masks: store {place}.data and numpy.ma.getmaskarray({place}) under two names."
-    if hasattr(value, "m2") and hasattr(value, "_asdict"):
+    if _offers(value, "m2") and _offers(value, "_asdict"):
         return (
             f'Store its fields, {{"n": numpy.asarray({place}.n), "mean": {place}.mean, "m2": {place}.m2}}; of what is '
             "read anynorm.Moments(n, mean, m2) makes it again, without the digits in its rest."
         )
-    if hasattr(value, "state_dict"):
+    if _offers(value, "state_dict"):
         return f"Store what it holds, {place}.state_dict()."
-    if hasattr(value, "nnz") or hasattr(value, "todense"):
-        dense = "toarray" if hasattr(value, "toarray") else "todense"
+    if _offers(value, "nnz") or _offers(value, "todense"):
+        dense = "toarray" if _offers(value, "toarray") else "todense"
         return f"Store it with its zeros, {place}.{dense}()."
-    if hasattr(value, "to_numpy"):
+    if _offers(value, "to_numpy"):
         return f"Store its values, {place}.to_numpy()."
-    if hasattr(value, "magnitude"):
+    if _offers(value, "magnitude"):
         return f"Store its numbers, {place}.magnitude."
     if "matrix" in names or isinstance(value, Real):
         return f"Convert it first, numpy.asarray({place})."

@@ -52,6 +52,12 @@ def make_parameters(
     wanted = {"weight": weight, "bias": bias}
     given = {name: value for name, value in wanted.items() if not isinstance(value, bool)}
     for name, value in given.items():
+        if not hasattr(value, "shape"):
+            msg = (
+                f"{layer}: {name} must be True or False, for whether to have it, or the array to start with; got "
+                f"{described(value)}. Pass e.g. {name}=True, or numpy.ones({shape}, dtype='float32')."
+            )
+            raise TypeError(msg)
         check_parameter(layer, name, value, shape)
     home = _home_of_arrays(layer, given, xp, dtype, device) if given else home_named(layer, None, xp, dtype, device)
     start = {"weight": home.ones, "bias": home.zeros}
@@ -65,7 +71,8 @@ def check_parameter(layer: str, name: str, value: Array, shape: tuple[int, ...])
     ops = backend.ops
     check_array(layer, name, value, backend)
     if ops.shape(value) != shape:
-        msg = f"{layer}: {name} has shape {show(ops.shape(value))}, but this layer's has shape {show(shape)}."
+        msg = f"{layer}: {name} has shape {show(ops.shape(value))}, but this layer's has shape {show(shape)}. "
+        msg += "Give one of that shape, or make the layer for the other."
         raise ValueError(msg)
 
 

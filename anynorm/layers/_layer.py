@@ -155,7 +155,7 @@ class Layer(Stateful):
     def params(self, new: Mapping[str, Any]) -> None:
         name = type(self).__name__
         if not isinstance(new, Mapping):
-            msg = f"{name}: params must be a dict of arrays, got {described(new)}."
+            msg = f"{name}: params must be a dict of arrays, got {described(new)}. Pass one like layer.params."
             raise TypeError(msg)
         if set(new) != set(self.params):
             msg = (
@@ -165,7 +165,15 @@ class Layer(Stateful):
             raise ValueError(msg)
         for parameter, array in new.items():
             check_parameter(name, parameter, array, self._shape)
+        self._check_beside_own(new)
         self._assign(new)
+
+    def _check_beside_own(self, new: Mapping[str, Any]) -> None:
+        """Raise unless new arrays are of one library, on one device, with each other and with those that stay."""
+        together = {name: array for name, array in self._arrays().items() if name not in new} | {**new}
+        name, first = type(self).__name__, next(iter(together), "")
+        for argument, array in together.items():
+            check_beside(name, argument, array, together[first], backend_of(name, first, together[first]), first)
 
     def _affine(self, ops: Ops) -> dict[str, Any]:
         """Return weight and bias as a step takes them: while frozen, constants to automatic differentiation too."""
@@ -242,14 +250,8 @@ class Layer(Stateful):
         if ops.name == "jax":  # loaded after this layer was made, perhaps
             tell_jax()
         for argument, array in self._arrays().items():
-            own = ops_of(name, argument, array)
-            if own.name != ops.name:
-                module = ops.xp.__name__.removeprefix("array_api_compat.")
-                msg = (
-                    f"{name}: x is an array of {ops.name}, but the layer holds arrays of {own.name}. Nothing is "
-                    f"converted silently: convert x, or move the layer with layer.to({module}), given the module."
-                )
-                raise TypeError(msg)
+            if ops_of(name, argument, array).name != ops.name:
+                raise self._other_library(ops)
             check_beside(name, argument, array, x, backend)
         shape, ndim = ops.shape(x), len(ops.shape(x))
         if -ndim <= min(axes) and max(axes) < ndim:
@@ -262,6 +264,19 @@ class Layer(Stateful):
                 )
                 raise ValueError(msg)
         return ops
+
+    def _other_library(self, ops: Ops) -> TypeError:
+        """Return the error for an x of another library than some array of the layer."""
+        name, arrays = type(self).__name__, self._arrays()
+        libraries = {ops_of(name, argument, array).name for argument, array in arrays.items()}
+        traced = [argument for argument, array in arrays.items() if ops_of(name, argument, array).traced(array)]
+        advice = ["convert x"] if len(libraries) == 1 or traced else []
+        module = ops.xp.__name__.removeprefix("array_api_compat.")
+        advice += [] if traced else [f"move the layer with layer.to({module}), given the module"]
+        return TypeError(
+            f"{name}: x is an array of {ops.name}, but the layer holds arrays of {' and '.join(sorted(libraries))}. "
+            f"Nothing is converted silently: {', or '.join(advice)}."
+        )
 
 
 def _where(lengths: tuple[int, ...], shape: tuple[int | None, ...]) -> str:
@@ -279,7 +294,7 @@ def count(layer: str, name: str, value: object) -> int:
     """Return an argument that counts something as an int of at least 1."""
     number = index_argument(layer, name, value)
     if number < 1:
-        msg = f"{layer}: {name} must be at least 1, got {number}."
+        msg = f"{layer}: {name} must be at least 1, got {number}. Pass a positive integer."
         raise ValueError(msg)
     return number
 

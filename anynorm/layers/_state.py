@@ -81,7 +81,9 @@ class Stateful:
         """
         name = type(self).__name__
         if not isinstance(state, Mapping):
-            msg = f"{name}: load_state_dict takes a dict of arrays, got {described(state)}."
+            msg = (
+                f"{name}: load_state_dict takes a dict of arrays, got {described(state)}. Pass e.g. other.state_dict()."
+            )
             raise TypeError(msg)
         own = {prefix + key: array for key, array in self._arrays().items() if key != _NOT_IN_STATE}
         missing = tuple([key for key in own if key not in state])
@@ -93,7 +95,7 @@ class Stateful:
         if faults:
             msg = f"{name}: nothing was loaded. {'; '.join(faults)}."
             if strict and not any(found_faults):
-                msg += _advice(state, missing, unexpected, own, prefix)
+                msg += _advice(state, missing, unexpected, own, prefix, self._names)
             raise ValueError(msg)
         self._assign({key.removeprefix(prefix): _like(array, state[key]) for key, array in own.items() if key in state})
         return Differences(missing, unexpected)
@@ -171,9 +173,14 @@ def _fault(key: str, value: Array, own: Array) -> str | None:
 
 
 def _advice(
-    state: Mapping[str, Any], missing: tuple[str, ...], unexpected: tuple[str, ...], own: Mapping[str, Any], prefix: str
+    state: Mapping[str, Any],
+    missing: tuple[str, ...],
+    unexpected: tuple[str, ...],
+    own: Mapping[str, Any],
+    prefix: str,
+    names: tuple[str, ...],
 ) -> str:
-    """Return what to try where nothing but the keys is wrong."""
+    """Return what to try where nothing but the keys is wrong; `names` are all that such a layer may have."""
     if missing and len(missing) == len(own):
         tails = {key.removeprefix(prefix): array for key, array in own.items()}
         first = next(iter(tails))
@@ -188,6 +195,11 @@ def _advice(
         ]
         if fitting:
             return f" If this layer's keys begin with it, pass prefix={' or prefix='.join(fitting)}."
+    absent = [name for name in names if prefix + name in unexpected]
+    if absent:
+        needed = dict.fromkeys([name if name in ("weight", "bias") else "track_running_stats" for name in absent])
+        made = ", ".join([f"{name}=True" for name in needed])
+        return f" Make the layer with {made} first, or pass strict=False to go without {', '.join(absent)}."
     return " To load what there is, pass strict=False."
 
 

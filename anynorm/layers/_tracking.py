@@ -7,12 +7,12 @@ from contextlib import nullcontext
 from threading import Lock
 from typing import Any, NamedTuple
 
-from anynorm._core.arrays import Array
+from anynorm._core.arrays import Array, described, dtype_name
 from anynorm._core.backends import ops_of
 from anynorm._core.checks import real_number
 from anynorm._core.ops import Ops
 from anynorm.batch_norm import correction_argument
-from anynorm.layers._arrays import Home
+from anynorm.layers._arrays import Home, check_parameter
 from anynorm.layers._layer import Layer
 from anynorm.layers._running import accumulate, cumulative_share
 from anynorm.moments import Moments
@@ -34,6 +34,8 @@ def _statistic(name: str, meaning: str) -> Any:
         return None if layer._statistics is None else getattr(layer._statistics, name)
 
     def replace(layer: TrackingLayer, new: Array) -> None:
+        if get(layer) is not None:
+            layer._check_statistic(name, new)
         layer._replace(**{name: new})
 
     return property(get, replace, doc=meaning)
@@ -118,10 +120,24 @@ class TrackingLayer(Layer):
             # asarray, because NumPy's 0-d arrays become scalars under arithmetic.
             self._statistics = Statistics(mean, var, xp.asarray(tracked + step), xp.asarray(skipped + (1 - step)))
 
+    def _check_statistic(self, name: str, new: Array) -> None:
+        """Raise unless a statistic can take the place of the layer's own."""
+        layer = type(self).__name__
+        if name.startswith("running"):
+            check_parameter(layer, name, new, self._shape)
+        elif getattr(new, "shape", None) != () or "int" not in dtype_name(getattr(new, "dtype", "")):
+            assert self._statistics is not None
+            library = ops_of(layer, name, self._statistics.num_batches_tracked).xp.__name__
+            advice = f"Pass e.g. {library.removeprefix('array_api_compat.')}.asarray(3)."
+            msg = f"{layer}: {name} must be a 0-d array of integers, got {described(new)}. {advice}"
+            raise TypeError(msg)
+        self._check_beside_own({name: new})
+
     def _replace(self, **new: Array) -> None:
         with self._lock:
             if self._statistics is None:
-                msg = f"{type(self).__name__}: with track_running_stats=False there are no running statistics to set."
+                msg = f"{type(self).__name__}: with track_running_stats=False there are no running statistics to set. "
+                msg += "Make the layer with track_running_stats=True."
                 raise AttributeError(msg)
             self._statistics = self._statistics._replace(**new)
 

@@ -64,6 +64,43 @@ def test_sparse_of_scipy() -> None:
         close(an.layer_norm(follow(said, "x.toarray()", x=x)), exact(dense))
 
 
+def test_what_answers_every_attribute() -> None:
+    """An object that has whatever it is asked for is no sparse array; a Delayed becomes an array, lazily too."""
+    from unittest.mock import MagicMock
+
+    said = refused(lambda: an.layer_norm(MagicMock()))
+    assert "todense" not in said
+    assert "Pass an array" in said
+    dask: Any = pytest.importorskip("dask", reason="dask is not installed")
+    pytest.importorskip("dask.array", reason="dask.array is not installed")
+    x = dask.delayed(X)
+    said = refused(lambda: an.layer_norm(x))
+    close(an.layer_norm(follow(said, "x.compute()", x=x)), exact(X))
+    lazy = follow(said, "dask.array.from_delayed(x, shape, dtype)", x=x, dask=dask, shape=X.shape, dtype=X.dtype)
+    close(an.layer_norm(lazy).compute(), exact(X))
+
+
+def test_masked_weight() -> None:
+    """A parameter has no statistics: where its mask is, a number that does nothing is filled in."""
+    weight, bias = np.ma.MaskedArray(X[0], X[0] < 3), np.ma.MaskedArray(X[1], X[1] < 3)
+    said = refused(lambda: an.layer_norm(X, weight))
+    assert "statistics" not in said
+    close(an.layer_norm(X, follow(said, "weight.filled(1)", weight=weight)), exact(X) * np.where(X[0] < 3, 1, X[0]))
+    follow(refused(lambda: an.layer_norm(X, bias=bias)), "bias.filled(0)", bias=bias)
+
+
+def test_moments_of_numbers() -> None:
+    """Moments made of numbers are told to make arrays, not to look at an x that there is none of."""
+    made = an.Moments(4, 2.5, 5.0)
+    with pytest.raises(TypeError, match=r"^Moments\.var: mean must be an array") as caught:
+        made.var()
+    mean = follow(str(caught.value), "numpy.asarray(mean, dtype='float32')", mean=2.5)
+    with pytest.raises(TypeError, match=r"^Moments\.var: m2 must be an array") as caught:
+        an.Moments(4, mean, 5.0).var()
+    m2 = follow(str(caught.value), "numpy.asarray(m2, dtype='float32')", m2=5.0)
+    assert an.Moments(4, mean, m2).var() == 1.25
+
+
 def test_in_a_file(tmp_path: Path) -> None:
     """A data set in a file is read in part, or chunk by chunk; nobody is told to convert it."""
     h5py: Any = pytest.importorskip("h5py", reason="h5py is not installed")

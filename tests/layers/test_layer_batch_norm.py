@@ -183,6 +183,52 @@ def test_one_sample_is_enough_for_evaluation() -> None:
         an.BatchNorm(3, track_running_stats=False).eval()(np.ones((1, 3)))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error", "said"),
+    [
+        ("running_mean", np.zeros(3), ValueError, r"running_mean has shape \(3,\), but this layer's has shape \(5,\)"),
+        ("running_var", None, TypeError, "running_var must be an array"),
+        ("running_var", np.ones(5, "int32"), TypeError, "running_var must have a real floating dtype"),
+        (
+            "num_batches_tracked",
+            3,
+            TypeError,
+            r"must be a 0-d array of integers, got 3 of .* Pass e\.g\. numpy.asarray\(3",
+        ),
+        ("num_batches_skipped", np.zeros(()), TypeError, "must be a 0-d array of integers"),
+    ],
+)
+def test_statistics_that_do_not_fit(name: str, value: Any, error: type[Exception], said: str) -> None:
+    """What cannot take a statistic's place is refused when it is assigned; integers in an array count batches."""
+    layer = an.BatchNorm(5)
+    before = layer.state_dict()
+    with pytest.raises(error, match=f"^BatchNorm: .*{said}"):
+        setattr(layer, name, value)
+    assert all(layer.state_dict()[name] is its for name, its in before.items())
+    layer.num_batches_tracked = np.asarray(3)
+    layer(_batches(1)[0])
+    assert int(layer.num_batches_tracked) == 4
+    layer.load_state_dict(layer.state_dict())
+
+
+def test_statistics_of_another_library() -> None:
+    """A statistic, or parameters, of another library than the rest of the layer are refused when they are assigned."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    layer = an.BatchNorm(5)
+    with pytest.raises(TypeError, match="weight is an array of numpy but running_mean is one of torch"):
+        layer.running_mean = torch.zeros(5)
+    with pytest.raises(TypeError, match="running_mean is an array of numpy but weight is one of torch"):
+        layer.params = dict.fromkeys(layer.params, torch.ones(5))
+    with pytest.raises(TypeError, match="weight is an array of torch but bias is one of numpy"):
+        an.LayerNorm(5).params = {"weight": torch.ones(5), "bias": np.zeros(5)}
+    layer.weight = torch.ones(5)  # which is not looked at until a call
+    with pytest.raises(
+        TypeError, match=r"the layer holds arrays of numpy and torch.* move the layer with layer.to\(numpy"
+    ):
+        layer(_batches(1)[0])
+    layer.to(np)(_batches(1)[0])
+
+
 def test_without_statistics_evaluation_uses_the_batch() -> None:
     """track_running_stats=False: no statistics, and evaluation and freezing normalize by the batch itself."""
     layer = an.BatchNorm(5, track_running_stats=False)

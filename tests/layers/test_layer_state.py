@@ -177,6 +177,16 @@ def test_not_strict() -> None:
     assert layer.running_mean is mean
 
 
+def test_what_a_layer_has_no_place_for() -> None:
+    """Learned arrays that the layer was made without are not dropped: it is to be made with them."""
+    state = {key: its for key, its in _state().items() if key != "running_var"}
+    with pytest.raises(ValueError, match="Make the layer with weight=True, bias=True, track_running_stats=True first"):
+        an.InstanceNorm(3).load_state_dict(state)
+    layer = an.InstanceNorm(3, weight=True, bias=True, track_running_stats=True)
+    layer.load_state_dict(_state())
+    assert layer.weight.tolist() == _state()["weight"].tolist()
+
+
 def test_advice_for_keys() -> None:
     """Where all keys are missing for want of a prefix, the error names the prefix, and else strict=False."""
     layer = an.LayerNorm(3)

@@ -177,6 +177,8 @@ def test_params() -> None:
         layer.params = {"weight": good, "bias": 1.0}
     with pytest.raises(TypeError, match="params must be a dict"):
         layer.params = [good, good]  # type: ignore[assignment, unused-ignore]
+    with pytest.raises(TypeError, match=r"got 2.0 of type float\. Pass|Convert it first, e\.g\. numpy\.asarray\(bias"):
+        layer.params = {"weight": good, "bias": 2.0}
     assert all(layer.params[name] is its for name, its in before.items())
     layer.params = {"bias": good, "weight": good + 1}
     assert layer.bias is good

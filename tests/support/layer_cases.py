@@ -127,11 +127,9 @@ def make_layer(case: Case, library: ArrayLibrary, last: bool, dtype: str = "floa
             continue
         values = rng.uniform(0.5, 1.5, (6, *SHAPE[2:]) if its.ndim == 3 else 6).astype(numpy_dtype(dtype))
         state[name] = library.make(np.ascontiguousarray(ordered(values, last)))
-    layer.params = {name: state[name] for name in layer.params}
-    for name in set(state) - set(layer.params):
-        setattr(layer, name, state[name])
     if "running_mean" in state:
-        layer.num_batches_skipped = library.make(np.asarray(layer.num_batches_skipped))
+        state["num_batches_skipped"] = library.make(np.asarray(layer.num_batches_skipped))
+    layer._assign(state)
     return layer
 
 

@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, Generic, Literal, SupportsIndex, TypedDict, Unpack, overload
 
 from anynorm._core.arrays import A, Array, Number, Operand
-from anynorm._core.checks import check_companion, real_number
+from anynorm._core.checks import check_companion, option_argument, real_number
 from anynorm._core.dispatch import norm
 from anynorm._core.merge import mean_in
 from anynorm._core.ops import Ops
@@ -143,7 +143,7 @@ def batch_norm(
         msg = f"batch_norm: {present} is given without {missing}. Give both, or neither to use the batch's own."
         raise ValueError(msg)
     given = None if mean is None else (mean, var)
-    if given is not None and return_moments:
+    if given is not None and option_argument("batch_norm", return_moments):
         msg = (
             "batch_norm: return_moments=True measures the batch, but mean and var are given, so nothing is measured. "
             "Leave them out, or call moments on x."

@@ -37,7 +37,7 @@ def explain(function: Callable[P, Any], /, *args: P.args, **options: P.kwargs) -
     Returns
     -------
     Route
-        (path, reason): path is a backend package's name or "formula"; reason is None, or why it is the formula.
+        (path, reason): path is a backend package's name or "formula"; reason is None, or why nothing faster serves.
 
     Raises
     ------

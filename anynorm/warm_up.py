@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from anynorm._core.arrays import FLOATING, described
+from anynorm._core.arrays import FLOATING, described, dtype_name
 
 
 def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> None:
@@ -17,7 +17,7 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
     Parameters
     ----------
     dtypes : iterable of str
-        Of "float16", "bfloat16", "float32" and "float64".
+        Of "float16", "bfloat16", "float32" and "float64"; NumPy's dtypes of these names, too.
     gradients : bool
         Whether to compile the kernels of the backward pass too.
 
@@ -39,10 +39,11 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
     if isinstance(dtypes, str) or not isinstance(dtypes, Iterable):
         msg = f'warm_up: dtypes must be a list of names, got {described(dtypes)}. Pass e.g. ["float32"].'
         raise TypeError(msg)
-    wanted = tuple(dtypes)
-    for dtype in wanted:
-        if dtype not in FLOATING:
-            msg = f"warm_up: dtypes must be among {', '.join(FLOATING)}; got {dtype!r}. Name them as strings."
+    wanted = []
+    for dtype in dtypes:
+        wanted.append(dtype_name(dtype))  # of NumPy's and torch's own dtypes, too
+        if wanted[-1] not in FLOATING:
+            msg = f"warm_up: dtypes must be among {', '.join(FLOATING)}; got {described(dtype)}. Name them as strings."
             raise ValueError(msg)
     import anynorm_numba
 
@@ -52,4 +53,4 @@ def warm_up(dtypes: Iterable[str] = ("float32",), *, gradients: bool = True) -> 
         raise ImportError(msg)
     from anynorm_numba import engine
 
-    engine.compile_all(wanted, gradients=gradients)
+    engine.compile_all(tuple(wanted), gradients=gradients)

@@ -88,6 +88,16 @@ def _for_parameter(function: str, argument: str, value: object) -> str:
     return f"{convert} {others}"
 
 
+def for_number(value: object, otherwise: str) -> str:
+    """Return what to do with what is no Python number, or flag, where one is needed; JAX traces arguments unasked."""
+    if "Tracer" not in {cls.__name__ for cls in type(value).__mro__}:
+        return otherwise
+    return (
+        "JAX traces it. Make it static, by jax.jit's static_argnames or, where it is given by position, "
+        "static_argnums; or let a closure bring it, e.g. jax.jit(lambda x: ...)."
+    )
+
+
 def for_dtype(argument: str, name: str, library: str) -> str:
     """Return what to do with an array of a dtype that is not accepted, by the names of dtype and library."""
     if name.startswith("complex"):

@@ -119,7 +119,7 @@ def described(value: object) -> str:
     """Return a value as an error shows it: short, whatever it is."""
     name = type(value).__name__
     shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple) and not isinstance(value, Real) and not callable(value):  # layers have a shape, too
+    if isinstance(shape, tuple) and hasattr(value, "dtype") and not isinstance(value, Real):  # layers have a shape, too
         return f"array of shape {tuple(shape)}, of type {name}"
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} of type {name}"

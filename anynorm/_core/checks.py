@@ -7,7 +7,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-from anynorm._core.advice import for_dtype
+from anynorm._core.advice import for_dtype, for_number
 from anynorm._core.advice_calls import is_shape, reject_shape
 from anynorm._core.arrays import Array, Format, Shape, described, dtype_name
 from anynorm._core.backends import backend_of
@@ -42,8 +42,8 @@ def checked_plan(
     if function == "batch_norm" and ops.holds(plan.n == 1):
         msg = (
             f"batch_norm: x of shape {show(shape)} has one value per channel along channel_axis={plan.kept[0]}, so its "
-            "variance is 0 and the result is the bias whatever x is. Use a larger batch, pass mean= and var= (running "
-            "statistics; a layer does after eval()), or use layer_norm or group_norm."
+            "variance is 0 and the result is the bias whatever x is. Use a larger batch, running statistics (mean= and "
+            "var= of batch_norm; eval() of a layer that tracks them), or layer_norm or group_norm."
         )
         raise ValueError(msg)
     for name, array in (("mean", mean), ("var", var)):
@@ -115,11 +115,13 @@ def check_companion(function: str, argument: str, value: Array, x: Array, backen
 
 def check_beside(function: str, argument: str, value: Array, x: Array, backend: Backend, beside: str = "x") -> None:
     """Raise unless an argument is an array of x's library, on x's device."""
-    own, name = backend_of(function, argument, value).ops.name, backend.ops.name
-    if own != name:
+    own, ops = backend_of(function, argument, value).ops, backend.ops
+    if own.name != ops.name:
+        # What is traced cannot leave its library.
+        moved, home = (beside, own.name) if own.traced(value) else (argument, ops.name)
         msg = (
-            f"{function}: {beside} is an array of {name} but {argument} is one of {own}. "
-            f"Nothing is converted silently: convert {argument} to {name} first."
+            f"{function}: {beside} is an array of {ops.name} but {argument} is one of {own.name}. "
+            f"Nothing is converted silently: convert {moved} to {home} first."
         )
         raise TypeError(msg)
     refusal = backend.refuses_beside(value, x)
@@ -149,8 +151,19 @@ def real_number(function: str, argument: str, value: object) -> float:
             return math.inf  # an integer beyond every float: out of range, whatever its sign
     convertible = isinstance(value, str) or getattr(value, "shape", None) == ()
     advice = f"Pass a Python float, e.g. float({argument})." if convertible else "Pass a Python float."
-    msg = f"{function}: {argument} must be a real number, got {described(value)}. {advice}"
+    msg = f"{function}: {argument} must be a real number, got {described(value)}. {for_number(value, advice)}"
     raise TypeError(msg)
+
+
+def option_argument(function: str, value: object) -> bool:
+    """Return return_moments, or keepdims of moments, as a bool; a TypeError where it is neither true nor false."""
+    try:
+        return bool(value)
+    except Exception:  # each library has its own class for this
+        argument = "keepdims" if function == "moments" else "return_moments"
+        advice = for_number(value, f"Pass {argument}=True.")
+        msg = f"{function}: {argument} must be True or False, got {described(value)}. {advice}"
+        raise TypeError(msg) from None
 
 
 def check_eps(function: str, eps: float, compute: Format) -> None:

@@ -17,7 +17,7 @@ from anynorm._core import cache
 from anynorm._core.advice_calls import advice_on_binding
 from anynorm._core.arrays import Array, Shape, class_name, described
 from anynorm._core.backends import backend_of, by_type, check_suited
-from anynorm._core.checks import check_gradient, checked_plan, real_number
+from anynorm._core.checks import check_gradient, checked_plan, option_argument, real_number
 from anynorm._core.plan import Plan
 from anynorm.backend import AnyResiduals, Backend, Declined, Executable, Operands
 
@@ -123,6 +123,8 @@ def norm(moments_of: Callable[..., Any] | None = None, *, only_measures: bool = 
                 raise advice_on_binding(bind, args, options, error) from None
             if type(eps) is not float:
                 eps = real_number(function, "eps", eps)
+            if option is not True and option is not False:
+                option = option_argument(function, option)
             entry = entry_for(function, build, numbers, x, weight, bias, given, eps, out)
             if only_measures and moments_of is not None:
                 return moments_of(entry.plan, entry.backend.ops, x, entry.executable.measure(x), option)
@@ -155,7 +157,7 @@ def bound(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Boun
         name, build, numbers, x, weight, bias, given, eps, out, wants_moments = function.__wrapped__(*args, **options)
     except TypeError as error:
         raise advice_on_binding(function.__wrapped__, args, options, error) from None
-    eps = real_number(name, "eps", eps)
+    eps, wants_moments = real_number(name, "eps", eps), option_argument(name, wants_moments)
     entry = entry_for(name, build, numbers, x, weight, bias, given, eps, out)
     return Bound(entry, x, weight, bias, given, eps, out, wants_moments)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, SupportsIndex
 
+from anynorm._core.advice import for_number
 from anynorm._core.arrays import Shape, described
 
 Axes = int | tuple[int, ...] | None
@@ -102,7 +103,7 @@ def index_argument(function: str, name: str, value: object) -> int:
         advice = f"Pass e.g. {name}=1, {name}=(0, 2) or {name}=None." if several else f"Pass e.g. {name}=1."
         if (function, name) == ("group_norm", "num_groups"):  # the one that is positional only
             advice = "Pass it after x, e.g. group_norm(x, 8)."
-        msg = f"{function}: {name} must be {needed}, got {described(value)}. {advice}"
+        msg = f"{function}: {name} must be {needed}, got {described(value)}. {for_number(value, advice)}"
         raise TypeError(msg) from None
 
 

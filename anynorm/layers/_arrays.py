@@ -158,5 +158,6 @@ def _probe(layer: str, ops: Ops, device: object) -> Any:
     try:
         return ops.xp.zeros(1, device=device)
     except Exception as error:  # each library has its own class for this
-        msg = f"{layer}: {ops.name} cannot place arrays on device={device!r}: {error}"
+        why = "pass one of jax.devices()." if ops.name == "jax" and isinstance(device, str) else error
+        msg = f"{layer}: {ops.name} cannot place arrays on device={device!r}: {why}"
         raise ValueError(msg) from error

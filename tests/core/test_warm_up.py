@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 import anynorm as an
@@ -32,12 +33,20 @@ print(before, len(_compile._built) - before)
         pytest.param(3, TypeError, "list of names", id="a-number"),
         pytest.param(["float31"], ValueError, "float31", id="unknown"),
         pytest.param([3], ValueError, "3", id="no-name"),
+        pytest.param([np.zeros(2)], ValueError, r"got array of shape \(2,\).* Name them as strings", id="an-array"),
+        pytest.param([np.dtype("int32")], ValueError, "int32", id="integers"),
     ],
 )
 def test_wrong_dtypes(dtypes: Any, error: type[Exception], said: str) -> None:
     """What names no dtypes is refused before anything is compiled, and the error says what came."""
     with pytest.raises(error, match=said):
         an.warm_up(dtypes)
+
+
+def test_dtypes_of_numpy() -> None:
+    """NumPy's own dtypes name what is to be compiled, as strings do."""
+    pytest.importorskip("numba")
+    an.warm_up([np.dtype("float32"), "float32"], gradients=False)  # type: ignore[list-item]
 
 
 def test_first_calls_compile_nothing_more() -> None:

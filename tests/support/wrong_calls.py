@@ -210,7 +210,7 @@ def wrong_statistics() -> Iterator[Case]:
     yield wrong("batch_norm", ValueError, *said, mean=one, var=one, return_moments=True)
     yield wrong("batch_norm", ValueError, "mean is given without var", mean=short, return_moments=True)
     for shape in ((1, 6), (1, 6, 1)):
-        said = (f"x of shape {shape} has one value per channel", "Use a larger batch, pass mean= and var=")
+        said = (f"x of shape {shape} has one value per channel", "Use a larger batch, running statistics (mean=")
         yield wrong("batch_norm", ValueError, *said, x=Of(shape))
 
 

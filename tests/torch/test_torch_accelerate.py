@@ -290,6 +290,8 @@ def test_not_a_module() -> None:
     """Anything but a module is a TypeError that says so."""
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
         accelerate([nn.LayerNorm(2)])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"frozen_statistics: model must be a torch\.nn\.Module, got int"):
+        anynorm_torch.nn.frozen_statistics(3)  # type: ignore[arg-type]
 
 
 def test_copies_stay_accelerated() -> None:

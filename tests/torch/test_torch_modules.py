@@ -158,12 +158,12 @@ def test_wrong_dimensions(cls: str, arguments: tuple[Any, ...], shape: tuple[int
         pytest.param("LayerNorm", (4,), (2, 5), r"LayerNorm: .*\(2, 5\).*normalized_shape=\(4,\)", id="layer"),
         pytest.param("LayerNorm", ((4, 5), 1e-5, False), (5,), r"LayerNorm: .*\(5,\)", id="layer-1d"),
         pytest.param("RMSNorm", (4, None, False), (2, 5), r"RMSNorm: .*\(2, 5\)", id="rms"),
-        pytest.param("GroupNorm", (2, 4), (2, 6, 3), r"group_norm: weight has shape \(4,\)", id="group-channels"),
-        pytest.param("GroupNorm", (2, 4, 1e-5, False), (2, 5, 3), "group_norm: x has 5 channels", id="group-odd"),
-        pytest.param("BatchNorm1d", (4,), (3, 5), r"batch_norm: weight has shape \(4,\)", id="batch-channels"),
+        pytest.param("GroupNorm", (2, 4), (2, 6, 3), "GroupNorm: .* has 6 channels .* made for 4", id="group-channels"),
         pytest.param(
-            "BatchNorm1d", (4, 1e-5, 0.1, False), (3, 5), r"running_mean has shape \(4,\)", id="batch-running"
+            "GroupNorm", (2, 4, 1e-5, False), (2, 5, 3), "GroupNorm: .* has 5 channels .* made for 4", id="group-odd"
         ),
+        pytest.param("BatchNorm1d", (4,), (3, 5), "BatchNorm1d: .* has 5 channels .* made for 4", id="batch-channels"),
+        pytest.param("BatchNorm1d", (4, 1e-5, 0.1, False), (3, 5), "has 5 channels .* made for 4", id="batch-running"),
         pytest.param("BatchNorm1d", (4,), (1, 4), "one value per channel", id="batch-of-one"),
         pytest.param("InstanceNorm2d", (4,), (2, 4, 1, 1), "one value per sample and channel", id="instance-of-one"),
     ],
@@ -259,3 +259,43 @@ def test_average_of_statistics() -> None:
             torch.optim.swa_utils.update_bn(loader, layer)
     check_states_agree(*layers)
     assert layers[0].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        anynorm_torch.nn.BatchNorm2d(6),
+        anynorm_torch.nn.BatchNorm2d(6, affine=False),
+        anynorm_torch.nn.GroupNorm(2, 6),
+        anynorm_torch.nn.InstanceNorm2d(6, track_running_stats=True),
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features")
+def test_other_channels(layer: Any, training: bool) -> None:
+    """Input of other channels than a layer was made for is said to be that, in the layer's name."""
+    name = type(layer).__name__
+    with pytest.raises(
+        ValueError, match=rf"^{name}: input .* has 8 channels along axis 1, but the layer was made for 6"
+    ):
+        layer.train(training)(torch.randn(2, 8, 3, 3))
+    layer.train(training)(torch.randn(2, 6, 3, 3))
+
+
+def test_other_errors_stay() -> None:
+    """An error of another cause than the channels is the function's own."""
+    with pytest.raises(ValueError, match="has one value per channel"):
+        anynorm_torch.nn.BatchNorm1d(6)(torch.randn(1, 6))
+
+
+def test_symbolic_tracing() -> None:
+    """A proxy is not told to become a tensor: torch's layers can be traced, and anynorm's exported."""
+    model = torch.nn.Sequential(torch.nn.LayerNorm(6))
+    acceleration = anynorm_torch.nn.accelerate(model)
+    with pytest.raises(TypeError, match=r"undo\(\) what accelerate\(model\) did first, or use torch\.export"):
+        torch.fx.symbolic_trace(model)
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+    acceleration.undo()
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))

@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules import batchnorm, lazy
 from torch.nn.utils import parametrize
 
-from anynorm_torch.nn._modules import CLASSES
+from anynorm_torch.nn._modules import CLASSES, check_module
 
 # What a user would call a norm layer: torch's own and whatever derives from them.
 NORMS = (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, batchnorm._NormBase)
@@ -111,9 +111,7 @@ def accelerate(model: torch.nn.Module) -> Acceleration:
     True
 
     """
-    if not isinstance(model, torch.nn.Module):
-        msg = f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}. Pass the model itself."
-        raise TypeError(msg)
+    check_module("accelerate", model)
     return Acceleration(model)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -48,7 +48,10 @@ class GroupNorm(torch.nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalize each of `num_groups` groups of channels of each sample."""
         _check_tensor(self, input)
-        return an.group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
+        try:
+            return an.group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
+        except ValueError as error:
+            raise _of_channels(self, self.num_channels, input, error) from None
 
 
 class _BatchNorm(batchnorm._BatchNorm):
@@ -63,11 +66,14 @@ class _BatchNorm(batchnorm._BatchNorm):
         self._check_input_dim(input)
         if not self.training:
             return _by_running(self, input)
-        y, batch = an.batch_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
-        if self.track_running_stats and self.running_mean is not None:
-            accepted = _move_running(self, batch, self._share(batch))
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(accepted)
+        try:
+            y, batch = an.batch_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
+            if self.track_running_stats and self.running_mean is not None:
+                accepted = _move_running(self, batch, self._share(batch))
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(accepted)
+        except ValueError as error:
+            raise _of_channels(self, self.num_features, input, error) from None
         return y
 
     def _share(self, batch: an.Moments) -> Any:
@@ -96,9 +102,12 @@ class _InstanceNorm(instancenorm._InstanceNorm):
                 "its variance is 0 and the result is the bias whatever the input is. Use larger inputs, or LayerNorm."
             )
             raise ValueError(msg)
-        y, batch = an.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
-        if self.track_running_stats and self.running_mean is not None:
-            _move_running(self, over_samples(batch, (0,)), 0.0 if self.momentum is None else float(self.momentum))
+        try:
+            y, batch = an.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
+            if self.track_running_stats and self.running_mean is not None:
+                _move_running(self, over_samples(batch, (0,)), 0.0 if self.momentum is None else float(self.momentum))
+        except ValueError as error:
+            raise _of_channels(self, self.num_features, input, error) from None
         return y
 
 
@@ -135,8 +144,7 @@ for ours in CLASSES.values():
     ours.__module__ = "anynorm_torch.nn"  # what a saved model names: the public place, not this file
 
 
-@contextmanager
-def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
+def frozen_statistics(model: torch.nn.Module) -> AbstractContextManager[None]:
     """Keep the running statistics of a model's anynorm layers as they are, within a `with` block.
 
     Layers in training mode go on normalizing by their batch. For a forward pass that repeats one, as activation
@@ -146,6 +154,11 @@ def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
     ----------
     model : torch.nn.Module
         Its layers of this package are concerned, itself included.
+
+    Raises
+    ------
+    TypeError
+        model is no torch.nn.Module.
 
     Examples
     --------
@@ -158,6 +171,19 @@ def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
     [0.0, 0.0]
 
     """
+    check_module("frozen_statistics", model)
+    return _frozen(model)
+
+
+def check_module(function: str, model: object) -> None:
+    """Raise a TypeError unless a model is one."""
+    if not isinstance(model, torch.nn.Module):
+        msg = f"{function}: model must be a torch.nn.Module, got {type(model).__name__}. Pass the model itself."
+        raise TypeError(msg)
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
     layers: Any = [module for module in model.modules() if isinstance(module, _BatchNorm | _InstanceNorm)]
     tracking = [layer for layer in layers if layer.track_running_stats and layer.training]
     for layer in tracking:
@@ -172,11 +198,23 @@ def frozen_statistics(model: torch.nn.Module) -> Iterator[None]:
 def _check_tensor(layer: torch.nn.Module, value: object) -> None:
     """Raise a TypeError unless a layer is given a tensor."""
     if not isinstance(value, Tensor):
-        msg = (
-            f"{type(layer).__name__}: input must be a tensor of torch, got {described(value)}. Convert it first, e.g. "
-            "torch.as_tensor(input, dtype=torch.float32)."
-        )
+        advice = "Convert it first, e.g. torch.as_tensor(input, dtype=torch.float32)."
+        if isinstance(value, torch.fx.Proxy):
+            advice = (
+                "torch.fx cannot trace anynorm's layers: undo() what accelerate(model) did first, or use torch.export."
+            )
+        msg = f"{type(layer).__name__}: input must be a tensor of torch, got {described(value)}. {advice}"
         raise TypeError(msg)
+
+
+def _of_channels(layer: torch.nn.Module, channels: int, x: Tensor, error: ValueError) -> ValueError:
+    """Return the error for input of other channels than a layer was made for, where they are so, else the given one."""
+    if x.ndim < 2 or x.shape[1] == channels:
+        return error
+    return ValueError(
+        f"{type(layer).__name__}: input of shape {tuple(x.shape)} has {x.shape[1]} channels along axis 1, but the "
+        f"layer was made for {channels}. Pass input of {channels} channels, or make the layer for {x.shape[1]}."
+    )
 
 
 def _trailing_axes(layer: LayerNorm | RMSNorm, x: Tensor) -> tuple[int, ...]:
@@ -195,7 +233,10 @@ def _trailing_axes(layer: LayerNorm | RMSNorm, x: Tensor) -> tuple[int, ...]:
 def _by_running(layer: batchnorm._NormBase, x: Tensor) -> Tensor:
     """Normalize each channel by the layer's running statistics; by the batch's own where it has none."""
     mean, var = layer.running_mean, layer.running_var
-    return an.batch_norm(x, weight=layer.weight, bias=layer.bias, mean=mean, var=var, eps=layer.eps)
+    try:
+        return an.batch_norm(x, weight=layer.weight, bias=layer.bias, mean=mean, var=var, eps=layer.eps)
+    except ValueError as error:
+        raise _of_channels(layer, layer.num_features, x, error) from None
 
 
 def _move_running(layer: Any, batch: an.Moments, momentum: float | Tensor) -> Tensor:

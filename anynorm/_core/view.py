@@ -1,4 +1,4 @@
-"""From strides to the five-dimensional view that engines run: which axes of memory take which place in a kernel.
+"""From strides to the five-dimensional view that engines run: which axis of memory becomes which canonical axis.
 
 Tuples of ints in, tuples of ints out. No array, no address, no dtype, and nothing of how a kernel runs enters here.
 """
@@ -18,10 +18,10 @@ Five = tuple[int, int, int, int, int]
 Layout = tuple[Ints, Ints]
 
 # A and B are kept; R, S and P are reduced, and along P neither weight nor bias varies.
-_PLACES = "ARBSP"
+_CANONICAL = "ARBSP"
 
-# The places that an axis may take, the best first. Channels within a group have one alone, so that a group is summed
-# channel by channel, in the same order with a weight and without.
+# The canonical axes that an axis may become, the best first. Channels within a group may become one alone, so that a
+# group is summed channel by channel, in the same order with a weight and without.
 _KEPT = "AB"
 _CHANNELS = "S"
 _VARYING = "SR"  # reduced, and weight or bias varies along it
@@ -30,18 +30,18 @@ _UNIFORM = "PRS"  # reduced, and neither does
 _REPEATS = "repeats its elements along an axis, with a stride of 0"
 _BACKWARDS = "runs backwards along an axis"
 
-_KINDS = {_KEPT: "kept", _CHANNELS: "channels of a group", _VARYING: "reduced with weight", _UNIFORM: "reduced"}
+_DESCRIPTIONS = {_KEPT: "kept", _CHANNELS: "channels of a group", _VARYING: "reduced with weight", _UNIFORM: "reduced"}
 
 
 class View(NamedTuple):
     """How loops over (a, r, b, s, p) run through memory: one statistic per (a, b), reduced over (r, s, p).
 
-    Steps are in the unit of the strides, and 0 along a length of 1 and where a parameter does not vary. Along A and B
-    those of a tensor that runs backwards are negative.
+    Strides are in the unit that `view` was given, 0 along a length of 1 and where a parameter does not vary. Along A and
+    B those of a tensor that runs backwards are negative.
     """
 
     lengths: Five
-    steps: tuple[Five, ...]  # of each tensor, x first
+    strides: tuple[Five, ...]  # of each tensor: of x and y, or of x, dy and dx
     weight: Five | None
     bias: Five | None
     axes: tuple[Ints, ...]  # those of the plan that lie along A, R, B, S, P, outermost first
@@ -49,8 +49,8 @@ class View(NamedTuple):
 
 class _Axis(NamedTuple):
     length: int
-    steps: Ints  # of each tensor, x first, then of weight and of bias
-    places: str
+    strides: Ints  # of each tensor, x first, then of weight and of bias
+    candidates: str  # the canonical axes that it may become
     members: Ints  # the axes of the plan that it is made of, outermost first
 
 
@@ -77,19 +77,19 @@ def view(plan: Plan, shape: Ints, strides: tuple[Ints, ...], weight: Layout | No
     if not _nested(axes):
         return "axes of x overlap in memory"
     axes = _merged(axes)
-    places = _places(axes)
-    if places is None:
-        order = ", ".join([_KINDS[axis.places] for axis in axes])
+    canonical = _canonical(axes)
+    if canonical is None:
+        order = ", ".join([_DESCRIPTIONS[axis.candidates] for axis in axes])
         return f"the order of x's axes in memory, outermost first, is {order}, for which the kernels have no loops"
-    taken = dict(zip(places, axes, strict=True))
+    taken = dict(zip(canonical, axes, strict=True))
     absent = _Axis(1, (0,) * len(layouts), "", ())
-    five = [taken.get(place, absent) for place in _PLACES]
-    steps = [cast("Five", steps_of_one) for steps_of_one in zip(*[axis.steps for axis in five], strict=True)]
+    five = [taken.get(name, absent) for name in _CANONICAL]
+    by_array = [cast("Five", own) for own in zip(*[axis.strides for axis in five], strict=True)]
     return View(
         cast("Five", tuple([axis.length for axis in five])),
-        tuple(steps[: len(strides)]),
-        None if weight is None else steps[-2],
-        None if bias is None else steps[-1],
+        tuple(by_array[: len(strides)]),
+        None if weight is None else by_array[-2],
+        None if bias is None else by_array[-1],
         tuple([axis.members for axis in five]),
     )
 
@@ -102,12 +102,12 @@ def why_apart(run: int, step: int, needed: int, where: str) -> str:
     return f"{what} do not {'lie side by side' if run == 1 else 'follow each other without a gap'} {where}"
 
 
-def _fault(lengths: Ints, steps: Ints, kept: Ints) -> str | None:
+def _fault(lengths: Ints, strides: Ints, kept: Ints) -> str | None:
     """Return what is wrong with an array that repeats, or runs backwards along an axis not `kept`; else None."""
-    for axis, (length, step) in enumerate(zip(lengths, steps, strict=True)):
-        if length > 1 and step == 0:
+    for axis, (length, stride) in enumerate(zip(lengths, strides, strict=True)):
+        if length > 1 and stride == 0:
             return _REPEATS
-        if length > 1 and step < 0 and axis not in kept:
+        if length > 1 and stride < 0 and axis not in kept:
             return _BACKWARDS
     return None
 
@@ -120,13 +120,13 @@ def _along(lengths: tuple[int | None, ...] | None, own: Layout | None) -> Ints |
     if lengths is None or own is None:
         return None
     remaining = [(length, stride) for length, stride in zip(*own, strict=True) if length > 1]
-    steps, left, step = [], 1, 0
+    strides, left, stride = [], 1, 0
     for length in reversed(cast("Ints", lengths)):
         if length > 1 and left == 1:
-            left, step = remaining.pop()
-        steps.append(step if length > 1 else 0)
-        left, step = left // length, step * length
-    return tuple(reversed(steps))
+            left, stride = remaining.pop()
+        strides.append(stride if length > 1 else 0)
+        left, stride = left // length, stride * length
+    return tuple(reversed(strides))
 
 
 def _axes(plan: Plan, shape: Ints, strides: list[Ints | None]) -> list[_Axis]:
@@ -134,16 +134,16 @@ def _axes(plan: Plan, shape: Ints, strides: list[Ints | None]) -> list[_Axis]:
     channels = _channels(plan, shape)
     axes = []
     for axis, length in enumerate(cast("Ints", plan.shape)):
-        steps = tuple([0 if along is None else along[axis] for along in strides])
+        along_axis = tuple([0 if own is None else own[axis] for own in strides])
         if axis in plan.kept:
-            places = _KEPT
+            candidates = _KEPT
         elif axis == channels:
-            places = _CHANNELS
+            candidates = _CHANNELS
         else:
-            places = _VARYING if any(steps[-2:]) else _UNIFORM
+            candidates = _VARYING if any(along_axis[-2:]) else _UNIFORM
         if length > 1:
-            axes.append(_Axis(length, steps, places, (axis,)))
-    return sorted(axes, key=lambda axis: -abs(axis.steps[0]))
+            axes.append(_Axis(length, along_axis, candidates, (axis,)))
+    return sorted(axes, key=lambda axis: -abs(axis.strides[0]))
 
 
 def _channels(plan: Plan, shape: Ints) -> int | None:
@@ -161,13 +161,13 @@ def _channels(plan: Plan, shape: Ints) -> int | None:
 
 
 def _nested(axes: list[_Axis]) -> bool:
-    """Say whether each step of x leads beyond all that the axes inside it reach, so that no two elements are one."""
+    """Say whether each stride of x leads beyond all that the axes inside it reach, so that no two elements are one."""
     reach = 0
     for axis in reversed(axes):
-        step = abs(axis.steps[0])
-        if step <= reach:
+        stride = abs(axis.strides[0])
+        if stride <= reach:
             return False
-        reach += (axis.length - 1) * step
+        reach += (axis.length - 1) * stride
     return True
 
 
@@ -176,22 +176,22 @@ def _merged(axes: list[_Axis]) -> list[_Axis]:
     merged: list[_Axis] = []
     for inner in axes:
         outer = merged[-1] if merged else None
-        beyond = tuple([step * inner.length for step in inner.steps])  # the step after the last along `inner`
-        # Channels within a group, of which there is one axis, share their places with none.
-        if outer is not None and outer.places == inner.places and outer.steps == beyond:
+        beyond = tuple([stride * inner.length for stride in inner.strides])  # one past the end of `inner`
+        # Channels within a group, of which there is one axis, share their candidates with none.
+        if outer is not None and outer.candidates == inner.candidates and outer.strides == beyond:
             merged[-1] = inner._replace(length=outer.length * inner.length, members=outer.members + inner.members)
         else:
             merged.append(inner)
     return merged
 
 
-def _places(axes: list[_Axis]) -> tuple[str, ...] | None:
-    """Return the place that each axis takes, in order, or None where they do not fit."""
+def _canonical(axes: list[_Axis]) -> tuple[str, ...] | None:
+    """Return the canonical axis that each axis becomes, in order, or None where they do not fit."""
 
-    def fit(places: tuple[str, ...]) -> bool:
-        return all(place in axis.places for place, axis in zip(places, axes, strict=True))
+    def fit(names: tuple[str, ...]) -> bool:
+        return all(name in axis.candidates for name, axis in zip(names, axes, strict=True))
 
-    def regret(places: tuple[str, ...]) -> int:
-        return sum(axis.places.index(place) for place, axis in zip(places, axes, strict=True))
+    def regret(names: tuple[str, ...]) -> int:
+        return sum(axis.candidates.index(name) for name, axis in zip(names, axes, strict=True))
 
-    return min(filter(fit, combinations(_PLACES, len(axes))), key=regret, default=None)
+    return min(filter(fit, combinations(_CANONICAL, len(axes))), key=regret, default=None)

@@ -67,7 +67,7 @@ class LaunchConfig(NamedTuple):
     @property
     def workspace_bytes(self) -> int:
         """Bytes of the memory in which the kernels work."""
-        backward = len(self.view.steps) == 3
+        backward = len(self.view.strides) == 3
         return 4 * (self.partials + (2 * self.sets + 2 * self.parameter_partials if backward else 0))
 
 
@@ -86,7 +86,7 @@ def _load_bytes(view: View, dtypes: Dtypes) -> tuple[int, int]:
     def widest(bits: int, size: int, tensors: Sequence[Five | None]) -> int:
         return math.gcd(WIDEST, bits, *[size * strides[axis] for strides in tensors if strides for axis in axes])
 
-    load = widest(dtypes.address_bits, SOURCE_TYPES[dtypes.x][1], view.steps)
+    load = widest(dtypes.address_bits, SOURCE_TYPES[dtypes.x][1], view.strides)
     if several or not rows:  # weight and bias are read element by element
         return load, WIDEST
     parameters = ((dtypes.weight, view.weight), (dtypes.bias, view.bias))
@@ -147,8 +147,8 @@ class Builder:
         return (*[counts[name] for name in _argument.COUNTS], *divisors)
 
     def strides(self, of_partials: tuple[int, int, int, int]) -> Ints:
-        names = {2: ("x_strides", "y_strides"), 3: ("x_strides", "dy_strides", "y_strides")}[len(self.view.steps)]
-        five: dict[str, Five | None] = dict(zip(names, self.view.steps, strict=True))
+        names = {2: ("x_strides", "y_strides"), 3: ("x_strides", "dy_strides", "y_strides")}[len(self.view.strides)]
+        five: dict[str, Five | None] = dict(zip(names, self.view.strides, strict=True))
         five |= {"weight_strides": self.view.weight, "bias_strides": self.view.bias}
         found = {name: (strides or (0,) * 5)[:4] for name, strides in five.items()} | {"partial_strides": of_partials}
         return tuple([stride for name in _argument.STRIDES for stride in found.get(name, (0,) * 4)])

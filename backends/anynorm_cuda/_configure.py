@@ -90,7 +90,7 @@ def _unfit(found: View) -> str | None:
     along = [("P", p, 1), ("S", s, p), ("B", b, s * p)]
     if rows:
         along = along[:1] if p > 1 else along[1:2]
-    for which, strides in enumerate(found.steps):
+    for which, strides in enumerate(found.strides):
         for axis, length, needed in along:
             if length > 1 and strides["ARBSP".index(axis)] != needed:
                 where = "in the memory of an array beside x" if which else "in memory"

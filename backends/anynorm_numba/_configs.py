@@ -121,7 +121,7 @@ def configure(
 def _single_elements_as_columns(view: View, itemsize: int) -> View:
     """Return a view in which sets of a single element are columns of one row, if they are neighbours in memory."""
     a, *others = view.lengths
-    if a == 1 or others != [1] * 4 or any(steps[A] != itemsize for steps in view.steps):
+    if a == 1 or others != [1] * 4 or any(strides[A] != itemsize for strides in view.strides):
         return view
 
     def turned(numbers: Any) -> Any:
@@ -129,7 +129,7 @@ def _single_elements_as_columns(view: View, itemsize: int) -> View:
 
     return view._replace(
         lengths=turned(view.lengths),
-        steps=tuple([turned(steps) for steps in view.steps]),
+        strides=tuple([turned(strides) for strides in view.strides]),
         weight=turned(view.weight),
         bias=turned(view.bias),
         axes=turned(view.axes),
@@ -157,10 +157,10 @@ def _why_unfit(view: View, dtype: str) -> str | None:
     dense = [(P, p, itemsize), (S, s, p * itemsize), (B, b, s * p * itemsize)]
     if rows:
         dense = dense[:1] if p > 1 else dense[1:2]
-    for which, strides in enumerate(view.steps):
+    for which, strides in enumerate(view.strides):
         for axis, length, needed in dense:
             if length > 1 and strides[axis] != needed:
-                where = f"in {NAMES[len(view.steps)][which]}'s memory" if which else "in memory"
+                where = f"in {NAMES[len(view.strides)][which]}'s memory" if which else "in memory"
                 return why_apart(needed // itemsize, strides[axis], needed, where)
     by_row = [strides[R] != 0 for strides in parameters]
     by_column = [strides[B] != 0 or strides[S] != 0 for strides in parameters]
@@ -169,7 +169,7 @@ def _why_unfit(view: View, dtype: str) -> str | None:
     if rows and p == 1 and any(strides[S] for strides in parameters):
         if any(strides[S] != compute_itemsize for strides in parameters):
             return "weight or bias does not lie along x's innermost axis as x does"
-        if len(view.steps) == 3 and any(strides[A] for strides in parameters):
+        if len(view.strides) == 3 and any(strides[A] for strides in parameters):
             return "the gradient of a weight or bias of each sample is wanted"
     return None
 
@@ -179,7 +179,7 @@ def _geometry(plan: Plan, view: View, itemsize: int) -> Array:
     # Not zeros(), for which torch's compiler raises an error where it meets a record: this it leaves to Python.
     geometry: Array = np.frombuffer(bytearray(at.GEOMETRY.itemsize), dtype=at.GEOMETRY).reshape(())
     geometry["lengths"] = view.lengths
-    for name, strides in zip(FIELDS[len(view.steps)], view.steps, strict=True):
+    for name, strides in zip(FIELDS[len(view.strides)], view.strides, strict=True):
         geometry[name] = strides
     for name, of_parameter in (("weight", view.weight), ("bias", view.bias)):
         geometry[name] = of_parameter or (0,) * 5
@@ -198,12 +198,12 @@ def _row_config(plan: Plan, view: View, dtype: str, threads: int) -> LaunchConfi
     vector = p == 1 and any(strides[S] for strides in parameters)
     chunks = -(-r * run // at.CHUNK)
     geometry["vector"], geometry["lines"], geometry["run"], geometry["chunks"] = vector, lines, run, chunks
-    if len(view.steps) == 3 and vector:
+    if len(view.strides) == 3 and vector:
         cut = _cut_of_run_gradients(view, dtype, chunks, geometry)
     else:
         sets, pieces = a * b, lines * chunks
         split = threads > 1 and sets < 2 * threads and pieces > 1
-        header = at.GRADIENT_STATE if len(view.steps) == 3 else at.SET_STATE
+        header = at.GRADIENT_STATE if len(view.strides) == 3 else at.SET_STATE
         workspace = sets * (header.itemsize + at.SUM_PAIR.itemsize * pieces) if split else 0
         cut = _Cut(sets, pieces, split, min(sets, SHARES * threads), workspace, (a, 1, b, lines, 1), 0)
     geometry["tasks"] = cut.tasks
@@ -244,11 +244,11 @@ def _column_config(plan: Plan, view: View, dtype: str, threads: int) -> LaunchCo
     widest = WIDTH_OUTSIDE_CACHES if past and chunks > 1 and not by_row else WIDTH
     width = columns if columns <= widest else max(of_set, widest // of_set * of_set)
     blocks = -(-columns // width)
-    dense = all(strides[R] == columns * itemsize for strides in view.steps)
+    dense = all(strides[R] == columns * itemsize for strides in view.strides)
     outside = a * r * columns * itemsize > CACHE
     narrow = columns < (NARROW_OUTSIDE_CACHE if outside else NARROW) and dense and not by_row
     sum_parts, repeated = 2 if dtype == "float64" else 1, 8 if narrow else 1
-    block_bytes = 8 * (at.BLOCK_ROWS[len(view.steps)] * width * repeated + 2 * sum_parts * width + 2)
+    block_bytes = 8 * (at.BLOCK_ROWS[len(view.strides)] * width * repeated + 2 * sum_parts * width + 2)
     block_bytes = -(-block_bytes // 64) * 64  # so that vectors lie within lines of the cache
     accumulator_bytes = 8 * 2 * sum_parts * 8 * width
     units = a * blocks
@@ -273,7 +273,7 @@ def _config(
 ) -> LaunchConfig:
     """Return a config with what does not depend on the kernel; `length` numbers are read of an absent parameter."""
     a, _, b, _, _ = view.lengths
-    reductions = _reductions(plan, view, cut.sums, geometry) if len(view.steps) == 3 else (None, None)
+    reductions = _reductions(plan, view, cut.sums, geometry) if len(view.strides) == 3 else (None, None)
     absent = [
         _equal(COMPUTE[dtype], length, value) if strides is None else None
         for strides, value in ((view.weight, 1), (view.bias, 0))

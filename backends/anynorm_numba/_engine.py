@@ -277,7 +277,7 @@ def compile_all(dtypes: Iterable[str], *, gradients: bool) -> None:
 def _kernel(config: LaunchConfig) -> int:
     """Return the address of the kernel that runs a config, compiled or loaded at the first call."""
     if not config.kernel:
-        names = ("columns", "rows") if len(config.view.steps) == 2 else ("column_gradients", "row_gradients")
+        names = ("columns", "rows") if len(config.view.strides) == 2 else ("column_gradients", "row_gradients")
         config.kernel.append(_kernel_named(names[config.rows], config.dtype))
     return config.kernel[0]
 

@@ -90,9 +90,9 @@ def verify(norm: Norm, call: Bound, others: tuple[NumPyArray, ...], found: View 
     """Raise unless a view of numbered arrays leads to what the plan says: elements, sets, weight and bias."""
     assert isinstance(found, View), found
     plan, lengths = call.entry.plan, found.lengths
-    places = read(call.x, lengths, found.steps[0]).astype(int)
+    places = read(call.x, lengths, found.strides[0]).astype(int)
     np.testing.assert_array_equal(np.sort(places, axis=None), np.arange(call.x.size))
-    for array, steps in zip((call.x, *others), found.steps, strict=True):
+    for array, steps in zip((call.x, *others), found.strides, strict=True):
         np.testing.assert_array_equal(read(array, lengths, steps), places)
         assert [step != 0 for step in steps] == [length > 1 for length in lengths]
         assert min(steps[1], *steps[3:]) >= 0
@@ -133,7 +133,7 @@ def verify_merged(norm: Norm, call: Bound, found: View) -> None:
     if grouped:
         channels = call.x.shape[options.get("channel_axis", 1)] // args[0]
         assert channels in (1, found.lengths[3])
-    arrays = [*found.steps, *[its for its in (found.weight, found.bias) if its is not None]]
+    arrays = [*found.strides, *[its for its in (found.weight, found.bias) if its is not None]]
     for outer, inner in itertools.pairwise([place for place in range(5) if found.lengths[place] > 1]):
         alike = (outer in (0, 2)) == (inner in (0, 2)) and not (grouped and 3 in (outer, inner))
         assert not (alike and all(its[outer] == its[inner] * found.lengths[inner] for its in arrays))
@@ -307,11 +307,11 @@ def test_kept_axes_that_run_backwards() -> None:
     """Along A and B each array has its own direction; axes are one where all continue each other in the same."""
     both = view_of(planned(layer(-1), Y[::-1, ::-1, ::-1], numbered(5)))
     assert isinstance(both, View)
-    assert (both.lengths, both.steps) == ((24, 1, 1, 5, 1), ((-5, 0, 0, 1, 0),))
+    assert (both.lengths, both.strides) == ((24, 1, 1, 5, 1), ((-5, 0, 0, 1, 0),))
     one = view_of(planned(layer(-1), Y[::-1], numbered(5)), Y)
     assert isinstance(one, View)
     assert one.lengths == (2, 1, 12, 5, 1)
-    assert one.steps == ((-60, 0, 5, 1, 0), (60, 0, 5, 1, 0))
+    assert one.strides == ((-60, 0, 5, 1, 0), (60, 0, 5, 1, 0))
     # Of a group the first channel comes first: only whole groups may run backwards.
     assert "backwards along an axis that is reduced" in view_of(planned(group(3), X[:, ::-1]))
     assert isinstance(view_of(planned(group(6), X[:, ::-1])), View)
@@ -400,7 +400,7 @@ def test_any_layout() -> None:
         if isinstance(found, View):
             verify(norm, call, others, found)
             fitting.append(tuple([length > 1 for length in found.lengths]))
-            backwards.append(any(step < 0 for steps in found.steps for step in steps))
+            backwards.append(any(step < 0 for steps in found.strides for step in steps))
         else:
             assert (
                 "the order of x's axes" in found

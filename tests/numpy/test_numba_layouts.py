@@ -107,7 +107,7 @@ def test_gradient_of_a_weight_of_each_sample(dtype: str) -> None:
     arrays = {name: random.normal(size=(5, 40)).astype(numpy_dtype(dtype)) for name in ("x", "weight", "bias")}
     case = Case(Norm("", "layer_norm"), arrays)
     y, found, jobs = both_passes(case)
-    assert [len(job.view.steps) for job in jobs] == [2]
+    assert [len(job.view.strides) for job in jobs] == [2]
     verify(y, arrays["x"], case.reference())
     verify_gradients(found, case, exact_gradients(case, cotangent(case)))
 
@@ -120,7 +120,7 @@ def test_dy_of_another_dtype(form: Form, name: str) -> None:
     case = form.case(dtype, 4, 70)
     dy = cotangent(case, other)
     _, found, jobs = both_passes(case, dy)
-    assert [len(job.view.steps) for job in jobs] == [2]
+    assert [len(job.view.strides) for job in jobs] == [2]
     verify_gradients(found, case, exact_gradients(case, dy))
 
 

@@ -70,7 +70,7 @@ def judge(case: Case, dy: NumPyArray | None = None) -> list[Any]:
     """Raise unless the engine served both passes within the contract's bounds; return its jobs."""
     dy = cotangent(case) if dy is None else dy
     y, found, jobs = both_passes(case, dy)
-    assert [len(job.view.steps) for job in jobs] == [2, 3]
+    assert [len(job.view.strides) for job in jobs] == [2, 3]
     verify(y, case.arrays["x"], case.reference())
     verify_gradients(found, case, exact_gradients(case, dy))
     return jobs

@@ -45,7 +45,7 @@ def test_norms(name: str, dtype: str, order: cuda_host.Order, cuda_programs: Pat
     with on_device(cuda_host.launcher(cuda_programs, order=order)) as seen:
         assert explained(case, TORCH.make_all(case.arrays)) == ("anynorm_cuda", None)
         judge(case)
-    assert [len(config.view.steps) for config in seen.configs] == [2, 3]
+    assert [len(config.view.strides) for config in seen.configs] == [2, 3]
 
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name not in EACH])

@@ -59,7 +59,7 @@ def test_vjp(name: str, dtype: str, seen: Seen) -> None:
     arrays, dy = TORCH.make_all(case.arrays), TORCH.make(cotangent(case))
     y, pullback = vjp(case, arrays)
     found = pullback(dy)
-    assert [len(config.view.steps) for config in seen.configs] == [2, 3]
+    assert [len(config.view.strides) for config in seen.configs] == [2, 3]
     assert len(seen.used) == 1
     expected_y, expected = recorded(case, arrays, dy)
     for one, other in zip((y, *found), (expected_y, *expected), strict=True):
@@ -94,7 +94,7 @@ def test_gradient_that_lies_otherwise(layout: str, seen: Seen) -> None:
     }[layout]()
     expected = torch.autograd.grad(an.layer_norm(*own), own, dy.clone(memory_format=torch.contiguous_format))
     found = torch.autograd.grad(an.layer_norm(*own), own, dy)
-    assert [len(config.view.steps) for config in seen.configs] == [2, 3, 2, 3]
+    assert [len(config.view.strides) for config in seen.configs] == [2, 3, 2, 3]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -103,7 +103,7 @@ def test_gradient_of_another_dtype(seen: Seen) -> None:
     x, weight, bias = [tensor.detach() for tensor in leaves(dtype=torch.bfloat16)]
     _, pullback = an.vjp(an.layer_norm, x, weight, bias)
     found = pullback(slope().double())
-    assert [len(config.view.steps) for config in seen.configs] == [2]
+    assert [len(config.view.strides) for config in seen.configs] == [2]
     _, pullback = an.vjp(an.layer_norm, x.double(), weight.double(), bias.double())
     for one, other in zip(found, pullback(slope().double()), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-2, atol=1e-5)
@@ -121,7 +121,7 @@ def test_channels_last_beside_contiguous(seen: Seen) -> None:
         (found,) = torch.autograd.grad(norm(own), own, dy)
         assert torch.equal(found, expected)
         assert found.stride() == last.stride()
-    assert [len(config.view.steps) for config in seen.configs] == [2, 3] * 4
+    assert [len(config.view.strides) for config in seen.configs] == [2, 3] * 4
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -172,7 +172,7 @@ def test_tensors_that_hooks_bring_back(seen: Seen) -> None:
         y.backward(slope())
         for one, other in zip(own, expected, strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
-    assert [len(config.view.steps) for config in seen.configs] == [2, 3, 2, 3, 2, 3, 2]
+    assert [len(config.view.strides) for config in seen.configs] == [2, 3, 2, 3, 2, 3, 2]
 
 
 def test_parameters_of_other_dtypes(seen: Seen) -> None:
@@ -181,7 +181,7 @@ def test_parameters_of_other_dtypes(seen: Seen) -> None:
     weight = weight.detach().double().requires_grad_()
     an.layer_norm(x, weight, bias).backward(slope().bfloat16())
     assert [tensor.grad.dtype for tensor in (x, weight, bias)] == [torch.bfloat16, torch.float64, torch.bfloat16]
-    assert [len(config.view.steps) for config in seen.configs] == [2, 3]
+    assert [len(config.view.strides) for config in seen.configs] == [2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

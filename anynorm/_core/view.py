@@ -36,8 +36,8 @@ _DESCRIPTIONS = {_KEPT: "kept", _CHANNELS: "channels of a group", _VARYING: "red
 class View(NamedTuple):
     """How loops over (a, r, b, s, p) run through memory: one statistic per (a, b), reduced over (r, s, p).
 
-    Strides are in the unit that `view` was given, 0 along a length of 1 and where a parameter does not vary. Along A and
-    B those of a tensor that runs backwards are negative.
+    Strides are in the unit that `view` was given, 0 along a length of 1 and where a parameter does not vary. Along A
+    and B those of a tensor that runs backwards are negative.
     """
 
     lengths: Five

@@ -20,15 +20,17 @@ _TORCH = {
 # Our word for other libraries' keywords; where we have no axis, but channel_axis, it is that.
 _OWN_WORD = {
     **dict.fromkeys(["input", "inputs"], "x"),
-    **dict.fromkeys(["gamma", "scale"], "weight"),
-    **dict.fromkeys(["beta", "offset"], "bias"),
+    **dict.fromkeys(["gamma", "scale", "use_scale"], "weight"),
+    **dict.fromkeys(["beta", "offset", "center", "use_bias"], "bias"),
     **dict.fromkeys(["epsilon", "variance_epsilon"], "eps"),
     **dict.fromkeys(["axis", "axes", "channel_axis", "dim", "dims", "reduction_axes"], "axis"),
     **dict.fromkeys(["groups", "group_count"], "num_groups"),
     **dict.fromkeys(["running_mean", "moving_mean"], "mean"),
     **dict.fromkeys(["running_var", "moving_var", "moving_variance", "variance"], "var"),
     **dict.fromkeys(["keepdim", "keep_dims"], "keepdims"),
+    **dict.fromkeys(["normalized_shape"], "shape"),
 }
+_BOTH = ("affine", "elementwise_affine")  # torch's layers have weight and bias both or neither
 _MEANING = {"axis": ", the axes that are reduced", "channel_axis": ", the one axis of the channels"}
 
 # Flags that say whether the batch is measured, by which of their values does.
@@ -47,9 +49,9 @@ class _Words(NamedTuple):
 
 
 def advice_on_binding(
-    function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], error: TypeError
+    name: str, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], error: TypeError
 ) -> TypeError:
-    """Return the error to raise where binding a function's arguments raised one.
+    """Return the error to raise where binding the arguments of a function, or layer, of this name raised one.
 
     Where they do not fit its signature, it names our words for another library's, or the call that does what torch's
     does; else it is the error itself.
@@ -62,7 +64,6 @@ def advice_on_binding(
         [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY],
         [parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY],
     )
-    name = function.__name__
     order = _TORCH.get(name, ())
     in_torchs_order = len(args) > 1 and "normalized_shape" in order and is_shape(args[1])
     twice = any(word in options for word in words.by_position[len(words.required) : len(args)])
@@ -74,7 +75,7 @@ def advice_on_binding(
     taken = words.by_position[: 1 if in_torchs_order else len(args)]
     said, args, options = _in_own_words(words, args, options, taken, but=order)
     msg = said + _on_call(name, words, args, options, taken)
-    return TypeError(f"{name}: {msg.rstrip()}") if args else error
+    return TypeError(f"{name}: {msg.rstrip()}") if args or not words.required else error
 
 
 def _in_own_words(
@@ -88,8 +89,15 @@ def _in_own_words(
     for name in [name for name in options if name not in (*words.by_keyword, *but)]:
         word = _OWN_WORD.get(name)
         word = "channel_axis" if word == "axis" and "axis" not in words.by_keyword else word
-        flag = word in ("weight", "bias") and isinstance(options[name], bool)  # whether a layer is to have one
-        if flag or word is None or word not in (*words.required, *words.by_keyword):
+        of_layer = isinstance(options[name], bool) and word != "keepdims"  # a flag whether to have one
+        if of_layer and "xp" in words.by_keyword and name in _BOTH:
+            said += f"{name}={options[name]} is weight={options[name]}, bias={options.pop(name)} here. "
+            continue
+        if (
+            (of_layer and "xp" not in words.by_keyword)
+            or word is None
+            or word not in (*words.required, *words.by_keyword)
+        ):
             continue
         value, meaning = options.pop(name), _MEANING.get(word, "")
         if word in options or word in taken:

@@ -120,7 +120,7 @@ def norm(moments_of: Callable[..., Any] | None = None, *, only_measures: bool = 
             try:
                 function, build, numbers, x, weight, bias, given, eps, out, option = bind(*args, **options)
             except TypeError as error:
-                raise advice_on_binding(bind, args, options, error) from None
+                raise advice_on_binding(bind.__name__, bind, args, options, error) from None
             if type(eps) is not float:
                 eps = real_number(function, "eps", eps)
             if option is not True and option is not False:
@@ -156,7 +156,7 @@ def bound(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Boun
     try:
         name, build, numbers, x, weight, bias, given, eps, out, wants_moments = function.__wrapped__(*args, **options)
     except TypeError as error:
-        raise advice_on_binding(function.__wrapped__, args, options, error) from None
+        raise advice_on_binding(function.__name__, function.__wrapped__, args, options, error) from None
     eps, wants_moments = real_number(name, "eps", eps), option_argument(name, wants_moments)
     entry = entry_for(name, build, numbers, x, weight, bias, given, eps, out)
     return Bound(entry, x, weight, bias, given, eps, out, wants_moments)

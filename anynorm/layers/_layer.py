@@ -6,8 +6,10 @@ A layer keeps no activations: what a gradient needs is the pullback's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from typing import Any, NamedTuple, Self
 
+from anynorm._core.advice_calls import advice_on_binding
 from anynorm._core.arrays import A, Array, Namespace, described
 from anynorm._core.backends import backend_of, ops_of
 from anynorm._core.checks import check_beside, real_number
@@ -47,6 +49,11 @@ class Layer(Stateful):
     weight: Any
     bias: Any
     training: bool
+
+    def __init_subclass__(cls) -> None:
+        """Let the constructor of a layer of anynorm's answer another library's keywords."""
+        if "__init__" in vars(cls) and cls.__module__.startswith("anynorm.layers."):
+            cls.__init__ = _answering(cls.__init__)  # type: ignore[method-assign]
 
     def _set_up(
         self,
@@ -277,6 +284,19 @@ class Layer(Stateful):
             f"{name}: x is an array of {ops.name}, but the layer holds arrays of {' and '.join(sorted(libraries))}. "
             f"Nothing is converted silently: {', or '.join(advice)}."
         )
+
+
+def _answering(init: Callable[..., None]) -> Callable[..., None]:
+    """Return a constructor with advice where its arguments are no arguments of it."""
+
+    @wraps(init)
+    def answering(self: Layer, *args: Any, **options: Any) -> None:
+        try:
+            init(self, *args, **options)
+        except TypeError as error:
+            raise advice_on_binding(type(self).__name__, partial(init, self), args, options, error) from None
+
+    return answering
 
 
 def _where(lengths: tuple[int, ...], shape: tuple[int | None, ...]) -> str:

@@ -112,6 +112,39 @@ def test_wrong_arguments(make: Callable[[], Any], error: type[Exception], words:
         make()
 
 
+layers: Any = an  # made here with what its annotations forbid
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: layers.BatchNorm(3, epsilon=0.1), "BatchNorm: epsilon is eps here."),
+        (
+            lambda: layers.BatchNorm(num_features=3, axis=-1),
+            "BatchNorm: axis is channel_axis here, the one axis of the ch",
+        ),
+        (lambda: layers.BatchNorm(3, affine=False), "BatchNorm: affine=False is weight=False, bias=False here."),
+        (lambda: layers.LayerNorm(3, scale=False), "LayerNorm: scale is weight here."),
+        (lambda: layers.LayerNorm(normalized_shape=3), "LayerNorm: normalized_shape is shape here."),
+        (
+            lambda: layers.RMSNorm(3, 1e-5),
+            "RMSNorm: only shape can be given by position, got 2 arguments so. Give the oth",
+        ),
+        (
+            lambda: layers.GroupNorm(3, 3, sorted=1),
+            "GroupNorm: unknown keyword sorted. Leave out sorted, or give what ther",
+        ),
+    ],
+)
+def test_words_of_other_libraries(make: Callable[[], Any], words: str) -> None:
+    """A layer answers keywords of another library's layers by its own, as the functions do."""
+    with pytest.raises(TypeError) as caught:
+        make()
+    assert str(caught.value).startswith(words)
+    own = an.BatchNorm(3, eps=0.1, channel_axis=-1, weight=False, bias=False)
+    assert own.params == {}
+
+
 def test_arguments_of_two_libraries() -> None:
     """Arrays of two libraries, an xp or a dtype that is another library's, are a TypeError."""
     torch = pytest.importorskip("torch", reason="torch is not installed")

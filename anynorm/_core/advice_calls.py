@@ -89,17 +89,15 @@ def _in_own_words(
     for name in [name for name in options if name not in (*words.by_keyword, *but)]:
         word = _OWN_WORD.get(name)
         word = "channel_axis" if word == "axis" and "axis" not in words.by_keyword else word
-        of_layer = isinstance(options[name], bool) and word != "keepdims"  # a flag whether to have one
-        if of_layer and "xp" in words.by_keyword and name in _BOTH:
-            said += f"{name}={options[name]} is weight={options[name]}, bias={options.pop(name)} here. "
+        value, of_layer = options[name], "xp" in words.by_keyword
+        if of_layer and name in _BOTH:
+            said += f"{name}={value} is weight={value}, bias={value} here. "
+            del options[name]
+        flag = word in ("weight", "bias") and isinstance(value, bool)  # whether a layer is to have one
+        if word is None or word not in (*words.required, *words.by_keyword) or (flag and not of_layer):
             continue
-        if (
-            (of_layer and "xp" not in words.by_keyword)
-            or word is None
-            or word not in (*words.required, *words.by_keyword)
-        ):
-            continue
-        value, meaning = options.pop(name), _MEANING.get(word, "")
+        meaning = _MEANING.get(word, "")
+        del options[name]
         if word in options or word in taken:
             meaning += ", and given as well: leave out one"
         elif word not in words.required:
@@ -114,7 +112,7 @@ def _in_own_words(
 def _on_call(function: str, words: _Words, args: tuple[Any, ...], options: dict[str, Any], taken: list[str]) -> str:
     """Return what to do about arguments by position that are too many, or keywords that a function does not know."""
     excess = len(args) > len(words.by_position)
-    twice = any(word in options for word in words.by_position[len(words.required) : len(args)])
+    twice = [word for word in words.by_position[len(words.required) : len(args)] if word in options]
     unknown = {name: value for name, value in options.items() if name not in words.by_keyword}
     msg = ""
     if excess:
@@ -122,14 +120,14 @@ def _on_call(function: str, words: _Words, args: tuple[Any, ...], options: dict[
         can_be = f"{', '.join(others)} and {last}" if others else last
         msg += f"only {can_be} can be given by position, got {len(args)} arguments so. "
     elif twice:
-        msg += f"{words.by_position[1]} is given by position, where torch has normalized_shape, and by keyword. "
+        msg += f"{twice[0]} is given by keyword, and by position unless that is torch's order. "
     if unknown:
         msg += f"unknown keyword{'s' * (len(unknown) > 1)} {' and '.join(unknown)}. "
     elif len(args) < len(words.required):
         return f"{words.required[len(args)]} is missing. Give it by position, e.g. anynorm.group_norm(x, 1)."
     elif not (excess or twice):
         return ""
-    in_torchs = _in_torchs_words(function, words, args, options, excess or twice)
+    in_torchs = _in_torchs_words(function, words, args, options, excess or bool(twice))
     if in_torchs is not None:
         return msg + in_torchs
     if excess:
@@ -137,7 +135,7 @@ def _on_call(function: str, words: _Words, args: tuple[Any, ...], options: dict[
         msg += f"Give the others by keyword, e.g. {example}=..., as help(anynorm.{function}) shows them. "
     said, _, options = _in_own_words(words, args, options, taken)
     left = [name for name in options if name not in words.by_keyword]
-    flags = [name for name in left if name in _FLAGS and function in ("batch_norm", "instance_norm")]
+    flags = [name for name in left if name in _FLAGS and function.endswith(("batch_norm", "instance_norm", "Norm"))]
     for name in flags:
         said += _on_flag(function, name, options[name], given=options.get("mean") is not None)
     if left and left != flags:
@@ -148,6 +146,8 @@ def _on_call(function: str, words: _Words, args: tuple[Any, ...], options: dict[
 
 def _on_flag(function: str, name: str, value: object, *, given: bool) -> str:
     """Return what to do about a flag that says whether the batch is measured; `given` says whether mean and var are."""
+    if function.endswith("Norm"):
+        return f"A new layer trains, and eval() lets it evaluate: leave out {name}. "
     if function == "instance_norm":
         by_statistics = "anynorm.batch_norm(x, mean=..., var=...) to normalize by statistics"
         return f"It always measures x: leave out {name}, or call {by_statistics}. "

@@ -125,6 +125,10 @@ layers: Any = an  # made here with what its annotations forbid
         ),
         (lambda: layers.BatchNorm(3, affine=False), "BatchNorm: affine=False is weight=False, bias=False here."),
         (lambda: layers.LayerNorm(3, scale=False), "LayerNorm: scale is weight here."),
+        (
+            lambda: layers.BatchNorm(3, use_running_average=True),
+            "BatchNorm: unknown keyword use_running_average. A new la",
+        ),
         (lambda: layers.LayerNorm(normalized_shape=3), "LayerNorm: normalized_shape is shape here."),
         (
             lambda: layers.RMSNorm(3, 1e-5),

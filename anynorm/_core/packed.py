@@ -53,21 +53,27 @@ class PackedResiduals:
 class PackedStatistics(Statistics):
     """Statistics as an engine measured them, with the residuals that they are part of.
 
-    Their rstd was computed before m2 was rounded. So `apply` with the same eps gives the bits of `forward`.
+    Their rstd was computed before m2 was rounded. So `apply` with the same eps gives the bits of `forward`. They share
+    memory: nothing may be written to the fields.
     """
 
-    packed: PackedResiduals
+    packed: PackedResiduals | None = None  # None in a copy by `_replace`, whose fields say more
 
 
 def pack_statistics(
     statistics: Statistics, eps: float, x: Any, plan: Plan, view: View, ops: ArrayOps[Any]
 ) -> PackedResiduals:
     """Return the residuals by which an engine normalizes x with any statistics and eps."""
-    if isinstance(statistics, PackedStatistics):
-        packed = statistics.packed
-        if packed.eps == eps and packed.view.axes == view.axes:
-            return packed
-    compute = ops.compute_dtype(x.dtype)
+    compute, packed = ops.compute_dtype(x.dtype), getattr(statistics, "packed", None)
+    if packed is not None and _is_of(packed, eps, x, compute, plan, view):
+        return cast("PackedResiduals", packed)
+    for field in statistics[1:]:
+        if ops.shape(field) != plan.statistic:
+            msg = (
+                f"{plan.function}: statistics of shape {ops.shape(field)} are given for sets that have shape "
+                f"{plan.statistic}. Give each set its own."
+            )
+            raise ValueError(msg)
     fields = [ops.astype(field, compute) for field in ops.on_device(x, formula.finalize, statistics, eps, ops=ops)]
     return PackedResiduals(ops.on_device(x, pack_fields, fields, plan, view, ops), plan, view, eps)
 
@@ -75,6 +81,16 @@ def pack_statistics(
 def pack_fields(fields: Sequence[Any], plan: Plan, view: View, ops: ArrayOps[Any]) -> Any:
     """Return fields in `plan.statistic`'s shape as one array (fields, sets) in the order of memory."""
     return ops.xp.stack([_in_memory_order(field, plan, view) for field in fields])
+
+
+def _is_of(packed: PackedResiduals, eps: float, x: Any, compute: Any, plan: Plan, view: View) -> bool:
+    """Say whether residuals are those of the same sets, measured with this eps, as an engine reads them."""
+    own, array = packed.plan, packed.array
+    if (own.shape, own.reduced, own.centres) != (plan.shape, plan.reduced, plan.centres):
+        return False
+    if packed.eps != eps or packed.view.axes != view.axes:
+        return False
+    return bool(array.dtype == compute and array.device == x.device)
 
 
 def pack_sums(sums: GradientSums, plan: Plan, view: View, array: Any) -> Any:

@@ -121,6 +121,7 @@ class ForwardPass(EnginePass):
         if isinstance(config, str):
             return None
         residuals = pack_statistics(statistics, eps, x, self.plan, config.view, self.ops).array
+        self._uses(residuals)
         served = self._normalize(config, x, y, *parameters, residuals, eps)
         self._written(out)
         return y if served else None

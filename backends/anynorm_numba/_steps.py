@@ -1,4 +1,4 @@
-"""`Steps`: the four steps of an executable apart, written once for the arrays of every library with memory on the host.
+"""The four steps of executables apart, written once for the arrays of every library with memory on the host.
 
 Its two passes in one go each adapter writes for itself: of a small call half the time is what surrounds the kernel.
 """
@@ -25,7 +25,7 @@ from anynorm_numba._engine import Configs
 
 
 class Steps(Executable[Any], ABC):
-    """What an adapter's executables derive from."""
+    """What the executables of both passes ask of their adapter."""
 
     engine = "anynorm_numba"
 
@@ -58,6 +58,10 @@ class Steps(Executable[Any], ABC):
     def _written(self, out: Any) -> None:
         """Take note that `out` was written."""
 
+
+class ForwardSteps(Steps):
+    """The steps of a forward pass, whose configs are made for x and y."""
+
     def measure(self, x: Any, eps: float = 0.0) -> Statistics:
         if self._declines(x):
             return super().measure(x, eps)
@@ -79,6 +83,10 @@ class Steps(Executable[Any], ABC):
         self._written(out)
         return y
 
+
+class BackwardSteps(Steps):
+    """The steps of a backward pass, whose configs are made for x, dy and dx."""
+
     def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals) -> GradientSums:
         if not isinstance(residuals, PackedResiduals) or self._declines(dy, x, weight):
             return super().gradient_sums(dy, x, weight, residuals)
@@ -91,7 +99,7 @@ class Steps(Executable[Any], ABC):
         return unpack_sums(sums, dweight, dbias, self.plan, config.view)
 
     def gradient(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, sums: GradientSums, out: Any) -> Any:
-        if not isinstance(residuals, PackedResiduals) or self._declines(dy, x, weight, out):
+        if not isinstance(residuals, PackedResiduals) or self._declines(dy, x, weight, out, *sums[:2]):
             return super().gradient(dy, x, weight, residuals, sums, out)
         config = self._configs.serial or self._configs.now()
         of_sets = pack_sums(sums, self.plan, config.view, self._empty((2, config.sets), float64=True))

@@ -14,16 +14,17 @@ from anynorm_numba._engine import apply as apply
 from anynorm_numba._engine import backward as backward
 from anynorm_numba._engine import compile_all as compile_all
 from anynorm_numba._engine import forward as forward
-from anynorm_numba._engine import gradient as gradient
-from anynorm_numba._engine import gradient_sums as gradient_sums
-from anynorm_numba._engine import measure as measure
 from anynorm_numba._engine import take_given as take_given
 from anynorm_numba._engine import upcast_halves as upcast_halves
+from anynorm_numba._steps import BackwardSteps as BackwardSteps
+from anynorm_numba._steps import ForwardSteps as ForwardSteps
 from anynorm_numba._steps import Steps as Steps
 
 __all__ = [
     "COMPUTE",
+    "BackwardSteps",
     "Configs",
+    "ForwardSteps",
     "LaunchConfig",
     "Steps",
     "address",
@@ -32,9 +33,6 @@ __all__ = [
     "backward",
     "compile_all",
     "forward",
-    "gradient",
-    "gradient_sums",
-    "measure",
     "take_given",
     "upcast_halves",
 ]

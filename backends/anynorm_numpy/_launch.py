@@ -9,7 +9,7 @@ import numpy as np
 import anynorm_numba
 from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
 from anynorm_numba import engine
-from anynorm_numba.engine import Configs, Steps, address, addresses
+from anynorm_numba.engine import BackwardSteps, Configs, ForwardSteps, Steps, address, addresses
 from anynorm_numpy._arrays import Array, Given, Maybe, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
@@ -47,7 +47,7 @@ class _Engine(Steps):
         return found
 
 
-class Launch(_Engine):
+class Launch(_Engine, ForwardSteps):
     """A forward pass by the engine."""
 
     @classmethod
@@ -93,7 +93,7 @@ class Launch(_Engine):
         return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
 
 
-class Gradient(_Engine):
+class Gradient(_Engine, BackwardSteps):
     """A backward pass by the engine."""
 
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
 from anynorm_numba import engine
-from anynorm_numba.engine import Configs, LaunchConfig, Steps, address
+from anynorm_numba.engine import BackwardSteps, Configs, ForwardSteps, LaunchConfig, Steps, address
 from anynorm_torch._autograd import recorded
 from anynorm_torch._cpu_tensors import as_parameter, configs_of, new_like, strided_like, upcast, upcast_together
 from anynorm_torch._launch import Gradient, Gradients, Launch, gradient_wanted, why_no_gradient
@@ -32,7 +32,12 @@ class _Host(Steps):
         return new_like(x)
 
     def _address(self, array: Tensor | None) -> int:
-        return 0 if array is None else array.data_ptr()
+        if array is None:
+            return 0
+        at = array.data_ptr()
+        if at < LOW:
+            check_storage(array)
+        return at
 
     def _as_parameter(self, parameter: Tensor | None) -> Tensor | None:
         return as_parameter(parameter, self._compute)
@@ -46,7 +51,7 @@ class _Host(Steps):
             written(out)
 
 
-class CpuLaunch(_Host, Launch):
+class CpuLaunch(_Host, ForwardSteps, Launch):
     """A forward pass by the CPU engine."""
 
     def __init__(self, plan: Plan, operands: Operands, configs: Configs) -> None:
@@ -136,7 +141,7 @@ class CpuLaunch(_Host, Launch):
         return residuals
 
 
-class CpuGradient(_Host, Gradient):
+class CpuGradient(_Host, BackwardSteps, Gradient):
     """A backward pass by the CPU engine."""
 
     def __init__(self, plan: Plan, operands: Operands, bias: Parameter | None, configs: Configs, copies: bool) -> None:

@@ -14,7 +14,7 @@ from engine_runs import SERVED, in_threads, watched
 from gradients import exact_gradients, verify_gradients
 from inputs import Case, Norm, verify
 from libraries import ALL_DTYPES, LIBRARIES, NumPyArray, nothing_known, numpy_dtype, without_engine
-from steps import check_steps_are_one_pass, passes, same_bits
+from steps import check_other_steps, check_steps_are_one_pass, check_steps_write_out, passes, same_bits
 
 import anynorm as an
 from anynorm.backend import Statistics
@@ -205,3 +205,30 @@ def test_statistics_in_another_scale(name: str, extreme: str, way: str) -> None:
         verify(found.applied(Statistics(*statistics)), case.arrays["x"], case.reference())
         with_more = Case(replace(case.norm, options=case.norm.options | {"eps": 4 * eps}), case.arrays)
         verify(found.applied(statistics, 4 * eps), case.arrays["x"], with_more.reference())
+
+
+@each_form
+@each_dtype
+def test_steps_write_out_and_those_of_the_other_pass(form: Form, dtype: str) -> None:
+    """Steps write into what they are given; an executable's other steps are the formula's."""
+    found = passes(form.case(dtype, 30, 90), NUMPY)
+    check_steps_write_out(found, NUMPY)
+    check_other_steps(found, NUMPY)
+
+
+def test_statistics_of_other_sets() -> None:
+    """Statistics that were measured of other sets, in another dtype, or replaced, are no residuals of the engine."""
+    large, small = [passes(FORMS["rows"].case("float32", sets, 64), NUMPY) for sets in (8, 2)]
+    with pytest.raises(ValueError, match="statistics of shape"):
+        large.applied(small.measured())
+    with pytest.raises(ValueError, match="statistics of shape"):
+        small.applied(large.measured())
+    statistics = large.measured()
+    case = FORMS["rows"].case("float32", 8, 64)
+    verify(NUMPY.to_numpy(large.applied(statistics._replace(n=statistics.n))), case.arrays["x"], case.reference())
+    shifted = large.applied(statistics._replace(mean=statistics.mean + 1, scale=statistics.scale * 1))
+    assert not same_bits(shifted, large.y, NUMPY)
+    exact = Case(case.norm, {name: array.astype(np.float64) for name, array in case.arrays.items()})
+    wide = passes(exact, NUMPY)
+    found = NUMPY.to_numpy(wide.applied(statistics))
+    np.testing.assert_allclose(found, NUMPY.to_numpy(wide.y), rtol=1e-4, atol=1e-4)

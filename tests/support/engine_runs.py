@@ -16,9 +16,6 @@ import anynorm as an
 
 SERVED = "anynorm_numba"
 
-# What the engine is asked to run.
-STEPS = ("forward", "measure", "apply", "backward", "gradient_sums", "gradient")
-
 
 @contextmanager
 def watched() -> Iterator[list[Any]]:
@@ -28,7 +25,7 @@ def watched() -> Iterator[list[Any]]:
     configs: list[Any] = []
 
     def seen(name: str) -> Callable[..., None]:
-        run = getattr(engine, name)
+        run = getattr(_engine, name)
 
         def noted(config: Any, *args: Any, **options: Any) -> None:
             configs.append(config)
@@ -36,9 +33,10 @@ def watched() -> Iterator[list[Any]]:
 
         return noted
 
-    patches: Any = {name: seen(name) for name in STEPS}
-    apart: Any = {name: run for name, run in patches.items() if name not in ("forward", "backward")}
-    with mock.patch.multiple(engine, **patches), mock.patch.multiple(_engine, **apart):
+    # Adapters call the passes, and with given statistics `apply`; all steps apart are called within the engine.
+    passes: Any = {name: seen(name) for name in ("forward", "apply", "backward")}
+    apart: Any = {name: seen(name) for name in ("measure", "apply", "gradient_sums", "gradient")}
+    with mock.patch.multiple(engine, **passes), mock.patch.multiple(_engine, **apart):
         yield configs
 
 

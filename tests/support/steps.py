@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from gradients import cotangent
 from inputs import Case
 from libraries import ArrayLibrary
@@ -36,19 +37,19 @@ class Passes:
         """Return the statistics of x."""
         return self.launch.measure(self.arrays["x"], self.eps)
 
-    def applied(self, statistics: Statistics, eps: float | None = None) -> Any:
-        """Return y by statistics."""
+    def applied(self, statistics: Statistics, eps: float | None = None, out: Any = None) -> Any:
+        """Return y by statistics, in `out` if that is given."""
         weight, bias = self.arrays.get("weight"), self.arrays.get("bias")
-        return self.launch.apply(self.arrays["x"], weight, bias, self.eps if eps is None else eps, statistics, None)
+        return self.launch.apply(self.arrays["x"], weight, bias, self.eps if eps is None else eps, statistics, out)
 
     def sums(self) -> GradientSums:
         """Return the sums of the backward pass."""
         return self.gradient.gradient_sums(self.dy, self.arrays["x"], self.arrays.get("weight"), self.residuals)
 
-    def dx(self, sums: GradientSums) -> Any:
-        """Return dx by sums."""
+    def dx(self, sums: GradientSums, out: Any = None) -> Any:
+        """Return dx by sums, in `out` if that is given."""
         x, weight = self.arrays["x"], self.arrays.get("weight")
-        return self.gradient.gradient(self.dy, x, weight, self.residuals, sums, None)
+        return self.gradient.gradient(self.dy, x, weight, self.residuals, sums, out)
 
 
 def passes(case: Case, library: ArrayLibrary, dy: Any = None) -> Passes:
@@ -88,3 +89,24 @@ def check_steps_are_one_pass(found: Passes, library: ArrayLibrary) -> None:
         ("dbias", sums.dbias, found.gradients[2]),
     ):
         assert same_bits(apart, whole, library), f"{name} has other bits than in one pass"
+
+
+def check_steps_write_out(found: Passes, library: ArrayLibrary) -> None:
+    """Raise unless y and dx, computed step by step into arrays that are given, are those arrays, with the same bits."""
+    y, dx = [library.make(library.to_numpy(array) * 0) for array in (found.y, found.gradients[0])]
+    assert found.applied(found.measured(), out=y) is y
+    assert found.dx(found.sums(), out=dx) is dx
+    assert same_bits(y, found.y, library)
+    assert same_bits(dx, found.gradients[0], library)
+
+
+def check_other_steps(found: Passes, library: ArrayLibrary) -> None:
+    """Raise unless the executable of each pass has the steps of the other one, too: the formula's, within its bound."""
+    statistics = found.gradient.measure(found.arrays["x"], found.eps)
+    weight, bias = found.arrays.get("weight"), found.arrays.get("bias")
+    y = found.gradient.apply(found.arrays["x"], weight, bias, found.eps, statistics, None)
+    sums = found.launch.gradient_sums(found.dy, found.arrays["x"], weight, found.residuals)
+    dx = found.launch.gradient(found.dy, found.arrays["x"], weight, found.residuals, sums, None)
+    for apart, whole in ((y, found.y), (dx, found.gradients[0])):
+        first, second = [library.to_numpy(array).astype(np.float64) for array in (apart, whole)]
+        np.testing.assert_allclose(first, second, rtol=2e-2, atol=2e-2)

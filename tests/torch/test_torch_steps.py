@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from engine_forms import FORMS, Form
 from engine_runs import SERVED, in_threads
-from inputs import verify
+from inputs import Case, verify
 from libraries import ALL_DTYPES, LIBRARIES
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("numba", reason="numba is not installed")
 
-from steps import check_steps_are_one_pass, passes, same_bits  # noqa: E402
+from steps import check_other_steps, check_steps_are_one_pass, check_steps_write_out, passes, same_bits  # noqa: E402
 
 import anynorm as an  # noqa: E402
 from anynorm._core.dispatch import bound  # noqa: E402
@@ -63,3 +64,30 @@ def test_steps_of_what_requires_grad() -> None:
     assert executable.engine == SERVED
     for apart, whole in zip(torch.autograd.grad(y, (x, weight, bias), found.dy), found.gradients, strict=True):
         torch.testing.assert_close(apart, whole, rtol=1e-10, atol=1e-10)
+
+
+@each_form
+@each_dtype
+def test_steps_write_out_and_those_of_the_other_pass(form: Form, dtype: str) -> None:
+    """Steps write into what they are given; an executable's other steps are the formula's."""
+    found = passes(form.case(dtype, 30, 90), TORCH)
+    check_steps_write_out(found, TORCH)
+    check_other_steps(found, TORCH)
+
+
+def test_statistics_of_other_sets() -> None:
+    """Statistics that were measured of other sets, in another dtype, or replaced, are no residuals of the engine."""
+    large, small = [passes(FORMS["rows"].case("float32", sets, 64), TORCH) for sets in (8, 2)]
+    with pytest.raises(ValueError, match="statistics of shape"):
+        large.applied(small.measured())
+    with pytest.raises(ValueError, match="statistics of shape"):
+        small.applied(large.measured())
+    statistics = large.measured()
+    case = FORMS["rows"].case("float32", 8, 64)
+    verify(TORCH.to_numpy(large.applied(statistics._replace(n=statistics.n))), case.arrays["x"], case.reference())
+    shifted = large.applied(statistics._replace(mean=statistics.mean + 1, scale=statistics.scale * 1))
+    assert not same_bits(shifted, large.y, TORCH)
+    exact = Case(case.norm, {name: array.astype(np.float64) for name, array in case.arrays.items()})
+    wide = passes(exact, TORCH)
+    found = TORCH.to_numpy(wide.applied(statistics))
+    np.testing.assert_allclose(found, TORCH.to_numpy(wide.y), rtol=1e-4, atol=1e-4)

@@ -66,12 +66,13 @@ def _check_statistic(function: str, name: str, statistic: Array, plan: Plan, bac
         raise ValueError(msg)
 
 
-def check_gradient(norm: str, operands: Operands, shape: Shape | None, backend: Backend) -> None:
+def check_gradient(plan: Plan, operands: Operands, shape: Shape | None, backend: Backend) -> None:
     """Raise unless dy can be the gradient of y, and dx can be put into `out`: x is read again by the next call.
 
     `shape` is that of x in the forward pass, unless x was traced: it may have been reshaped or resized in place since.
     """
-    function, x, out, dy = f"pullback of {norm}", operands.x, operands.out, operands.dy
+    function, x, out, dy = f"pullback of {plan.function}", operands.x, operands.out, operands.dy
+    check_array(function, "x", x, backend)
     check_companion(function, "dy", dy, x, backend)
     needed, own = backend.ops.shape(x), backend.ops.shape(dy)
     if own != needed:
@@ -82,10 +83,20 @@ def check_gradient(norm: str, operands: Operands, shape: Shape | None, backend: 
         raise ValueError(msg)
     if shape is not None and needed != shape:
         msg = (
-            f"{function}: x has shape {show(needed)}, and had {show(shape)} when {norm} ran. Leave x as it is until "
-            "the last call."
+            f"{function}: x has shape {show(needed)}, and had {show(shape)} when {plan.function} ran. Leave x as it "
+            "is until the last call."
         )
         raise ValueError(msg)
+    for name, planned in (("weight", plan.weight), ("bias", plan.bias)):
+        parameter = getattr(operands, name)
+        if shape is not None and parameter is not None:
+            own = backend.ops.shape(parameter)
+            if planned is None or math.prod(own) != math.prod(planned):  # type: ignore[arg-type]  # lengths are known
+                msg = (
+                    f"{function}: {name} has shape {show(own)}, and had another when {plan.function} ran. Leave it as "
+                    "it is until the last call."
+                )
+                raise ValueError(msg)
     if out is not None:
         beside = {name: array for name, array in operands.arrays().items() if name not in ("x", "out")}
         _check_out(function, out, x, beside, backend, in_place=False)

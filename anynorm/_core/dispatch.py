@@ -182,7 +182,7 @@ def backward(call: Bound, residuals: AnyResiduals, dy: Array, out: Array | None)
             if executable is not None:
                 return executable.backward(dy, x, weight, residuals, out)
     operands = Operands(x, weight, bias, mean, var, out, dy, residuals)
-    check_gradient(entry.plan.function, operands, entry.shape if entry.cached else None, backend)
+    check_gradient(entry.plan, operands, entry.shape if entry.cached else None, backend)
     executable = entry.executable
     if residuals is None:
         msg = (

@@ -45,6 +45,8 @@ class Declined(NamedTuple):
 class Executable(Derivable, Generic[X]):
     """What serves all calls of one signature: as it stands, by the formula. It holds no array of a caller's.
 
+    Its methods take arrays of that signature: of the layouts that it was compiled for, `out` too.
+
     A backend derives its own, and overrides the steps that it does better; the others remain the formula's.
 
     Attributes
@@ -106,6 +108,11 @@ class Executable(Derivable, Generic[X]):
         """
         found: tuple[Any, Any, Any] = self._by_formula(formula.backward, {"out": out}, dy, x, weight, residuals)
         return found
+
+    def _planned(self, weight: X | None, *bias: X | None) -> bool:
+        """Say whether there is a weight, and a bias if one is passed, exactly where the plan has one."""
+        found = [parameter is not None for parameter in (weight, *bias)]
+        return found == [shape is not None for shape in (self.plan.weight, self.plan.bias)][: len(found)]
 
     def measure(self, x: X, eps: float = 0.0) -> Statistics:
         """Return the statistics of each set, the first half of `forward`."""

@@ -39,6 +39,11 @@ class PackedResiduals:
         axes = self.view.axes
         return in_plan_order(self.array[which], axes[0] + axes[2], self.plan, self.plan.statistic)
 
+    def why_unordered(self, view: View) -> str | None:
+        """Return why a backward pass of this view cannot read the array, or None: x's axes may be in another order."""
+        own, needed = [(*axes[0], *axes[2]) for axes in (self.view.axes, view.axes)]
+        return None if own == needed else "x's axes lie in another order in memory than in the forward pass"
+
     def residuals(self) -> Residuals:
         """Return them as the formula reads them."""
         return Residuals(self.mean, self.correction, self.rstd, self.scale, self.m2)
@@ -74,7 +79,11 @@ def pack_statistics(
                 f"{plan.statistic}. Give each set its own."
             )
             raise ValueError(msg)
-    fields = [ops.astype(field, compute) for field in ops.on_device(x, formula.finalize, statistics, eps, ops=ops)]
+    found: Residuals = ops.on_device(x, formula.finalize, statistics, eps, ops=ops)
+    mean = ops.astype(found.mean, compute)
+    if found.mean.dtype != compute:  # what the mean loses goes into its correction
+        found = found._replace(correction=found.correction + (found.mean - ops.astype(mean, found.mean.dtype)))
+    fields = [ops.astype(field, compute) for field in found._replace(mean=mean)]
     return PackedResiduals(ops.on_device(x, pack_fields, fields, plan, view, ops), plan, view, eps)
 
 
@@ -88,7 +97,7 @@ def _is_of(packed: PackedResiduals, eps: float, x: Any, compute: Any, plan: Plan
     own, array = packed.plan, packed.array
     if (own.shape, own.reduced, own.centres) != (plan.shape, plan.reduced, plan.centres):
         return False
-    if packed.eps != eps or packed.view.axes != view.axes:
+    if packed.eps != eps or packed.why_unordered(view) is not None:
         return False
     return bool(array.dtype == compute and array.device == x.device)
 

@@ -97,7 +97,7 @@ class ForwardPass(EnginePass):
         self, x: Array, weight: Array, bias: Array, eps: float, statistics: Statistics, out: Array | None
     ) -> Array:
         arguments = x, weight, bias, eps, statistics, out
-        served = self._serves(x, weight, bias, out, *statistics[1:])
+        served = self._planned(weight, bias) and self._serves(x, weight, bias, out, *statistics[1:])
         found = self.ops.on_device(x, self._applied, *arguments) if served else None
         return super().apply(*arguments) if found is None else found
 
@@ -155,7 +155,7 @@ class BackwardPass(EnginePass):
     """
 
     def gradient_sums(self, dy: Array, x: Array, weight: Array, residuals: AnyResiduals) -> GradientSums:
-        served = isinstance(residuals, PackedResiduals) and self._serves(x, dy, weight)
+        served = self._readable(residuals, weight) and self._serves(x, dy, weight)
         found = self.ops.on_device(x, self._summed, dy, x, weight, residuals) if served else None
         return super().gradient_sums(dy, x, weight, residuals) if found is None else found
 
@@ -163,9 +163,12 @@ class BackwardPass(EnginePass):
         self, dy: Array, x: Array, weight: Array, residuals: AnyResiduals, sums: GradientSums, out: Array | None
     ) -> Array:
         arguments = dy, x, weight, residuals, sums, out
-        served = isinstance(residuals, PackedResiduals) and self._serves(x, dy, weight, out, *sums[:2])
+        served = self._readable(residuals, weight) and self._serves(x, dy, weight, out, *sums[:2])
         found = self.ops.on_device(x, self._dx, *arguments) if served else None
         return super().gradient(*arguments) if found is None else found
+
+    def _readable(self, residuals: AnyResiduals, weight: Array) -> bool:
+        return isinstance(residuals, PackedResiduals) and self._planned(weight)
 
     # The same by the engine. Each returns None where no kernel runs.
 

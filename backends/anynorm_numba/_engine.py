@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from anynorm.backend import Ints, Layout, Plan
+from anynorm.backend import Ints, Layout, Plan, View
 from anynorm_numba import _compile, _threads
 from anynorm_numba import _geometry as at
 from anynorm_numba._address import Array, address
@@ -56,6 +56,11 @@ class Configs:
         self._by_threads[1] = found
         self.serial = found if _threads.always_serial(self._elements) else None
         return None
+
+    @property
+    def view(self) -> View:
+        """The view of all configs, once they are prepared."""
+        return self._by_threads[1].view
 
     def now(self) -> LaunchConfig:
         """Return the config for as many threads as a call of this moment may use."""

@@ -71,7 +71,7 @@ class ForwardSteps(Steps):
         return PackedResiduals(residuals, self.plan, config.view, eps).statistics()
 
     def apply(self, x: Any, weight: Any, bias: Any, eps: float, statistics: Statistics, out: Any) -> Any:
-        if self._declines(x, weight, bias, out, *statistics[1:]):
+        if not self._planned(weight, bias) or self._declines(x, weight, bias, out, *statistics[1:]):
             return super().apply(x, weight, bias, eps, statistics, out)
         config = self._configs.serial or self._configs.now()
         residuals = pack_statistics(statistics, eps, x, self.plan, config.view, self.ops).array
@@ -88,7 +88,7 @@ class BackwardSteps(Steps):
     """The steps of a backward pass, whose configs are made for x, dy and dx."""
 
     def gradient_sums(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals) -> GradientSums:
-        if not isinstance(residuals, PackedResiduals) or self._declines(dy, x, weight):
+        if not isinstance(residuals, PackedResiduals) or not self._planned(weight) or self._declines(dy, x, weight):
             return super().gradient_sums(dy, x, weight, residuals)
         config, shapes = self._configs.serial or self._configs.now(), (self.plan.weight, self.plan.bias)
         sums = self._empty((2, config.sets), float64=True)
@@ -99,7 +99,8 @@ class BackwardSteps(Steps):
         return unpack_sums(sums, dweight, dbias, self.plan, config.view)
 
     def gradient(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, sums: GradientSums, out: Any) -> Any:
-        if not isinstance(residuals, PackedResiduals) or self._declines(dy, x, weight, out, *sums[:2]):
+        arrays = dy, x, weight, out, *sums[:2]
+        if not isinstance(residuals, PackedResiduals) or not self._planned(weight) or self._declines(*arrays):
             return super().gradient(dy, x, weight, residuals, sums, out)
         config = self._configs.serial or self._configs.now()
         of_sets = pack_sums(sums, self.plan, config.view, self._empty((2, config.sets), float64=True))

@@ -90,16 +90,18 @@ def _signature_of_gradient(
 ) -> Hashable | None:
     """Return what decides about a backward pass beside the signature of its forward pass, or None.
 
-    x's shape is asked again: `x.shape = ...` and `x.resize` change it in place, and dx is made like x.
+    Shapes and dtypes of x and weight are asked again: `x.shape = ...`, `x.resize` and `x.dtype = ...` change them in
+    place.
     """
     if type(dy) is not np.ndarray and not _is_mapped(dy):
         return None
+    of_weight = None if weight is None else (weight.dtype, weight.shape)
     if out is None:
-        return x.shape, dy.dtype, dy.shape, dy.strides, dy.flags.aligned
+        return x.dtype, x.shape, of_weight, dy.dtype, dy.shape, dy.strides, dy.flags.aligned
     if (type(out) is not np.ndarray and not _is_mapped(out)) or not out.flags.writeable:
         return None
     fits = may_be_written(out, None, (x, weight, bias, mean, var, dy), _span, _memory)
-    return (x.shape, _layout(dy), _layout(out)) if fits else None
+    return (x.dtype, x.shape, of_weight, _layout(dy), _layout(out)) if fits else None
 
 
 def _is_mapped(array: Any) -> bool:

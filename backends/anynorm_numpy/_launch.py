@@ -116,7 +116,7 @@ class Gradient(_Engine, BackwardSteps):
             found._reads_weight = read is weight
             found._copy_strides = None if source is dy else source.strides
             found._shapes = [None if parameter is None else parameter.shape for parameter in (weight, bias)]
-            reason = found.why_not(x, source, dx)
+            reason = found.why_not(x, source, dx) or residuals.why_unordered(found._configs.view)
             if reason is None:
                 return found
         return str(reason)

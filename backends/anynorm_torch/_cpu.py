@@ -175,6 +175,7 @@ class CpuGradient(_Host, BackwardSteps, Gradient):
             copies = True  # costs one pass over it, the formula about ten
             configs = configs_of(plan, (x, torch.empty_like(x, device="meta"), dx), *parameters)
             reason = configs.prepare()
+        reason = reason or operands.residuals.why_unordered(configs.view)
         return reason or cls(plan, operands, bias, configs, copies)
 
     def run(

@@ -211,7 +211,8 @@ class CudaGradient(_OnCuda, BackwardPass, Gradient):
             configs = configs_of(plan, tensors, (read, None), of_bias, targets)
             config = configs.at("backward", bits_of(*tensors), bits_of(read))
             if not isinstance(config, str):
-                return cls(plan, configs, config, source is not dy, targets)
+                reason = operands.residuals.why_unordered(config.view)
+                return reason or cls(plan, configs, config, source is not dy, targets)
             reason = config
         return str(reason)
 

@@ -301,3 +301,23 @@ def test_an_x_and_a_dy_of_another_shape_since(shape: tuple[int, int]) -> None:
     x.resize(shape, refcheck=False)
     with pytest.raises(ValueError, match=r"x has shape \(\d+, \d+\), and had \(60, 80\) when layer_norm ran"):
         pullback(np.ones(shape, np.float32))
+
+
+def test_a_weight_that_was_resized_since() -> None:
+    """A weight of another shape than the forward pass saw is refused, in known calls as well: it is read by address."""
+    x, weight = np.ones((60, 80), np.float32), np.ones(80, np.float32)
+    _, pullback = an.vjp(an.layer_norm, x, weight)
+    pullback(x)
+    weight.resize((4,), refcheck=False)
+    with pytest.raises(ValueError, match=r"weight has shape \(4,\), and had another when layer_norm ran"):
+        pullback(x)
+
+
+def test_a_dtype_that_was_changed_since() -> None:
+    """An x that was made integers in place is refused, in known calls as well."""
+    x, dy = np.ones((6, 8), np.float32), np.ones((6, 8), np.float32)
+    _, pullback = an.vjp(an.layer_norm, x)
+    pullback(dy)
+    x.dtype = np.int32  # type: ignore[assignment,misc]
+    with pytest.raises(TypeError, match="dtype"):
+        pullback(dy)

@@ -173,6 +173,25 @@ def test_saved_tensors_of_another_shape(which: str) -> None:
     assert brought
 
 
+@pytest.mark.parametrize("parameters", [0, 2])
+@pytest.mark.parametrize(
+    "unpack",
+    [lambda saved: saved.contiguous(), lambda saved: saved.transpose(0, -1).contiguous().transpose(0, -1)],
+    ids=["contiguous", "reversed"],
+)
+def test_saved_tensors_in_another_order(unpack: Any, parameters: int) -> None:
+    """Where hooks bring x back with its axes in another order, each set keeps its own statistics."""
+    scales = torch.arange(1.0, 5)[:, None, None]
+    x = torch.randn(5, 4, 16).transpose(0, 1).mul_(scales).requires_grad_()
+    leaves = [x, *[torch.randn(16, requires_grad=True) for _ in range(parameters)]]
+    dy = torch.randn(4, 5, 16)
+    expected = torch.autograd.grad(an.layer_norm(*leaves), leaves, dy)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack):
+        y = an.layer_norm(*leaves)
+    for found, other in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(300, 33), (3, 5000), (2, 64)])
 def test_gradient_of_infinite_size_in_float64(shape: tuple[int, int]) -> None:
     """A sum beyond float64 is infinite, as the formula has it, not NaN; without a warning."""

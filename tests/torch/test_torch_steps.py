@@ -91,3 +91,26 @@ def test_statistics_of_other_sets() -> None:
     wide = passes(exact, TORCH)
     found = TORCH.to_numpy(wide.applied(statistics))
     np.testing.assert_allclose(found, TORCH.to_numpy(wide.y), rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_that_the_plan_has_not() -> None:
+    """Steps without a weight where the plan has one are the formula's."""
+    case = FORMS["rows"].case("float32", 20, 90)
+    bare = Case(case.norm, {"x": case.arrays["x"]})
+    full, none = passes(case, TORCH), passes(bare, TORCH)
+    x = full.arrays["x"]
+    without = full.launch.apply(x, None, None, full.eps, full.measured(), None)
+    torch.testing.assert_close(without, none.y, rtol=1e-5, atol=1e-5)
+    sums = [found.gradient.gradient_sums(found.dy, x, None, found.residuals) for found in (full, none)]
+    torch.testing.assert_close(sums[0].g.double(), sums[1].g, rtol=1e-5, atol=1e-4)
+
+
+def test_wide_statistics_of_a_large_mean() -> None:
+    """What a float64 mean loses as float32 goes into its correction."""
+    x = np.random.default_rng(2).normal(1e6, 1, size=(6, 90)).astype(np.float32)
+    case = Case(FORMS["rows"].case("float32", 6, 90, ()).norm, {"x": x})
+    exact = x.astype(np.float64)
+    mean = exact.mean(axis=1, keepdims=True)
+    fields = [mean, np.zeros_like(mean), ((exact - mean) ** 2).sum(axis=1, keepdims=True), np.ones_like(mean)]
+    found = passes(case, TORCH).applied(Statistics(90, *[torch.from_numpy(field) for field in fields]))
+    verify(TORCH.to_numpy(found), x, case.reference())

@@ -152,6 +152,10 @@ def _third_party(x: object) -> Backend | None:
     return None
 
 
+# Backends of other distributions: what their executables return is checked.
+outside: set[Backend] = set()
+
+
 def _load(array_type: str) -> list[Backend]:
     """Load the backends that installed distributions register for a type; a warning says which cannot be."""
     from importlib.metadata import entry_points  # here, because it doubles the time of `import anynorm`
@@ -168,8 +172,9 @@ def _load(array_type: str) -> list[Backend]:
                 msg = f"{entry_point.value} has no ops: its __init__ must call super().__init__(ops)"
                 raise TypeError(msg)
             backends.append(backend)
+            outside.add(backend)
         except Exception as error:  # whatever a stranger's import raises, the formula still serves its arrays
             where = f"the backend {entry_point.value!r} for {array_type}"
-            msg = f"anynorm: {where} failed to import and is not used: {error!r}"
+            msg = f"anynorm: {where} cannot be used: {error!r}"
             warnings.warn(msg, RuntimeWarning, stacklevel=users_level())
     return backends

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from anynorm._core import cache
 from anynorm._core.advice_calls import advice_on_binding
 from anynorm._core.arrays import Array, Shape, class_name, described
-from anynorm._core.backends import backend_of, by_type, check_suited
+from anynorm._core.backends import backend_of, by_type, check_suited, outside
 from anynorm._core.checks import check_gradient, checked_plan, option_argument, real_number
 from anynorm._core.plan import Plan
 from anynorm.backend import AnyResiduals, Backend, Declined, Executable, Operands
@@ -99,11 +99,26 @@ def _by_backend(backend: Backend, plan: Plan, operands: Operands) -> Executable[
         if "plan" not in vars(found):
             msg = f"{class_name(found)}.__init__ must call super().__init__(plan, ops)."
             raise TypeError(msg)
-        return found
+        return _checked(found) if backend in outside else found
     if isinstance(found, Declined):
         return Executable(plan, backend.ops, found.reason)
     msg = f"{class_name(backend)}.compile must return an Executable, or Declined(reason), got {described(found)}."
     raise TypeError(msg)
+
+
+def _checked(executable: Executable[Any]) -> Executable[Any]:
+    """Return an executable whose forward pass raises if it returns anything but a pair: an array could be unpacked."""
+    forward = executable.forward
+
+    def checked(*arguments: Any) -> Any:
+        found: Any = forward(*arguments)
+        if not isinstance(found, tuple) or len(found) != 2:
+            msg = f"{class_name(executable)}.forward must return (y, residuals), got {described(found)}."
+            raise TypeError(msg)
+        return found
+
+    executable.forward = checked  # type: ignore[assignment,method-assign]
+    return executable
 
 
 def norm(moments_of: Callable[..., Any] | None = None, *, only_measures: bool = False) -> Callable[[F], F]:

@@ -329,6 +329,9 @@ except (TypeError, RuntimeError) as error:
     [
         pytest.param(LAUNCH, "outside.Launch.forward must return (y, residuals) where save is True", id="no-residuals"),
         pytest.param(
+            LAUNCH.replace("x + 1.0, None", "x + 1.0"), "outside.Launch.forward must return (y, residuals), got", id="y"
+        ),
+        pytest.param(
             LAUNCH + "    def __init__(self, plan, ops, reason): ...",
             "outside.Launch.__init__ must call super().__init__(plan, ops)",
             id="no-plan",

@@ -148,9 +148,11 @@ def test_copies_move_the_same_bytes(problem: Problem, arrays: str) -> None:
     x, dy, *_ = data.numpy if arrays == "numpy" else data.torch
     y = bounds.copying(data, "forward", arrays)()
     both: Any = bounds.copying(data, "both", arrays)()
-    for its, expected in zip((y, *both[:2]), (x, x, x + dy), strict=True):
-        assert its is not x
-        np.testing.assert_array_equal(np.asarray(its.detach() if arrays == "torch" else its), np.asarray(expected))
+    for tensor, expected in zip((y, *both[:2]), (x, x, x + dy), strict=True):
+        assert tensor is not x
+        np.testing.assert_array_equal(
+            np.asarray(tensor.detach() if arrays == "torch" else tensor), np.asarray(expected)
+        )
 
 
 @pytest.mark.parametrize("way", [limit._by_torch, limit._by_numpy])

@@ -230,7 +230,7 @@ def test_inputs_rotate_and_results_stay() -> None:
     results: list[weakref.ref[Any]] = []
 
     def call(number: int) -> Any:
-        alive.append(sum([its() is not None for its in results[-2:]]))
+        alive.append(sum([value() is not None for value in results[-2:]]))
         seen.append(number)
         result = np.zeros(3)
         results.append(weakref.ref(result))
@@ -312,8 +312,8 @@ def test_what_is_not_timed_is_reported(
     items = [Item(SMALL, "cupy", FORWARD, name) for name in ("it", "good", COPY)]
     result = _measured(monkeypatch, [*items, Item(SMALL, "torch", FORWARD, COPY)])
     assert [row["peer"] for row in result["pairs"]] == ["good", COPY]
-    its, torch = result["left_out"]
-    assert its["reason"].startswith(reason)
+    array, torch = result["left_out"]
+    assert array["reason"].startswith(reason)
     assert torch["reason"] == "torch finds no CUDA device"
     gpu_report.report(result)
     printed = capsys.readouterr().out
@@ -403,9 +403,9 @@ def test_slow_host_decides() -> None:
     assert (found[-1]["arrays"], found[-1]["peer"]) == ("cupy", gpu_peers.PLAIN.name)
     name = f"{HOST_FORWARD}, CuPy, worst norm"
     assert next(row for row in summarize(found) if row["what"] == name)["reached"] is True
-    its = next(row for row in found if row["arrays"] == "cupy" and row["peer"] == NOBODY)
-    its["ours"] = 13e-6
-    slow = next(row for row in summarize([its]) if row["what"] == name)
+    array = next(row for row in found if row["arrays"] == "cupy" and row["peer"] == NOBODY)
+    array["ours"] = 13e-6
+    slow = next(row for row in summarize([array]) if row["what"] == name)
     assert (slow["reached"], slow["pairs"], slow["of"]) == (False, 1, 5)
 
 

@@ -27,7 +27,7 @@ def all_are_right(report: Json) -> set[str]:
     """Raise unless every norm was checked on every library and keeps the contract; return the libraries."""
     off = [finding for finding in report["findings"] if finding["problem"] or finding["error"] > 1]
     assert (off, report["broken"], report["ok"]) == ([], {}, True)
-    checked = {(its["library"], its["norm"]) for its in report["findings"]}
+    checked = {(value["library"], value["norm"]) for value in report["findings"]}
     assert checked == {(name, norm) for name in list(report["versions"])[3:] for norm in NORMS}
     return {name for name, _ in checked}
 
@@ -36,13 +36,15 @@ def half_of_them() -> dict[tuple[str, str], list[cases.Case]]:
     """Return the cases of each norm in two dtypes, in turns, of which every library has one."""
     made = cases.cases()
     norms, dtypes = [list(dict.fromkeys(names)) for names in zip(*made, strict=True)]
-    return {(norm, its): made[norm, its] for norm, its in made if (norms.index(norm) + dtypes.index(its)) % 2 == 0}
+    return {
+        (norm, value): made[norm, value] for norm, value in made if (norms.index(norm) + dtypes.index(value)) % 2 == 0
+    }
 
 
 def test_check_finds_every_installed_library_within_the_contract(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is installed keeps the contract on the input of large means, in every dtype; no library is left out."""
     # JAX and Dask take 20 s each for all inputs and dtypes. The others are test_hostile.py's as well.
-    monkeypatch.setattr(cases, "INPUTS", [its for its in cases.INPUTS if its.name == "far from zero"])
+    monkeypatch.setattr(cases, "INPUTS", [tensor for tensor in cases.INPUTS if tensor.name == "far from zero"])
     monkeypatch.setattr(check, "cases", half_of_them)
     code, out, err = run("check", "--json")
     assert (code, err) == (0, "")
@@ -69,7 +71,7 @@ def test_check_documents_its_keys_and_reaches_its_inputs(run: Run) -> None:
     assert code == 0
     assert set(report) == fields(check.Report)
     assert all(set(finding) == fields(check.Finding) for finding in report["findings"])
-    assert {its["dtype"] for its in report["findings"]} >= {"float16", "float32", "float64"}
+    assert {value["dtype"] for value in report["findings"]} >= {"float16", "float32", "float64"}
     assert all(0 < finding["error"] <= 1 for finding in report["findings"])
     assert all(finding["input"] in report["inputs"] and finding["paths"] for finding in report["findings"])
 
@@ -85,7 +87,9 @@ def test_check_catches_a_norm_that_is_wrong(run: Run, monkeypatch: pytest.Monkey
     plant(monkeypatch, wrong)
     code, out, _ = run("check", "--libraries", "numpy", "--json")
     off = {
-        (its["norm"], its["dtype"]) for its in json.loads(out)["findings"] if its["error"] is None or its["error"] > 1
+        (load["norm"], load["dtype"])
+        for load in json.loads(out)["findings"]
+        if load["error"] is None or load["error"] > 1
     }
     assert code == 1
     assert {("layer_norm", "float32"), ("layer_norm", "float64")} <= off
@@ -99,7 +103,7 @@ def test_check_goes_on_after_a_norm_that_raises(run: Run, monkeypatch: pytest.Mo
     """What a norm raises is reported with its input, the others are still checked, and the exit code is 1."""
     plant(monkeypatch, raises)
     code, out, _ = run("check", "--libraries", "numpy", "--json")
-    problems = {its["norm"]: its["problem"] for its in json.loads(out)["findings"]}
+    problems = {load["norm"]: load["problem"] for load in json.loads(out)["findings"]}
     assert code == 1
     assert problems == {norm: "RuntimeError: out of order" if norm == "layer_norm" else None for norm in NORMS}
     assert "RuntimeError: out of order !" in run("check", "--libraries", "numpy")[1]
@@ -120,10 +124,10 @@ def test_check_catches_a_wrong_gradient(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(libraries, "_MAKERS", {"numpy": libraries._MAKERS["numpy"]})
     monkeypatch.setattr(cases, "INPUTS", cases.INPUTS[:1])
     code, out, _ = run("check", "--json")
-    findings = {(its["norm"], its["dtype"]): its for its in json.loads(out)["findings"]}
+    findings = {(load["norm"], load["dtype"]): load for load in json.loads(out)["findings"]}
     assert code == 1
     assert findings["rms_norm", "float32"]["gradient_error"] > 1 >= findings["rms_norm", "float32"]["error"]
-    assert all(its["gradient_error"] <= 1 for (norm, _), its in findings.items() if norm != "rms_norm")
+    assert all(finding["gradient_error"] <= 1 for (norm, _), finding in findings.items() if norm != "rms_norm")
     code, out, _ = run("check")
     assert code == 1
     assert "off: rms_norm on numpy, float32, input 'ordinary': gradients off by" in out

@@ -24,11 +24,11 @@ def test_compare_shows_the_default_photos_on_two_libraries(run: Run, tmp_path: P
     assert (code, err) == (0, "")
     assert report["shape"] == [16, 12, 64, 64]
     assert report["before"]["channel_means"][1] > 50  # real offsets
-    assert [its["norm"] for its in report["norms"]] == NORMS
-    assert [its["batch_matters"] for its in report["norms"]] == [True, False, False, False, False]
+    assert [value["norm"] for value in report["norms"]] == NORMS
+    assert [value["batch_matters"] for value in report["norms"]] == [True, False, False, False, False]
     for norm in report["norms"]:
         assert 0 < norm["largest_difference"] <= 2
-        assert all(0 < its["error"] <= 1 for its in norm["libraries"])
+        assert all(0 < value["error"] <= 1 for value in norm["libraries"])
     assert (tmp_path / "anynorm-compare.png").is_file()
 
 
@@ -40,7 +40,7 @@ def test_compare_documents_its_keys(run: Run) -> None:
     assert set(report["before"]) == fields(measure.Spread)
     for norm in report["norms"]:
         assert set(norm) == fields(measure.NormResult)
-        assert all(set(its) == fields(measure.LibraryResult) for its in norm["libraries"])
+        assert all(set(value) == fields(measure.LibraryResult) for value in norm["libraries"])
 
 
 @pytest.mark.usefixtures("batch", "undrawn")
@@ -48,8 +48,8 @@ def test_compare_counts_what_each_norm_shares(run: Run) -> None:
     """Statistics, values per statistic and parameters are those of each norm's definition."""
     report = compared(run, "batch.npy", "--groups", "3")
     counts = {
-        its["norm"]: (its["reduces"], its["statistics"], its["values_per_statistic"], its["parameters"])
-        for its in report["norms"]
+        value["norm"]: (value["reduces"], value["statistics"], value["values_per_statistic"], value["parameters"])
+        for value in report["norms"]
     }
     assert counts == {
         "batch_norm": ("N, H, W", 6, 40, 12),
@@ -64,7 +64,7 @@ def test_compare_counts_what_each_norm_shares(run: Run) -> None:
 def test_compare_measures_mean_and_spread(run: Run, batch: Any) -> None:
     """Mean, spread and the channels' means, before and after, are those that NumPy finds in double precision."""
     report = compared(run, "batch.npy")
-    layer = next(its for its in report["norms"] if its["norm"] == "layer_norm")
+    layer = next(value for value in report["norms"] if value["norm"] == "layer_norm")
     y = anynorm.layer_norm(batch, axis=(1, 2, 3))
     for measured, a in ((report["before"], batch.astype(float)), (layer["after"], y.astype(float))):
         means = a.mean(axis=(0, 2, 3))
@@ -78,7 +78,7 @@ def test_compare_tells_a_library_that_fails(run: Run, batch: Any, monkeypatch: p
     plant(monkeypatch, raises)
     assert batch.size
     report = compared(run, "batch.npy", expect=1)
-    problems = {its["norm"]: its["libraries"][0]["problem"] for its in report["norms"]}
+    problems = {value["norm"]: value["libraries"][0]["problem"] for value in report["norms"]}
     assert problems == {norm: "RuntimeError: out of order" if norm == "layer_norm" else None for norm in NORMS}
     code, out, _ = run("compare", "batch.npy", "--libraries", "numpy")
     assert code == 1
@@ -101,7 +101,7 @@ def test_compare_tells_a_library_that_differs(run: Run, batch: Any, monkeypatch:
     layer = json.loads(out)["norms"][1]
     assert code == 1
     assert layer["largest_difference"] > 100
-    assert [its["error"] > 100 for its in layer["libraries"]] == [False, True]
+    assert [value["error"] > 100 for value in layer["libraries"]] == [False, True]
 
 
 @pytest.mark.usefixtures("batch", "undrawn")
@@ -123,7 +123,7 @@ def test_nan_and_infinity_are_counted(run: Run, batch: Any, tmp_path: Path) -> N
     np.save(tmp_path / "holes.npy", batch)
     report = compared(run, "holes.npy")
     assert any(note.startswith("NaN: 2, infinite: 1 of the values") for note in report["notes"])
-    assert all(its["libraries"][0]["error"] <= 1 for its in report["norms"])
+    assert all(value["libraries"][0]["error"] <= 1 for value in report["norms"])
     finite = batch[np.isfinite(batch)].astype(float)
     assert report["before"]["mean"] == pytest.approx(finite.mean(), rel=1e-12)
     np.save(tmp_path / "nothing.npy", np.full((4, 6), np.nan, np.float32))
@@ -146,9 +146,9 @@ def test_one_value_per_channel_leaves_batch_norm_out(run: Run, tmp_path: Path) -
     """Where batch norm would refuse, it is left out with a note; where it refuses single samples, the batch matters."""
     np.save(tmp_path / "one.npy", np.ones((1, 5), np.float32))
     report = compared(run, "one.npy")
-    assert [its["norm"] for its in report["norms"]] == NORMS[1:]
+    assert [value["norm"] for value in report["norms"]] == NORMS[1:]
     assert any("batch norm refuses" in note for note in report["notes"])
-    assert [its["batch_matters"] for its in report["norms"]] == [None] * 4
+    assert [value["batch_matters"] for value in report["norms"]] == [None] * 4
     np.save(tmp_path / "table.npy", np.eye(5, dtype=np.float32))
     batch_norm = compared(run, "table.npy")["norms"][0]
     assert (batch_norm["batch_matters"], batch_norm["batch_difference"]) == (True, None)

@@ -21,7 +21,7 @@ def test_compare_reads_every_kind_of_file(run: Run, tmp_path: Path) -> None:
         report = compared(run, name, *(["--array", "x"] if name == "two.npz" else []))
         assert report["source"].startswith(name)
         assert tuple(report["shape"]) == shapes[name]
-        assert [its["norm"] for its in report["norms"]] == NORMS
+        assert [value["norm"] for value in report["norms"]] == NORMS
 
 
 def test_every_kind_of_data_becomes_a_batch(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def test_the_coloured_set_is_the_one_that_is_normalized_together(batch: Any, gro
     for norm in five_norms(layout):
         differs = (norm(batch) != norm(changed)).any(axis=(2, 3))
         sets = [[picture.set_of(norm.name, n, c, 6 // groups) for c in range(6)] for n in range(4)]
-        assert differs.tolist() == [[not any(its) for its in row] for row in sets]
-        assert len({its for row in sets for its in row}) == norm.statistics
+        assert differs.tolist() == [[not any(value) for value in row] for row in sets]
+        assert len({value for row in sets for value in row}) == norm.statistics
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e300], ids=["subnormal", "near overflow"])
@@ -54,5 +54,7 @@ def test_a_picture_is_drawn_whatever_the_scale(run: Run, tmp_path: Path, scale: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = compared(run, "x.npy")
-    assert all(its["libraries"][0]["error"] is None or its["libraries"][0]["error"] <= 1 for its in report["norms"])
+    assert all(
+        value["libraries"][0]["error"] is None or value["libraries"][0]["error"] <= 1 for value in report["norms"]
+    )
     assert (tmp_path / "anynorm-compare.png").is_file()

@@ -54,10 +54,10 @@ def check_gradients(
     """Compare the gradient of a number by each argument with central differences along a random direction."""
     random = np.random.default_rng(3)
     assert set(gradients) == set(arguments)
-    for name, its in arguments.items():
-        assert gradients[name].shape == its.shape
-        direction = xp.asarray(random.normal(size=its.shape))
-        ahead, behind = [value(arguments | {name: its + step * direction}) for step in (STEP, -STEP)]
+    for name, argument in arguments.items():
+        assert gradients[name].shape == argument.shape
+        direction = xp.asarray(random.normal(size=argument.shape))
+        ahead, behind = [value(arguments | {name: argument + step * direction}) for step in (STEP, -STEP)]
         difference = float(ahead - behind) / (2 * STEP)
         assert float(xp.sum(gradients[name] * direction)) == pytest.approx(difference, rel=1e-6, abs=1e-7), name
 
@@ -69,7 +69,7 @@ def test_pullback_of_each_layer(layer: str, namespace: str) -> None:
     xp = import_namespace(namespace)
     make, shape, shapes = LAYERS[layer]
     random = np.random.default_rng(1)
-    arguments = {name: xp.asarray(random.normal(size=its)) for name, its in {"x": shape, **shapes}.items()}
+    arguments = {name: xp.asarray(random.normal(size=value)) for name, value in {"x": shape, **shapes}.items()}
 
     def run(x: Any, **params: Any) -> tuple[Any, Any]:
         y, pullback = make(xp, **params).vjp(x)
@@ -121,11 +121,14 @@ def test_pullback_of_the_network(norm: str, blocks: int, namespace: str) -> None
     xp = import_namespace(namespace)
     net = network.Network(norm, xp, blocks=blocks, dtype="float64")
     random = np.random.default_rng(4)
-    net.params = {name: its + xp.asarray(0.1 * random.normal(size=its.shape)) for name, its in net.params.items()}
+    net.params = {
+        name: parameter + xp.asarray(0.1 * random.normal(size=parameter.shape))
+        for name, parameter in net.params.items()
+    }
     images, dy = xp.asarray(random.normal(size=(3, 8, 8, 1))), xp.asarray(random.normal(size=(3, 10)))
 
     def value(moved: dict[str, Any]) -> Any:
-        net.params = {name: its for name, its in moved.items() if name != "images"}
+        net.params = {name: tensor for name, tensor in moved.items() if name != "images"}
         return xp.sum(net.vjp(moved["images"])[0] * dy)
 
     arguments = {"images": images, **net.params}
@@ -152,7 +155,7 @@ def test_the_seed_decides() -> None:
     first, again, other = [training.train(data, "batch", xp, epochs=1, batch_size=256, seed=s) for s in (5, 5, 6)]
     assert first.losses == again.losses
     states = [trained.network.state_dict() for trained in (first, again)]
-    assert [its.tobytes() for its in states[0].values()] == [its.tobytes() for its in states[1].values()]
+    assert [state.tobytes() for state in states[0].values()] == [state.tobytes() for state in states[1].values()]
     assert first.losses != other.losses
 
 
@@ -161,11 +164,11 @@ def test_evaluation_reads_each_image_by_itself() -> None:
     xp = training.namespace("numpy")
     data = training.load_data(xp)
     net, _ = training.train(data, "batch", xp, epochs=1, batch_size=64)
-    state = {name: its.tobytes() for name, its in net.state_dict().items()}
+    state = {name: value.tobytes() for name, value in net.state_dict().items()}
     images = data.held_out_images[:20]
     alone = np.concatenate([net(images[sample : sample + 1]) for sample in range(20)])
     np.testing.assert_allclose(net(images), alone, rtol=1e-4, atol=1e-5)
-    assert {name: its.tobytes() for name, its in net.state_dict().items()} == state
+    assert {name: value.tobytes() for name, value in net.state_dict().items()} == state
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])
@@ -239,7 +242,7 @@ def test_picture_of_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     found = run(capsys, "--picture", str(file), "--epochs", "1", "--batch-size", "256")
     assert file.read_bytes().startswith(b"\x89PNG")
     assert list(found["norms"]) == list(network.NORMS)
-    assert len({tuple(its["losses"]) for its in found["norms"].values()}) == len(network.NORMS)
+    assert len({tuple(result["losses"]) for result in found["norms"].values()}) == len(network.NORMS)
 
 
 def test_picture_of_batch_sizes(
@@ -252,7 +255,7 @@ def test_picture_of_batch_sizes(
     found = run(capsys, "--picture-batch-sizes", str(file), "--epochs", "1", "--seeds", "2")
     assert file.read_bytes().startswith(b"\x89PNG")
     assert len(found["runs"]) == 2 * 2 * 2
-    assert all(len(its["accuracies"]) == 2 for its in found["runs"])
+    assert all(len(result["accuracies"]) == 2 for result in found["runs"])
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_every_seed_is_judged_or_said_to_be_skipped(monkeypatch: pytest.MonkeyPa
     worker.work(options, lambda **event: said.append(event))
     end = said[-1]["end"]
     assert end == judged[-1] + 1
-    assert [its["begin"] for its in said if "begin" in its] == judged
+    assert [value["begin"] for value in said if "begin" in value] == judged
 
 
 def test_wrong_calls_without_a_rule_are_skipped() -> None:

@@ -82,7 +82,7 @@ except TypeError as error:
         (("numpy", "dask"), "import dask.array as xp; x = xp.asarray([1.0, 3.0])"),
         (("numpy", "jax", "jaxlib", "ml_dtypes"), "import jax.numpy as xp; x = xp.asarray([1.0, 3.0])"),
     ],
-    ids=lambda its: "+".join(its) if isinstance(its, tuple) else "",
+    ids=lambda tensor: "+".join(tensor) if isinstance(tensor, tuple) else "",
 )
 def test_each_library_alone(present: tuple[str, ...], make: str) -> None:
     """Each array library works where it and what it needs are the only ones installed."""

@@ -300,7 +300,7 @@ def test_torchs_order(norm: str, given: tuple[Any, ...]) -> None:
     code = re.split(r"the (?:same )?call is ", refused(lambda: getattr(an, norm)(x, *given)))[1].rstrip(".")
     exec(code if code.startswith("y, ") else f"y = {code}", ours)
 
-    tensors = [torch.from_numpy(its.copy()) if isinstance(its, np.ndarray) else its for its in (x, *given)]
+    tensors = [torch.from_numpy(array.copy()) if isinstance(array, np.ndarray) else array for array in (x, *given)]
     close(ours["y"], getattr(torch.nn.functional, norm)(*tensors).numpy())
     for name, tensor in zip(names[:2], tensors[1:3], strict=False):
         if isinstance(tensor, torch.Tensor) and name.startswith("running"):

@@ -78,14 +78,17 @@ def test_torchs_words(norm: str, given: tuple[Any, ...], options: dict[str, Any]
 
     named = {**dict(zip(ORDER[norm], given, strict=False)), **options}
     codes = [
-        its.rstrip(".") for its in said.replace(". With", ".\n").replace("call is ", "call is \n").split("\n")[1::2]
+        value.rstrip(".") for value in said.replace(". With", ".\n").replace("call is ", "call is \n").split("\n")[1::2]
     ]
     # By position or by keyword cannot be told apart behind the shape, so both are said.
     code = codes[1] if len(codes) > 1 and "bias" in options else codes[0]
     found: dict[str, Any] = {"anynorm": anynorm, "x": x, **named}
     exec(code if code.startswith("y, ") else f"y = {code}", found)
 
-    tensors = {key: torch.from_numpy(its.copy()) if isinstance(its, np.ndarray) else its for key, its in named.items()}
+    tensors = {
+        key: torch.from_numpy(tensor.copy()) if isinstance(tensor, np.ndarray) else tensor
+        for key, tensor in named.items()
+    }
     if norm == "instance_norm":
         tensors = {"use_input_stats": True, **tensors}
     elif norm == "batch_norm":
@@ -156,8 +159,8 @@ def test_flags_of_instance_norm() -> None:
 def test_other_words(norm: str, given: tuple[Any, ...], options: dict[str, Any], own: dict[str, Any]) -> None:
     """Each keyword of another library's is answered by ours, with which the call is one."""
     said = refused(lambda: getattr(an, norm)(X, *given, **options))
-    for word, its in zip(options, own, strict=True):
-        assert f"{word} is {its} here" in said
+    for word, tensor in zip(options, own, strict=True):
+        assert f"{word} is {tensor} here" in said
     getattr(an, norm)(X, *given, **own)
 
 

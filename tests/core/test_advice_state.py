@@ -51,7 +51,7 @@ def stored(value: Any, error: type[Exception], code: str, file: Path) -> dict[st
         ([1.0, 2.0], TypeError, "numpy.asarray(IT)", [1, 2]),
         ((X, X), TypeError, "numpy.asarray(IT)", [X, X]),
     ],
-    ids=lambda its: type(its).__name__,
+    ids=lambda tensor: type(tensor).__name__,
 )
 def test_converted(value: Any, error: type[Exception], code: str, expected: Any, tmp_path: Path) -> None:
     """The advised conversion keeps the numbers."""

@@ -20,18 +20,20 @@ Derive = Callable[..., tuple[Any, ...]]
 
 def _torch(function: Callable[..., Any], dy: Any, *arrays: Any) -> tuple[Any, ...]:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    leaves = [torch.tensor(its, requires_grad=True) for its in arrays]
-    return tuple([its.numpy() for its in torch.autograd.grad(function(*leaves), leaves, torch.tensor(dy))])
+    leaves = [torch.tensor(tensor, requires_grad=True) for tensor in arrays]
+    return tuple([value.numpy() for value in torch.autograd.grad(function(*leaves), leaves, torch.tensor(dy))])
 
 
 def _jax(function: Callable[..., Any], dy: Any, *arrays: Any) -> tuple[Any, ...]:
     jax: Any = pytest.importorskip("jax", reason="jax is not installed")
-    return tuple([np.asarray(its) for its in jax.vjp(function, *arrays)[1](dy)])
+    return tuple([np.asarray(value) for value in jax.vjp(function, *arrays)[1](dy)])
 
 
 def _jax_jit(function: Callable[..., Any], dy: Any, *arrays: Any) -> tuple[Any, ...]:
     jax: Any = pytest.importorskip("jax", reason="jax is not installed")
-    return tuple([np.asarray(its) for its in jax.jit(lambda dy, *its: jax.vjp(function, *its)[1](dy))(dy, *arrays)])
+    return tuple(
+        [np.asarray(value) for value in jax.jit(lambda dy, *tensors: jax.vjp(function, *tensors)[1](dy))(dy, *arrays)]
+    )
 
 
 each_way = pytest.mark.parametrize("derive", [_torch, _jax, _jax_jit], ids=["torch", "jax", "jax-jit"])
@@ -84,8 +86,8 @@ def _many_elements(shape: tuple[int, ...]) -> tuple[tuple[Any, Any, Any], Gradie
     x = np.random.default_rng(0).normal(3, 1, shape).astype("float32")
     arrays = np.full(shape, 1 / 3, "float32"), x, np.ones(shape[1], "float32")
     exact = gradients("batch_norm", arrays[0], x, weight=arrays[2], bias=arrays[2])
-    for its in arrays:
-        its.flags.writeable = False
+    for tensor in arrays:
+        tensor.flags.writeable = False
     return arrays, exact
 
 

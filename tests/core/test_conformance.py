@@ -135,7 +135,7 @@ def test_torch_operators_in_float64(library: ArrayLibrary, name: str, shape: tup
     for arrays, options in _torch_arguments(name, shape):
         if name == "rms_norm":
             del arrays["bias"]
-        tensors = {key: torch.from_numpy(its.copy()) for key, its in arrays.items()}
+        tensors = {key: torch.from_numpy(tensor.copy()) for key, tensor in arrays.items()}
         expected = getattr(torch.nn.functional, name)(tensors.pop("x"), **tensors, **options)
         made = library.make_all(arrays)
         x = made.pop("x")
@@ -225,9 +225,9 @@ def test_onnx_node_tests(library: ArrayLibrary, operator: str) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     for case in _onnx_cases(operator):
         node = case.model.graph.node[0]
-        attributes = {its.name: onnx.helper.get_attribute_value(its) for its in node.attribute}
+        attributes = {value.name: onnx.helper.get_attribute_value(value) for value in node.attribute}
         for inputs, outputs in case.data_sets:
-            found = ONNX[operator]([library.make(np.asarray(its)) for its in inputs], attributes, inputs[0].ndim)
+            found = ONNX[operator]([library.make(np.asarray(tensor)) for tensor in inputs], attributes, inputs[0].ndim)
             # LayerNormalization also records mean and inverse standard deviation, which are no part of y.
             expected = outputs if isinstance(found, tuple) else outputs[:1]
             for one, other in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):

@@ -29,7 +29,7 @@ on_numpy = each_library(BOTH_NUMPY)
 each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES)
 needs_engine = pytest.mark.skipif(anynorm_numba.missing() is not None, reason="numba is not installed")
 
-BY_NAME = {its.name: its for its in ARRANGEMENTS}
+BY_NAME = {arrangement.name: arrangement for arrangement in ARRANGEMENTS}
 
 # As anynorm_numba._configs.SHORT.
 SHORT_RUN = 64
@@ -38,9 +38,11 @@ SHORT_RUN = 64
 ONE_SET = ("layer", "layer-leading", "rms", "batch", "batch-last")
 
 # Those whose sets the engine sums as one line.
-LINES = [its for its in ARRANGEMENTS if its.name not in ("rms", "group")]
+LINES = [arrangement for arrangement in ARRANGEMENTS if arrangement.name not in ("rms", "group")]
 
-each_arrangement = pytest.mark.parametrize("arranged", [pytest.param(its, id=its.name) for its in ARRANGEMENTS])
+each_arrangement = pytest.mark.parametrize(
+    "arranged", [pytest.param(arrangement, id=arrangement.name) for arrangement in ARRANGEMENTS]
+)
 
 # (sets, elements): around every size at which an implementation may change its ways, such as vectors, blocks of sets
 # in cache, and the chunks of a set that is longer than a block.
@@ -91,7 +93,10 @@ def test_a_set_does_not_feel_its_batch(
         assert alone.tobytes() == together[first : first + 2].tobytes()
 
 
-@pytest.mark.parametrize("arranged", [pytest.param(its, id=its.name) for its in ARRANGEMENTS if its.name in ONE_SET])
+@pytest.mark.parametrize(
+    "arranged",
+    [pytest.param(arrangement, id=arrangement.name) for arrangement in ARRANGEMENTS if arrangement.name in ONE_SET],
+)
 @pytest.mark.parametrize(("sets", "length"), [(40, 12), (40, 100), (40, 130), (12, 9000)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @on_numpy
@@ -100,7 +105,7 @@ def test_one_set(arranged: Arrangement, sets: int, length: int, dtype: str, libr
     rows = _rows(sets, length, dtype)
     with watched() as jobs:
         together = _run(arranged, rows, library)
-        alone = np.concatenate([_run(arranged, its[None], library) for its in rows])
+        alone = np.concatenate([_run(arranged, row[None], library) for row in rows])
     if len({runs_of(job) for job in jobs}) > 1:
         # A lone channel of channels-first images is one run, beside others it is a run for each image.
         assert arranged.name == "batch"
@@ -116,7 +121,7 @@ def test_one_set(arranged: Arrangement, sets: int, length: int, dtype: str, libr
 def test_a_set_does_not_feel_hostile_neighbours(arranged: Arrangement, dtype: str, library: ArrayLibrary) -> None:
     """Neighbours that need another scale, a second look at their mean, or hold a NaN, change no bit."""
     ordinary = _rows(6, LENGTH, dtype)
-    hostile = np.concatenate([its.rows(dtype) for its in HOSTILE.values() if dtype in its.dtypes])
+    hostile = np.concatenate([value.rows(dtype) for value in HOSTILE.values() if dtype in value.dtypes])
     hostile[5, 7], hostile[9, 2] = np.nan, np.inf
     expected = _run(arranged, ordinary, library)
     among = _run(arranged, np.concatenate([ordinary[:2], hostile, ordinary[2:]]), library)
@@ -129,7 +134,11 @@ def test_a_set_does_not_feel_hostile_neighbours(arranged: Arrangement, dtype: st
 def test_a_set_does_not_feel_its_shape(sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
     """NumPy alone: the same numbers have the same bits along one axis or several, in every centred norm."""
     rows = _rows(sets, length, dtype)
-    results = {its.name: _run(its, rows, library).tobytes() for its in ARRANGEMENTS if its.name != "rms"}
+    results = {
+        arrangement.name: _run(arrangement, rows, library).tobytes()
+        for arrangement in ARRANGEMENTS
+        if arrangement.name != "rms"
+    }
     assert {name for name, bits in results.items() if bits != results["layer"]} == set()
 
 
@@ -143,12 +152,12 @@ def test_the_engine_sums_a_line_by_the_number_of_the_element(
     """A set in one run or in long ones has the same bits along one axis or several, and side by side with others."""
     rows = _rows(sets, length, dtype)
     results = {}
-    for its in LINES:
+    for line in LINES:
         with watched() as jobs:
-            bits = _run(its, rows, library).tobytes()
+            bits = _run(line, rows, library).tobytes()
         assert len(jobs) == 1
         if not in_short_runs(jobs[0]):
-            results[its.name] = bits
+            results[line.name] = bits
     assert len(results) >= len(LINES) - 1
     assert {name for name, bits in results.items() if bits != results["layer"]} == set()
 
@@ -160,9 +169,9 @@ def test_the_engine_sums_a_line_by_the_number_of_the_element(
 def test_the_engine_sums_a_group_channel_by_channel(sets: int, length: int, dtype: str, library: ArrayLibrary) -> None:
     """A group has the same bits whether its channels lie one after the other or side by side."""
     rows = _rows(sets, length, dtype)
-    for its in (BY_NAME["group"], GROUP_LAST):
-        assert path_of(its.case(rows, 1e-5)) == SERVED
-    first, last = [_run(its, rows, library) for its in (BY_NAME["group"], GROUP_LAST)]
+    for array in (BY_NAME["group"], GROUP_LAST):
+        assert path_of(array.case(rows, 1e-5)) == SERVED
+    first, last = [_run(value, rows, library) for value in (BY_NAME["group"], GROUP_LAST)]
     assert first.tobytes() == last.tobytes()
 
 
@@ -190,7 +199,10 @@ def test_a_path_does_not_feel_the_layout(norm: Norm, dtype: str, seed: int, libr
         for kind, names in alike.items()
     }
     differing = {
-        (kind, name) for kind, its in found.items() for name, bits in its.items() if bits != next(iter(its.values()))
+        (kind, name)
+        for kind, result in found.items()
+        for name, bits in result.items()
+        if bits != next(iter(result.values()))
     }
     assert differing == set()
 

@@ -97,7 +97,7 @@ def test_fast_paths_off(function: str, library: ArrayLibrary, ran: list[str]) ->
 
     assert set(ran) == {"formula"}
     assert explained.path == "formula"
-    results = [(its.mean, its.m2) if function == "moments" else (its,) for its in (fast, plain)]
+    results = [(value.mean, value.m2) if function == "moments" else (value,) for value in (fast, plain)]
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(library.to_numpy(one), library.to_numpy(other), rtol=1e-5, atol=1e-6)
 
@@ -262,7 +262,7 @@ def test_jax_tracers() -> None:
         return an.layer_norm(x)
 
     x = jax.numpy.asarray(X)
-    for transformed in (jax.jit(call), jax.vmap(call), lambda its: jax.jvp(call, (its,), (its,))[0]):
+    for transformed in (jax.jit(call), jax.vmap(call), lambda tensor: jax.jvp(call, (tensor,), (tensor,))[0]):
         np.testing.assert_allclose(transformed(x), an.layer_norm(x), rtol=1e-5, atol=1e-6)
 
     assert [route.path for route in routes] == ["formula"] * 3

@@ -122,7 +122,7 @@ def test_torch_positional_order(function: str, library: ArrayLibrary) -> None:
 @pytest.mark.parametrize(
     "function",
     [np.mean, anynorm.update_running, "layer_norm", None, np.ones(3)],
-    ids=lambda its: getattr(its, "__name__", str(its)),
+    ids=lambda tensor: getattr(tensor, "__name__", str(tensor)),
 )
 def test_explain_of_a_foreign_function(function: Any) -> None:
     """What is none of the functions explain knows, an array passed by mistake too, is a TypeError that names them."""

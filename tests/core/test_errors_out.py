@@ -66,7 +66,9 @@ def test_out_is_untouched_by_an_error(options: dict[str, Any], library: ArrayLib
     out = library.make(np.full((4, 6, 5), 7, "float32"))
 
     with pytest.raises((TypeError, ValueError)):
-        an.layer_norm(Of().make(library), out=out, **{name: of_library(its, library) for name, its in options.items()})
+        an.layer_norm(
+            Of().make(library), out=out, **{name: of_library(option, library) for name, option in options.items()}
+        )
 
     np.testing.assert_array_equal(library.to_numpy(out), 7)
 

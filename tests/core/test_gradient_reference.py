@@ -38,7 +38,7 @@ def _decimal(value: Any) -> Decimal:
 def _array(values: Any, compute: str) -> Any:
     """Return the values as exact decimals, rounded to the compute dtype first."""
     rounded = np.asarray(values).astype(compute)
-    return np.asarray([_decimal(its) for its in rounded.reshape(-1)], object).reshape(rounded.shape)
+    return np.asarray([_decimal(value) for value in rounded.reshape(-1)], object).reshape(rounded.shape)
 
 
 class Definition:
@@ -53,11 +53,11 @@ class Definition:
         found = {}
         for key in {self.same_set(index) for index in np.ndindex(x.shape)}:
             if self.given is not None:
-                mean, var = [its[key] for its in self.given]
+                mean, var = [array[key] for array in self.given]
             else:
                 members = [x[index] for index in np.ndindex(x.shape) if self.same_set(index) == key]
                 mean = sum(members) / len(members) if self.centres else Decimal(0)
-                var = sum((its - mean) ** 2 for its in members) / len(members)
+                var = sum((member - mean) ** 2 for member in members) / len(members)
             found[key] = mean, (var + self.eps).sqrt()
         return found
 
@@ -119,7 +119,7 @@ def _compare(found: Gradients, definition: Definition, arrays: dict[str, Any], d
     """Raise unless each gradient is exact to a thousandth of its bound, and the bound to a millionth of itself."""
     compute = "float64" if dtypes["x"] == "float64" else "float32"
     with localcontext(DIGITS):
-        exact = {name: _array(its, compute) for name, its in arrays.items()}
+        exact = {name: _array(array, compute) for name, array in arrays.items()}
         sizes = definition.sizes(exact)
         eps = Decimal(2) ** (1 - FORMATS[compute][0])
         for name in ("x", "weight", "bias"):
@@ -131,7 +131,7 @@ def _compare(found: Gradients, definition: Definition, arrays: dict[str, Any], d
                 # Next to a power of two, where an ulp doubles, longdouble may round to the other side.
                 nudge = 1 + Decimal(2) ** -60
                 low, high = [
-                    rest + _half_ulp(its, dtypes[name]) for its in (slopes[index] / nudge, slopes[index] * nudge)
+                    rest + _half_ulp(value, dtypes[name]) for value in (slopes[index] / nudge, slopes[index] * nudge)
                 ]
                 assert abs(_decimal(reference.exact[index]) - slopes[index]) <= low / 1000
                 assert low / Decimal("1.000001") <= _decimal(reference.bound[index]) <= high * Decimal("1.000001")
@@ -232,7 +232,7 @@ def test_statistics_and_parameters_are_shared_as_defined(name: str) -> None:
     arrays["weight"], arrays["bias"] = [random.normal(size=shape).astype(dtype) for dtype in ("float32", "float16")]
     eps = 1e-6 if function == "rms_norm" else 1e-5
     definition = Definition(same_set, along, eps, centres=function != "rms_norm")
-    x, dy, weight, bias = [arrays[its] for its in ("x", "dy", "weight", "bias")]
+    x, dy, weight, bias = [arrays[value] for value in ("x", "dy", "weight", "bias")]
     found = gradients(function, dy, x, *groups, weight=weight, bias=bias, **options)
     _compare(found, definition, arrays, {"x": "float32", "weight": "float32", "bias": "float16"})
 
@@ -240,14 +240,14 @@ def test_statistics_and_parameters_are_shared_as_defined(name: str) -> None:
 @needs_wide_longdouble
 def test_given_statistics_are_constants() -> None:
     """With mean and var given, nothing is differentiated through them, and an extreme mean does no harm."""
-    given = [np.asarray(its, "float32") for its in ([1e6, -3e38], [2, 1e38])]
+    given = [np.asarray(value, "float32") for value in ([1e6, -3e38], [2, 1e38])]
     arrays = {
         "x": np.asarray([[1e6 + 1, 3e38], [-1, -3e38]], "float32"),
         "weight": np.asarray([3, -1], "float32"),
         "bias": np.asarray([0.5, 4], "float32"),
         "dy": np.asarray([[0.3, 1.7], [-2.0, 1e-3]], "float32"),
     }
-    definition = Definition(lambda i: i[1], lambda i: i[1:], 1e-3, given=[_array(its, "float32") for its in given])
+    definition = Definition(lambda i: i[1], lambda i: i[1:], 1e-3, given=[_array(array, "float32") for array in given])
     found = gradients("batch_norm", **arrays, mean=given[0], var=given[1], eps=1e-3)
     _compare(found, definition, arrays, dict.fromkeys(("x", "weight", "bias"), "float32"))
 

@@ -167,9 +167,9 @@ def test_given_statistics_of_extreme_values(library: ArrayLibrary, dtype: str, e
     """With given statistics, y is right wherever it is in range, also if |x − mean| or var + eps is not."""
     x = np.tile(EXTREMES, (4, 1)).astype(numpy_dtype(dtype))
     mean = (np.asarray([[-1.0], [1.0], [0.0]]) * EXTREMES).astype(x.dtype)
-    for its in mean:
+    for value in mean:
         norm = Norm("given", "batch_norm", {"eps": eps})
-        check(Case(norm, {"x": x, "mean": its, "var": np.full(6, var, dtype=x.dtype)}), library)
+        check(Case(norm, {"x": x, "mean": value, "var": np.full(6, var, dtype=x.dtype)}), library)
 
 
 PARAMETERS = {"1e30": (1e30, 1e30), "1e-30": (1e-30, 1e-37), "largest": (3.4e38, 0.0), "subnormal": (1e-42, 1e-42)}
@@ -284,7 +284,7 @@ EMPTY = (
 @each_library()
 def test_empty_in_empty_out(library: ArrayLibrary, norm: Norm, shape: tuple[int, ...]) -> None:
     """An x without elements gives a y without elements, of its shape and dtype."""
-    parameters = {name: np.ones(its, "float32") for name, its in norm.parameters.items()}
+    parameters = {name: np.ones(parameter, "float32") for name, parameter in norm.parameters.items()}
     dtype = library.dtypes[0]
     y = library.to_numpy(Case(norm, {"x": np.zeros(shape, numpy_dtype(dtype))} | parameters).run(library))
     assert (y.shape, y.dtype.name) == (shape, dtype)

@@ -51,27 +51,29 @@ def _graph(sources: dict[str, str]) -> Graph:
     graph: Graph = {}
     for name, source in sources.items():
         found = _imported(source, modules) & modules
-        above = {".".join(its.split(".")[:depth]) for its in found for depth in range(1, its.count(".") + 1)}
-        graph[name] = found | {its for its in above if its != "anynorm" and not f"{name}.".startswith(f"{its}.")}
+        above = {".".join(result.split(".")[:depth]) for result in found for depth in range(1, result.count(".") + 1)}
+        graph[name] = found | {
+            value for value in above if value != "anynorm" and not f"{name}.".startswith(f"{value}.")
+        }
     return graph
 
 
 def _without_loaders(graph: Graph) -> Graph:
     """Return the graph without the imports by which the core loads the packages of backends."""
     return {
-        name: {its for its in found if name not in LOADERS or not its.startswith("anynorm_") or "." in its}
+        name: {result for result in found if name not in LOADERS or not result.startswith("anynorm_") or "." in result}
         for name, found in graph.items()
     }
 
 
 def _chain(graph: Graph, start: str, ends: set[str]) -> list[str]:
     """Return the shortest chain of imports from a module to one of others, or to itself; empty if there is none."""
-    chains = [[start, its] for its in sorted(graph[start])]
+    chains = [[start, value] for value in sorted(graph[start])]
     seen = set(graph[start])
     for chain in chains:  # it grows
         if chain[-1] in ends:
             return chain
-        chains += [[*chain, its] for its in sorted(graph[chain[-1]] - seen)]
+        chains += [[*chain, value] for value in sorted(graph[chain[-1]] - seen)]
         seen |= graph[chain[-1]]
     return []
 
@@ -110,7 +112,7 @@ def test_imports_point_one_way() -> None:
 def test_what_is_private_to_backends() -> None:
     """anynorm itself imports no module of a backend whose name begins with an underscore."""
     graph = _graph(_sources())
-    inside = [(name, its) for name in graph if name.split(".")[0] == "anynorm" for its in sorted(graph[name])]
+    inside = [(name, value) for name in graph if name.split(".")[0] == "anynorm" for value in sorted(graph[name])]
     assert [pair for pair in inside if pair[1].startswith("anynorm_") and "._" in pair[1]] == []
 
 

@@ -202,12 +202,12 @@ def test_memory_is_bounded_and_keeps_no_array(library: ArrayLibrary, monkeypatch
     for length in range(2, 30):
         x, weight = library.make(np.ones((3, length), np.float32)), library.make(np.ones(length, np.float32))
         y = _until_known(an.layer_norm, x, weight)
-        alive += [weakref.ref(its) for its in (x, weight, y)]
+        alive += [weakref.ref(tensor) for tensor in (x, weight, y)]
     assert len(cache.entries) <= 5
     del x, weight, y
     gc.collect()
     # All but the last three, which the loop's own variables and defaults may still hold.
-    assert [its() for its in alive[:-3]] == [None] * (len(alive) - 3)
+    assert [value() for value in alive[:-3]] == [None] * (len(alive) - 3)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in make_dual

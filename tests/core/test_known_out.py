@@ -231,7 +231,7 @@ def test_given_statistics_at_the_limits(dtype: str) -> None:
     np.testing.assert_array_equal(an.batch_norm(x[:3, :3], mean=undone * 0, var=undone, eps=0.25), x[:3, :3] * 2)
     if dtype != "float16":
         x[3] = np.finfo(dtype).max
-    exact_x, exact_mean, exact_var = [its.astype(np.longdouble) for its in (x, mean, var)]
+    exact_x, exact_mean, exact_var = [tensor.astype(np.longdouble) for tensor in (x, mean, var)]
     for eps in (0.0, 1e-5, float(np.finfo(np.float32).tiny), 0.75 * high):
         with np.errstate(all="ignore"):
             spread = exact_var + np.longdouble(wide(eps))
@@ -300,7 +300,7 @@ def test_gradients_with_given_statistics(library: ArrayLibrary) -> None:
     for _ in range(3):
         with watched() as jobs:
             y, pullback = an.vjp(an.batch_norm, x, weight=weight, bias=bias, mean=mean, var=var)
-            dx, dweight, dbias = [library.to_numpy(its) for its in pullback(dy)]
+            dx, dweight, dbias = [library.to_numpy(value) for value in pullback(dy)]
         assert len(jobs) == 2
         np.testing.assert_array_equal(
             library.to_numpy(y),

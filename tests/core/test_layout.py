@@ -117,7 +117,7 @@ def test_out_may_be_x_itself(norm: Norm, library: ArrayLibrary, layout: str) -> 
 @each_library(WITH_STRIDES)
 def test_out_may_lie_beside_x(library: ArrayLibrary, norm: str) -> None:
     """`out` may interleave with x in one buffer, as long as they share no element."""
-    (found,) = [its for its in NORMS if its.name == norm]
+    (found,) = [value for value in NORMS if value.name == norm]
     case = make_case(found, "float32")
     buffer = np.concatenate([case.arrays["x"], np.zeros_like(case.arrays["x"])], axis=-1)
     both = library.make(buffer)

@@ -28,7 +28,7 @@ def _meets(name: str, dtype: str, layout: str, norm: Norm) -> bool:
     library = LIBRARIES[name]
     if layout == "contiguous":
         return library.family not in ("jax", "dask") or dtype == "float32" or norm.name in FUNCTIONS_ONCE
-    alike = [its for its in NORMS if its.function == norm.function]
+    alike = [value for value in NORMS if value.function == norm.function]
     turns = min(len(alike), len(library.dtypes))
     turn = library.dtypes.index(dtype) + layouts_of(name).index(layout)
     return turn % turns == alike.index(norm) % turns
@@ -101,9 +101,9 @@ PARAMETERS = [
         # JAX has float64 only with 64-bit numbers turned on, where it has the other dtypes as well.
         itertools.permutations(library.dtypes, 2)
         if name != "jax_x64"
-        else [("float64", its) for its in (*HALVES, "float32")]
+        else [("float64", value) for value in (*HALVES, "float32")]
     )
-    for j, norm in enumerate([its for its in NORMS if its.name in FUNCTIONS_ONCE])
+    for j, norm in enumerate([value for value in NORMS if value.name in FUNCTIONS_ONCE])
     if library.family not in ("jax", "dask") or i % 5 == j
 ]
 

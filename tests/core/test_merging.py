@@ -42,9 +42,9 @@ def _exact(values: NumPyArray) -> tuple[Fraction, Fraction]:
     parts, exponents = np.frexp(values.astype("float64"))
     least = int(exponents.min()) - 53
     shifts = (exponents - 53 - least).tolist()
-    whole = [its << by for its, by in zip((parts * 2.0**53).astype("int64").tolist(), shifts, strict=True)]
+    whole = [value << by for value, by in zip((parts * 2.0**53).astype("int64").tolist(), shifts, strict=True)]
     n, unit, total = len(whole), Fraction(2) ** least, sum(whole)
-    return Fraction(total, n) * unit, Fraction(n * sum(its * its for its in whole) - total * total, n) * unit**2
+    return Fraction(total, n) * unit, Fraction(n * sum(value * value for value in whole) - total * total, n) * unit**2
 
 
 def _verify(found: an.Moments, rows: NumPyArray, library: ArrayLibrary, parts: int) -> None:
@@ -53,9 +53,9 @@ def _verify(found: an.Moments, rows: NumPyArray, library: ArrayLibrary, parts: i
     As the whole is measured: the mean to half its ulp and to 4 eps of the deviation, m2 to 12 eps. A pair of numbers
     has eps² of its own, once for each part.
     """
-    mean, m2, var, std = [library.to_numpy(its) for its in (found.mean, found.m2, found.var(), found.std())]
+    mean, m2, var, std = [library.to_numpy(value) for value in (found.mean, found.m2, found.var(), found.std())]
     assert found.rest is not None
-    scale, correction = [library.to_numpy(its) for its in (found.rest.scale, found.rest.correction)]
+    scale, correction = [library.to_numpy(value) for value in (found.rest.scale, found.rest.correction)]
     eps, n = EPS[str(mean.dtype)], rows.shape[1]
     assert found.n == n
     for i, row in enumerate(rows):
@@ -139,7 +139,7 @@ def test_many_parts_under_jit(library: ArrayLibrary, counted: bool) -> None:
         assert found.n.dtype == np.int32
     else:
         pieces = np.split(rows, [1, 2, 30, 500, 501, 2000], axis=1)
-        found = jax.jit(lambda pieces: sum(an.moments(its, axis=1) for its in pieces))(
+        found = jax.jit(lambda pieces: sum(an.moments(piece, axis=1) for piece in pieces))(
             [library.make(p) for p in pieces]
         )
     _verify(found, rows, library, 64)
@@ -155,7 +155,7 @@ def test_many_parts_compiled(library: ArrayLibrary) -> None:
     import torch
 
     rows = _rows(300, "float32")
-    parts = [an.moments(library.make(np.ascontiguousarray(its)), axis=1) for its in np.split(rows, [30], axis=1)]
+    parts = [an.moments(library.make(np.ascontiguousarray(value)), axis=1) for value in np.split(rows, [30], axis=1)]
 
     def together(one: an.Moments, other: an.Moments) -> Any:
         whole = one + other
@@ -178,11 +178,11 @@ def test_parts_of_any_scale(library: ArrayLibrary, one: float, other: float, con
     shape = np.ones(4) if constant else np.asarray([1.0, -0.25, 0.5, 0.75])
     parts = [(one * shape).astype("float32"), (-0.5 * other * shape).astype("float32")]
     rows = np.concatenate(parts)[None]
-    measured = [an.moments(library.make(its[None].copy()), axis=1) for its in parts]
+    measured = [an.moments(library.make(part[None].copy()), axis=1) for part in parts]
     mean, m2 = _exact(rows[0])
     deviation, eps = float(m2 / 8) ** 0.5, 2.0**-23
     for merged in (measured[0] + measured[1], measured[1] + measured[0]):
-        found, std = [float(library.to_numpy(its)[0]) for its in (merged.mean, merged.std())]
+        found, std = [float(library.to_numpy(value)[0]) for value in (merged.mean, merged.std())]
         assert abs(std - deviation) <= 8 * eps * deviation
         assert abs(found - float(mean)) <= eps * abs(float(mean)) + 4 * eps * deviation
 
@@ -234,11 +234,15 @@ def test_moments_made_by_hand(library: ArrayLibrary) -> None:
     measured = an.moments(library.make(np.asarray([[1000.0], [1002.0]], "float32")), axis=0)
     by_hand = an.Moments(2, measured.mean, measured.m2)
     for merged in (by_hand + measured, measured + by_hand, by_hand + by_hand):
-        assert [library.to_numpy(its).tolist() for its in (merged.mean, merged.m2, merged.var())] == [[1001], [4], [1]]
+        assert [library.to_numpy(value).tolist() for value in (merged.mean, merged.m2, merged.var())] == [
+            [1001],
+            [4],
+            [1],
+        ]
     changed = measured._replace(mean=measured.mean * 2, m2=measured.m2 * 9)
     assert library.to_numpy(changed.var()).tolist() == [9]
     merged = changed + an.Moments(2, measured.mean * 2, measured.m2 * 9)
-    assert [library.to_numpy(its).tolist() for its in (merged.mean, merged.m2)] == [[2002], [36]]
+    assert [library.to_numpy(value).tolist() for value in (merged.mean, merged.m2)] == [[2002], [36]]
 
 
 @each_library(ONE_OF_EACH)

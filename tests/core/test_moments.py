@@ -301,7 +301,7 @@ def test_numpy_integers_count_as_ints(library: ArrayLibrary, integer: Any) -> No
     assert library.to_numpy(counted.var(np.int64(1))).tolist() == [2.0, 12.5]
     start = library.make(np.zeros(2, "float32"))
     new = an.update_running(start, start, counted, momentum=1, correction=integer(1))
-    assert [library.to_numpy(its).tolist() for its in new] == [[2.0, 4.5], [2.0, 12.5]]
+    assert [library.to_numpy(value).tolist() for value in new] == [[2.0, 4.5], [2.0, 12.5]]
     assert (found._replace(n=integer(0)) + found) is found
     assert (found + found._replace(n=integer(0))) is found
 
@@ -326,7 +326,7 @@ def test_fields_that_do_not_fit_together(library: ArrayLibrary, unfit: str) -> N
     """Moments put together wrongly are refused wherever they are used, in words that name the field."""
     found = an.moments(library.make(np.ones((3, 4), "float32")), axis=0)
     change, error, said = UNFIT[unfit]
-    made = {name: library.make(its.make()) if isinstance(its, Of) else its for name, its in change.items()}
+    made = {name: library.make(value.make()) if isinstance(value, Of) else value for name, value in change.items()}
     wrong = found._replace(**made)
     start = library.make(np.ones(4, "float32"))
     with pytest.raises(error, match=rf"^Moments \+ Moments: (the )?{said}"):
@@ -346,8 +346,8 @@ def test_fields_of_two_libraries() -> None:
     """A mean of one library beside an m2 or an n of another is refused."""
     strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
     found = an.moments(np.ones((3, 4), "float32"), axis=0)
-    for name, its in (("m2", strict.zeros(4, dtype=strict.float32)), ("n", strict.asarray(3))):
-        wrong = found._replace(**{name: its})
+    for name, array in (("m2", strict.zeros(4, dtype=strict.float32)), ("n", strict.asarray(3))):
+        wrong = found._replace(**{name: array})
         with pytest.raises(TypeError, match=f"mean is an array of numpy but {name} is one of array_api_strict"):
             wrong.var()
         with pytest.raises(TypeError, match=f"the other mean is an array of numpy but the other {name} is one of"):

@@ -38,7 +38,7 @@ def _calls(x: Any, w: Any) -> Iterator[Callable[[], Any]]:
     for function in (an.layer_norm, an.rms_norm, an.batch_norm):
         yield partial(_gradients, function, x)
     yield lambda: an.moments(x, axis=(0, 2)).var()
-    parts = [an.moments(its, axis=(0, 2)) for its in (x[:1], x[1:], x[:0])]
+    parts = [an.moments(value, axis=(0, 2)) for value in (x[:1], x[1:], x[:0])]
     yield lambda: an.Moments.merge(parts).var(1)
     for part in (*parts, an.moments(x[:1, :, :1], axis=(0, 2))):
         yield partial(an.update_running, w, w, part)

@@ -29,7 +29,7 @@ W = np.linspace(1, 2, 6).astype("float32")
 def test_the_standard_is_enough(norm: Norm, dtype: str) -> None:
     """A library with the standard's functions alone, no device, and no value to look at, is served to the contract."""
     case = make_case(norm, dtype)
-    y = case.function()({name: bare(its) for name, its in case.arrays.items()})
+    y = case.function()({name: bare(array) for name, array in case.arrays.items()})
     assert type(y) is Bare
     verify(opened(y), case.arrays["x"], case.reference())
 
@@ -98,7 +98,7 @@ def test_state_without_a_way_to_numpy() -> None:
 def another(changes: dict[str, Any], **attributes: Any) -> Any:
     """Return X as an array of another library, whose namespace or arrays differ from the bare one's."""
     spoilt = vars(bare_library.xp) | {"__name__": "another"} | changes
-    namespace = SimpleNamespace(**{name: its for name, its in spoilt.items() if its is not None})
+    namespace = SimpleNamespace(**{name: value for name, value in spoilt.items() if value is not None})
 
     def own(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -113,9 +113,9 @@ def another(changes: dict[str, Any], **attributes: Any) -> Any:
     arithmetic = [name for name in vars(Bare) if callable(getattr(Bare, name)) and name not in vars(object)]
     methods = {name: own(getattr(Bare, name)) for name in arithmetic if name != "__init__"}
     cls: Any = type("Another", (Bare,), methods | attributes | {"__array_namespace__": space})
-    for name, its in vars(namespace).items():
-        if callable(its):
-            setattr(namespace, name, own(its))
+    for name, var in vars(namespace).items():
+        if callable(var):
+            setattr(namespace, name, own(var))
     return cls(X)
 
 
@@ -221,9 +221,9 @@ def test_results_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     original = unknown._check_own
 
-    def check(its: Any, name: str) -> None:
+    def check(array: Any, name: str) -> None:
         asked.append(name)
-        original(its, name)
+        original(array, name)
 
     monkeypatch.setattr(unknown, "_check_own", check)
     x = another({})

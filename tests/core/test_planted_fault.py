@@ -87,8 +87,10 @@ def _inputs(kind: str) -> list[Case]:
     if kind == "images":
         images = np.random.default_rng(3).integers(256, size=(16, 128, 128, 3)).astype("float32")
         return [Case(Norm("batch", "batch_norm", {"channel_axis": -1}), {"x": images})]
-    drawn = [its for its in HOSTILE.values() if "float32" in its.dtypes]
-    return [arranged.case(its.rows("float32"), its.eps_for("float32")) for arranged in ARRANGEMENTS for its in drawn]
+    drawn = [hostile for hostile in HOSTILE.values() if "float32" in hostile.dtypes]
+    return [
+        arranged.case(array.rows("float32"), array.eps_for("float32")) for arranged in ARRANGEMENTS for array in drawn
+    ]
 
 
 KINDS = ("ordinary", "mixed", "poisoned", "hostile", "images")
@@ -154,8 +156,8 @@ def test_fault_in_the_numpy_backend_is_caught(fault: str, monkeypatch: pytest.Mo
     original = importlib.import_module(f"anynorm_numpy.{place}")
     faulty = _faulty(original, line, instead)
     for module in modules:
-        for name, its in vars(original).items():
-            if callable(its) and getattr(module, name, None) is its:
+        for name, var in vars(original).items():
+            if callable(var) and getattr(module, name, None) is var:
                 monkeypatch.setattr(module, name, getattr(faulty, name))
     with nothing_known():
         _quick_set_fails(kind, "numpy_alone")

@@ -42,7 +42,12 @@ def _over_axes(draw: st.DrawFn, function: str, shape: tuple[int, ...]) -> Norm:
     along = tuple(sorted(axis % len(shape) for axis in axes))
     axis = draw(st.sampled_from([axes, axes[0] if len(axes) == 1 else axes, None if len(axes) == len(shape) else axes]))
     parameters = {name: draw(_parameter_shape(shape, along)) for name in ("weight", "bias")}
-    return Norm("", function, {"axis": axis}, {name: its for name, its in parameters.items() if its is not None})
+    return Norm(
+        "",
+        function,
+        {"axis": axis},
+        {name: parameter for name, parameter in parameters.items() if parameter is not None},
+    )
 
 
 @st.composite
@@ -60,7 +65,7 @@ def _by_channel(draw: st.DrawFn, function: str, shape: tuple[int, ...]) -> Norm:
     if function == "batch_norm" and (alone or draw(st.booleans())):
         parameters |= {"mean": (channels,), "var": (channels,)}
     groups = draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
-    present = {name: its for name, its in parameters.items() if its is not None}
+    present = {name: parameter for name, parameter in parameters.items() if parameter is not None}
     return Norm("", function, options, present, (groups,) if function == "group_norm" else ())
 
 
@@ -78,8 +83,8 @@ def _calls(draw: st.DrawFn) -> tuple[Norm, tuple[int, ...], int, float, float]:
 def _arrays(norm: Norm, shape: tuple[int, ...], dtype: str, seed: int, offset: float, scale: float) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     arrays = {"x": (offset + scale * random.normal(size=shape)).astype(numpy_dtype(dtype))}
-    for name, its in norm.parameters.items():
-        drawn = random.uniform(0.1, 10, size=its) if name == "var" else random.normal(size=its)
+    for name, parameter in norm.parameters.items():
+        drawn = random.uniform(0.1, 10, size=parameter) if name == "var" else random.normal(size=parameter)
         arrays[name] = drawn.astype(numpy_dtype(dtype))
     return arrays
 

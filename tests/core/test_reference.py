@@ -78,9 +78,11 @@ def _fraction(value: Any) -> Fraction:
 def _compare(reference: _reference.Reference, units: Any, weights: Any, biases: Any, dtype: str) -> None:
     """Raise unless the reference is exact to a thousandth of the bound, and its bound to a millionth of itself."""
     shape = reference.exact.shape
-    operands: list[Any] = [np.broadcast_to(np.asarray(its, dtype=object), shape) for its in (units, weights, biases)]
+    operands: list[Any] = [
+        np.broadcast_to(np.asarray(value, dtype=object), shape) for value in (units, weights, biases)
+    ]
     for index in np.ndindex(shape):
-        unit, weight, bias = [its[index] for its in operands]
+        unit, weight, bias = [operand[index] for operand in operands]
         low, high = _bound(unit, weight, bias, dtype)
         assert abs(_fraction(reference.exact[index]) - (unit * weight + bias)) <= low / 1000
         margin = 1 + Fraction(1, 10**6)

@@ -76,7 +76,7 @@ def test_running_statistics_follow_the_definition(library: ArrayLibrary, dtype: 
 @pytest.mark.parametrize(
     ("library", "dtype", "momentum"),
     [
-        *[(name, dtype, its) for name in ("numpy", "torch") for dtype in DTYPES for its in (0.1, 0.3, None)],
+        *[(name, dtype, value) for name in ("numpy", "torch") for dtype in DTYPES for value in (0.1, 0.3, None)],
         *[(name, "float64", None) for name in ("jax_x64", "dask", "strict_CPU_DEVICE")],
     ],
     indirect=["library"],
@@ -107,9 +107,9 @@ def test_a_batch_without_a_variance_changes_nothing(
     found = an.moments(library.make(np.full((length, 3), 5, "float32")), axis=0)
     counted = an.Moments(library.make(np.full(3, length, "float32")), found.mean, found.m2)
     for batch in (found, counted):
-        mean, var = [library.make(its) for its in old]
+        mean, var = [library.make(value) for value in old]
         new = an.update_running(mean, var, batch, momentum=momentum, correction=correction)
-        assert [library.to_numpy(its).tolist() for its in new] == [its.tolist() for its in old]
+        assert [library.to_numpy(value).tolist() for value in new] == [value.tolist() for value in old]
 
 
 @each_library_and_dtype()
@@ -135,14 +135,16 @@ def test_momentum_may_be_an_array(library: ArrayLibrary) -> None:
 
 
 @pytest.mark.parametrize(
-    "momentum", [Fraction(1, 4), np.float32(0.25), np.float64(0.25), 1, np.int64(1)], ids=lambda its: type(its).__name__
+    "momentum",
+    [Fraction(1, 4), np.float32(0.25), np.float64(0.25), 1, np.int64(1)],
+    ids=lambda tensor: type(tensor).__name__,
 )
 @each_library()
 def test_momentum_may_be_any_real_number(library: ArrayLibrary, momentum: Any) -> None:
     """A fraction, an int or a NumPy number is taken for the float that it is."""
     found = an.moments(library.make(np.asarray([[1.0], [3.0]], "float32")), axis=0)
     start = library.make(np.full(1, 9, "float32"))
-    given, by_float = [an.update_running(start, start, found, momentum=its) for its in (momentum, float(momentum))]
+    given, by_float = [an.update_running(start, start, found, momentum=value) for value in (momentum, float(momentum))]
     for one, other in zip(given, by_float, strict=True):
         assert one.dtype == start.dtype
         assert library.to_numpy(one).tobytes() == library.to_numpy(other).tobytes()
@@ -155,10 +157,10 @@ def test_momentum_of_0_lets_nothing_in(library: ArrayLibrary, poison: float) -> 
     old = [np.asarray([0.1, -0.0], "float32"), np.asarray([0.3, 7.0], "float32")]
     spoilt = library.make(np.asarray([poison, 1.0], "float32"))
     for momentum in (0, 0.0, library.make(np.zeros((), "float32"))):
-        mean, var = [library.make(its) for its in old]
+        mean, var = [library.make(value) for value in old]
         new = an.update_running(mean, var, an.Moments(4, spoilt, spoilt), momentum=momentum)
-        assert [library.to_numpy(its).tobytes() for its in new] == [its.tobytes() for its in old]
-    mean, var = [library.make(its) for its in old]
+        assert [library.to_numpy(value).tobytes() for value in new] == [value.tobytes() for value in old]
+    mean, var = [library.make(value) for value in old]
     entered, _ = an.update_running(mean, var, an.Moments(4, spoilt, spoilt), momentum=0.5)
     assert np.isfinite(library.to_numpy(entered)).tolist() == [False, True]
 
@@ -168,12 +170,12 @@ def test_arguments_are_left_alone(library: ArrayLibrary) -> None:
     """The new statistics are new arrays, also where nothing changes."""
     old = [np.zeros(2, "float32"), np.ones(2, "float32")]
     for length in (1, 4):
-        mean, var = [library.make(its) for its in old]
+        mean, var = [library.make(value) for value in old]
         new = an.update_running(mean, var, an.moments(library.make(np.ones((length, 2), "float32") * 5), axis=0))
         for before, after, start in zip((mean, var), new, old, strict=True):
             after *= 3
             assert library.to_numpy(before).tolist() == start.tolist()
-    assert [its.tolist() for its in old] == [[0, 0], [1, 1]]
+    assert [value.tolist() for value in old] == [[0, 0], [1, 1]]
 
 
 @each_library(["jax"])

@@ -14,7 +14,7 @@ import anynorm as an
 def _layer(library: ArrayLibrary, cls: Any, channels: int, **options: Any) -> Any:
     """Return a layer that tracks, with arrays of the library."""
     layer = cls(channels, track_running_stats=True, **options)
-    layer._assign({name: library.make(np.asarray(its)) for name, its in layer._arrays().items()})
+    layer._assign({name: library.make(np.asarray(tensor)) for name, tensor in layer._arrays().items()})
     return layer
 
 
@@ -50,7 +50,7 @@ def test_wider_statistics_take_all_digits(library: ArrayLibrary) -> None:
     x = (1e4 + np.random.default_rng(3).normal(size=(1000, 4))).astype("float32")
     batch = an.moments(library.make(x), axis=0)
     zero, one = library.make(np.zeros(4)), library.make(np.ones(4))
-    mean, var = [library.to_numpy(its) for its in an.update_running(zero, one, batch, momentum=1.0)]
+    mean, var = [library.to_numpy(value) for value in an.update_running(zero, one, batch, momentum=1.0)]
     wide = x.astype("float64")
     assert (np.abs(mean - wide.mean(axis=0)) <= 4 * 2.0**-23).all()  # of the deviation, 1
     np.testing.assert_allclose(var, wide.var(axis=0, ddof=1), rtol=2e-6)

@@ -123,9 +123,9 @@ def tensor(name: str, dtype: str, shift: int) -> Any:
     return laid.copy_(torch.from_numpy(numbers(name)))
 
 
-def wide(its: Any) -> NumPyArray:
+def wide(tensor: Any) -> NumPyArray:
     """Return a tensor's values."""
-    values: NumPyArray = its.detach().double().numpy()
+    values: NumPyArray = tensor.detach().double().numpy()
     return values
 
 
@@ -191,8 +191,8 @@ def test_pullback_on_tensors(which: str, dtype: str) -> None:
             _, pullback = an.vjp(an.batch_norm, x, weight=weight, bias=bias, eps=0.5)
             found = pullback(dy, out=out)
             assert found.x is out
-            for its, right in zip(found, expected, strict=True):
-                close(wide(its), right, dtype)
+            for result, right in zip(found, expected, strict=True):
+                close(wide(result), right, dtype)
 
 
 @pytest.mark.usefixtures("_torch")
@@ -201,10 +201,14 @@ def test_pullback_on_tensors(which: str, dtype: str) -> None:
 def test_autograd(which: str, dtype: str) -> None:
     """Nor by autograd, be it a gradient or what hooks bring back of what was saved."""
 
-    def moved(its: Any) -> Any:
+    def moved(tensor: Any) -> Any:
         """Return a copy that is not aligned."""
-        memory = bytearray(its.nbytes + 1)
-        return torch.frombuffer(memory, dtype=its.dtype, offset=1, count=its.numel()).reshape(its.shape).copy_(its)
+        memory = bytearray(tensor.nbytes + 1)
+        return (
+            torch.frombuffer(memory, dtype=tensor.dtype, offset=1, count=tensor.numel())
+            .reshape(tensor.shape)
+            .copy_(tensor)
+        )
 
     expected = exact_gradients()
     with aligned_alone():
@@ -212,12 +216,12 @@ def test_autograd(which: str, dtype: str) -> None:
             leaves = [tensor(name, dtype, shift if name == which else 0) for name in ("x", "weight", "bias")]
             for leaf in leaves:
                 leaf.requires_grad_()
-            bring = moved if which == "saved" and shift else lambda its: its
-            with torch.autograd.graph.saved_tensors_hooks(lambda its: its.detach(), bring):
+            bring = moved if which == "saved" and shift else lambda array: array
+            with torch.autograd.graph.saved_tensors_hooks(lambda array: array.detach(), bring):
                 y = an.batch_norm(leaves[0], weight=leaves[1], bias=leaves[2], eps=0.5)
             dy = tensor("dy", dtype, shift if which == "dy" else 0)
-            for its, right in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
-                close(wide(its), right, dtype)
+            for array, right in zip(torch.autograd.grad(y, leaves, dy), expected, strict=True):
+                close(wide(array), right, dtype)
 
 
 @pytest.mark.usefixtures("_torch")
@@ -250,7 +254,7 @@ def test_arrays(which: str, how: str, dtype: str) -> None:
     name = "x" if which in ("x-of-affine", "in-place") else which
     with aligned_alone():
         for strange in (False, False, True, True):
-            given = {its: numbers(its).astype(dtype) for its in CALLS[which]}
+            given = {call: numbers(call).astype(dtype) for call in CALLS[which]}
             if strange:
                 given[name] = odd(given[name], dtype, how)
             if which == "in-place":
@@ -275,8 +279,8 @@ def test_pullback_on_arrays(which: str, how: str, dtype: str) -> None:
         ]
         out = None if which == "x" or (which, how) == ("out", "swapped") else out
         _, pullback = an.vjp(an.batch_norm, x, weight=weight, bias=bias, eps=0.5)
-        for its, right in zip(pullback(dy, out=out), exact_gradients(), strict=True):
-            close(its, right, dtype)
+        for value, right in zip(pullback(dy, out=out), exact_gradients(), strict=True):
+            close(value, right, dtype)
 
 
 # Everything is written past the caches, as a result of 32 MiB is.
@@ -390,7 +394,7 @@ def test_freed_for_a_pullback(left: int, which: str) -> None:
 def test_dx_over_an_argument(library: str, name: str) -> None:
     """Of a pullback `out` overlaps no argument, given statistics and bias among them."""
     xp = pytest.importorskip(library)
-    given = {its: xp.ones(8) for its in ("weight", "bias", "mean", "var")}
+    given = {value: xp.ones(8) for value in ("weight", "bias", "mean", "var")}
     x = xp.ones((1, 8), dtype=given["mean"].dtype)
     _, pullback = an.vjp(batch_norm, x, **given)
     with pytest.raises(ValueError, match=f"out overlaps {name} in memory"):

@@ -73,8 +73,8 @@ def steps_of(array: NumPyArray) -> Ints:
 
 def view_of(call: Bound, *others: NumPyArray) -> View | str:
     """Return the view of a call's x and of other arrays of its shape, in elements."""
-    weight, bias = [None if its is None else (its.shape, steps_of(its)) for its in (call.weight, call.bias)]
-    return view(call.entry.plan, call.x.shape, tuple([steps_of(its) for its in (call.x, *others)]), weight, bias)
+    weight, bias = [None if value is None else (value.shape, steps_of(value)) for value in (call.weight, call.bias)]
+    return view(call.entry.plan, call.x.shape, tuple([steps_of(value) for value in (call.x, *others)]), weight, bias)
 
 
 def read(array: NumPyArray, lengths: Five, steps: Five) -> NumPyArray:
@@ -105,11 +105,11 @@ def verify(norm: Norm, call: Bound, others: tuple[NumPyArray, ...], found: View 
     sets = broadcast(numbered(*plan.statistic), plan.statistic)  # type: ignore[arg-type]
     np.testing.assert_array_equal(sets, np.broadcast_to(sets[:, :1, :, :1, :1], lengths))
     np.testing.assert_array_equal(np.sort(sets[:, 0, :, 0, 0], axis=None), np.arange(math.prod(plan.statistic)))  # type: ignore[arg-type]
-    for parameter, shape, its in ((call.weight, plan.weight, found.weight), (call.bias, plan.bias, found.bias)):
-        assert (parameter is None) == (its is None)
-        if its is not None:
-            np.testing.assert_array_equal(read(parameter, lengths, its), broadcast(parameter, shape))
-            assert its[4] == 0
+    for parameter, shape, item in ((call.weight, plan.weight, found.weight), (call.bias, plan.bias, found.bias)):
+        assert (parameter is None) == (item is None)
+        if item is not None:
+            np.testing.assert_array_equal(read(parameter, lengths, item), broadcast(parameter, shape))
+            assert item[4] == 0
     verify_axes(call, places, found)
     verify_merged(norm, call, found)
 
@@ -118,12 +118,12 @@ def verify_axes(call: Bound, places: NumPyArray, found: View) -> None:
     """Raise unless the plan's axes along each dimension, outermost first, are those that the loops run through."""
     shape: Any = call.entry.plan.shape
     inside = [[shape[axis] for axis in axes] for axes in found.axes]
-    assert [math.prod(its) for its in inside] == list(found.lengths)
+    assert [math.prod(value) for value in inside] == list(found.lengths)
     in_turn = [axis for axes in found.axes for axis in axes]
     assert sorted(in_turn) == [axis for axis, length in enumerate(shape) if length > 1]
     numbers = np.unravel_index(places.reshape([shape[axis] for axis in in_turn]), shape)
     for turn, axis in enumerate(in_turn):
-        np.testing.assert_array_equal(numbers[axis], np.indices([shape[its] for its in in_turn])[turn])
+        np.testing.assert_array_equal(numbers[axis], np.indices([shape[value] for value in in_turn])[turn])
 
 
 def verify_merged(norm: Norm, call: Bound, found: View) -> None:
@@ -133,10 +133,10 @@ def verify_merged(norm: Norm, call: Bound, found: View) -> None:
     if grouped:
         channels = call.x.shape[options.get("channel_axis", 1)] // args[0]
         assert channels in (1, found.lengths[3])
-    arrays = [*found.strides, *[its for its in (found.weight, found.bias) if its is not None]]
+    arrays = [*found.strides, *[value for value in (found.weight, found.bias) if value is not None]]
     for outer, inner in itertools.pairwise([place for place in range(5) if found.lengths[place] > 1]):
         alike = (outer in (0, 2)) == (inner in (0, 2)) and not (grouped and 3 in (outer, inner))
-        assert not (alike and all(its[outer] == its[inner] * found.lengths[inner] for its in arrays))
+        assert not (alike and all(array[outer] == array[inner] * found.lengths[inner] for array in arrays))
 
 
 X = numbered(2, 6, 5, 7)
@@ -225,10 +225,10 @@ def test_table(layout: str, norm: Norm, shape: Ints, lengths: Ints, along: Ints,
         call = planned(norm, x, *parameters)
         found = view_of(call, x)
         verify(norm, call, (x,), found)
-        steps = tuple([None if its is None else along for its in parameters])
+        steps = tuple([None if value is None else along for value in parameters])
         assert isinstance(found, View)
         assert (found.lengths, found.weight, found.bias) == (lengths, *steps)
-        assert " ".join(["".join(map(str, its)) or "-" for its in found.axes]) == axes
+        assert " ".join(["".join(map(str, axis)) or "-" for axis in found.axes]) == axes
     call = planned(norm, x)
     found = view_of(call, x)
     verify(norm, call, (x,), found)
@@ -291,7 +291,7 @@ def test_strides_that_do_not_fit() -> None:
         (
             "repeats its elements along an axis, with a stride of 0",
             "",
-            lambda its: np.broadcast_to(its[..., :1], its.shape),
+            lambda array: np.broadcast_to(array[..., :1], array.shape),
         ),
     ]
     for reason, reduced, bad in ways:
@@ -378,14 +378,18 @@ def _calls(draw: st.DrawFn) -> tuple[Norm, Bound, tuple[NumPyArray, ...]]:
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=6)))
     function = draw(st.sampled_from(["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm"]))
     drawn = draw((_over_axes if function in ("layer_norm", "rms_norm") else _by_channel)(function, shape))
-    arrays = {name: numbered(*its) for name, its in drawn.parameters.items()}
+    arrays = {name: numbered(*parameter) for name, parameter in drawn.parameters.items()}
     parameters = [arrays.pop(name, None) for name in ("weight", "bias")]
     norm = getattr(an, function), drawn.groups, drawn.options | arrays
     axes = tuple(range(len(shape)))
     usual = axes, (*axes[:1], *axes[2:], *axes[1:2])
     x = draw(_turned(shape, *usual) | _turned(shape))
     others = tuple([draw(st.just(x) | _turned(shape)) for _ in range(draw(st.integers(0, 2)))])
-    return norm, planned(norm, x, *[None if its is None else draw(_memory(its)) for its in parameters]), others
+    return (
+        norm,
+        planned(norm, x, *[None if parameter is None else draw(_memory(parameter)) for parameter in parameters]),
+        others,
+    )
 
 
 def test_any_layout() -> None:
@@ -434,7 +438,7 @@ def _fitting_calls(draw: st.DrawFn) -> tuple[Norm, Bound, tuple[NumPyArray, ...]
     x = draw(_memory(numbered(*shape), tuple(order)))
     return (
         norm,
-        planned(norm, x, *[draw(st.none() | _memory(its)) for its in parameters]),
+        planned(norm, x, *[draw(st.none() | _memory(parameter)) for parameter in parameters]),
         (draw(_memory(numbered(*shape))),),
     )
 

@@ -67,7 +67,13 @@ each_combination = pytest.mark.parametrize(
 )
 few_where_slow = pytest.mark.parametrize(
     ("library", "dtype", "norm"),
-    _parameters([its for its in COMBINATIONS if LIBRARIES[its[0]].family not in SLOW or its[2].name in FUNCTIONS_ONCE]),
+    _parameters(
+        [
+            combination
+            for combination in COMBINATIONS
+            if LIBRARIES[combination[0]].family not in SLOW or combination[2].name in FUNCTIONS_ONCE
+        ]
+    ),
     indirect=["library"],
 )
 
@@ -134,7 +140,10 @@ WITH_LAYOUTS = [
 
 @pytest.mark.parametrize(
     ("library", "dtype", "norm", "layout", "dy_layout"),
-    [pytest.param(*its, id="-".join((its[0], its[1], its[2].name, *its[3:]))) for its in WITH_LAYOUTS],
+    [
+        pytest.param(*with_layout, id="-".join((with_layout[0], with_layout[1], with_layout[2].name, *with_layout[3:])))
+        for with_layout in WITH_LAYOUTS
+    ],
     indirect=["library"],
 )
 def test_layouts_of_x_and_dy(library: ArrayLibrary, dtype: str, norm: Norm, layout: str, dy_layout: str) -> None:
@@ -165,7 +174,7 @@ MIXED = [
 
 @pytest.mark.parametrize(
     ("library", "dtype", "dy_dtype", "parameters", "norm"),
-    [pytest.param(*its, id="-".join(its)) for its in MIXED],
+    [pytest.param(*value, id="-".join(value)) for value in MIXED],
     indirect=["library"],
 )
 def test_dtypes_of_dy_and_parameters(
@@ -201,7 +210,7 @@ EMPTY = (
 def test_empty_arrays(library: ArrayLibrary, norm: Norm, shape: tuple[int, ...]) -> None:
     """An x without elements has a dx without any; the sums over nothing are 0."""
     dtype = library.dtypes[0]
-    parameters = {name: np.ones(its, "float32") for name, its in norm.parameters.items()}
+    parameters = {name: np.ones(parameter, "float32") for name, parameter in norm.parameters.items()}
     case = Case(norm, {"x": np.zeros(shape, numpy_dtype(dtype))} | parameters)
     check_gradients(case, library, np.zeros(shape, "float32"))
 
@@ -220,7 +229,7 @@ def test_one_value_per_set(library: ArrayLibrary, norm: Norm, shape: tuple[int, 
     """A set of one value has a dx of 0 where the norm centres; its bias has a gradient all the same."""
     random = np.random.default_rng(0)
     arrays = {"x": random.normal(size=shape).astype("float32")}
-    arrays |= {name: random.normal(size=its).astype("float32") for name, its in norm.parameters.items()}
+    arrays |= {name: random.normal(size=parameter).astype("float32") for name, parameter in norm.parameters.items()}
     case = Case(norm, arrays)
     found = check_gradients(case, library, cotangent(case))
     if norm.name != "rms":

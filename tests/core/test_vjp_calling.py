@@ -39,7 +39,7 @@ def each_repeated(*libraries: str) -> pytest.MarkDecorator:
 def test_pullback_again(library: ArrayLibrary, norm: Norm) -> None:
     """A pullback gives the same bits again, also after another dy, and changes none of the arguments."""
     case = make_case(norm, "float32")
-    read_only = Case(norm, {name: LAYOUTS["read_only"](its) for name, its in case.arrays.items()})
+    read_only = Case(norm, {name: LAYOUTS["read_only"](tensor) for name, tensor in case.arrays.items()})
     arrays = library.make_all(read_only.arrays)
     dy = library.make(LAYOUTS["read_only"](cotangent(case)))
     _, pullback = vjp(read_only, arrays)
@@ -47,21 +47,21 @@ def test_pullback_again(library: ArrayLibrary, norm: Norm) -> None:
     pullback(dy + dy)
     assert bits(to_numpy(pullback(dy), library)) == first
     assert library.to_numpy(dy).tobytes() == cotangent(case).tobytes()
-    for name, its in arrays.items():
-        assert library.to_numpy(its).tobytes() == case.arrays[name].tobytes()
+    for name, tensor in arrays.items():
+        assert library.to_numpy(tensor).tobytes() == case.arrays[name].tobytes()
 
 
 @each_repeated(*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
 def test_gradients_are_new_arrays(library: ArrayLibrary, norm: Norm) -> None:
     """Gradients may be written to: they share no memory with dy, the arguments or each other."""
     case = make_case(norm, "float32")
-    arrays = library.make_all({name: its.copy() for name, its in case.arrays.items()})
+    arrays = library.make_all({name: tensor.copy() for name, tensor in case.arrays.items()})
     dy = library.make(cotangent(case))
     y, pullback = vjp(case, arrays)
     expected = library.to_numpy(y).copy(), bits(to_numpy(pullback(dy), library))
-    for its in (*pullback(dy), *pullback(dy)):
-        if its is not None:
-            its[...] = 7
+    for array in (*pullback(dy), *pullback(dy)):
+        if array is not None:
+            array[...] = 7
     assert (library.to_numpy(y) == expected[0]).all()
     assert bits(to_numpy(pullback(dy), library)) == expected[1]
     assert library.to_numpy(dy).tobytes() == cotangent(case).tobytes()
@@ -72,7 +72,7 @@ def test_no_change_of_y_asks_for_none(library: ArrayLibrary, norm: Norm) -> None
     """Where dy is 0 everywhere, every gradient is exactly 0."""
     case = make_case(norm, "float32")
     found = pull(case, library, np.zeros_like(case.arrays["x"]))
-    assert all(its is None or not its.any() for its in found)
+    assert all(result is None or not result.any() for result in found)
 
 
 @pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in REPEATED[2:5]])
@@ -98,7 +98,7 @@ def test_parameters_by_position(library: ArrayLibrary, name: str) -> None:
     """Gradients of weight and bias come in their own place, whether they were passed by position, keyword or not."""
     case = make_case(BY_NAME[name], "float32")
     function, groups, options = getattr(an, case.norm.function), case.norm.groups, case.norm.options
-    x, weight, bias, dy = [library.make(its) for its in (*case.arrays.values(), cotangent(case))]
+    x, weight, bias, dy = [library.make(value) for value in (*case.arrays.values(), cotangent(case))]
 
     def gradients_of(*args: Any, **parameters: Any) -> list[bytes | None]:
         _, pullback = an.vjp(function, x, *groups, *args, **parameters, **options)
@@ -145,8 +145,8 @@ def test_dask_computes_nothing_yet(library: ArrayLibrary, norm: Norm) -> None:
         _, pullback = vjp(case, library.make_all(case.arrays))
         found = pullback(library.make(dy))
     for name in NAMES:
-        its = getattr(found, name)
-        assert its is None or (its.shape, its.dtype) == (case.arrays[name].shape, case.arrays[name].dtype)
+        array = getattr(found, name)
+        assert array is None or (array.shape, array.dtype) == (case.arrays[name].shape, case.arrays[name].dtype)
     verify_gradients(to_numpy(found, library), case, exact_gradients(case, dy))
 
 
@@ -160,10 +160,10 @@ def test_jax_jit(library: ArrayLibrary, norm: Norm) -> None:
     dy = cotangent(case)
     arrays, made, exact = library.make_all(case.arrays), library.make(dy), exact_gradients(case, dy)
     _, pullback = vjp(case, arrays)
-    both = jax.jit(lambda its, along: vjp(case, its)[1](along))(arrays, made)
+    both = jax.jit(lambda tensor, along: vjp(case, tensor)[1](along))(arrays, made)
     alone = jax.jit(pullback)(made)
     several = jax.vmap(pullback)(jax.numpy.stack([made, 2 * made]))
-    for found in (both, alone, jax.tree.map(lambda its: its[0], several)):
+    for found in (both, alone, jax.tree.map(lambda tensor: tensor[0], several)):
         assert type(found) is an.Gradients
         verify_gradients(to_numpy(found, library), case, exact)
 
@@ -198,13 +198,13 @@ def test_torch_vmap(library: ArrayLibrary, norm: Norm) -> None:
     cases = [make_case(norm, "float32", seed=seed) for seed in range(2)]
     dy = cotangent(cases[0])
     arrays = [library.make_all(case.arrays) for case in cases]
-    stacked = {name: torch.stack([its[name] for its in arrays]) for name in arrays[0]}
+    stacked = {name: torch.stack([tensor[name] for tensor in arrays]) for name in arrays[0]}
     dys = torch.stack([library.make(dy)] * 2)
-    over_all = torch.func.vmap(lambda its, along: vjp(cases[0], its)[1](along))(stacked, dys)
+    over_all = torch.func.vmap(lambda tensor, along: vjp(cases[0], tensor)[1](along))(stacked, dys)
     over_dy = torch.func.vmap(vjp(cases[0], arrays[0])[1])(dys)
     for found, of in ((over_all, cases), (over_dy, cases[:1] * 2)):
         for i, case in enumerate(of):
-            one = an.Gradients(*[None if its is None else its[i] for its in found])
+            one = an.Gradients(*[None if result is None else result[i] for result in found])
             verify_gradients(to_numpy(one, library), case, exact_gradients(case, dy))
 
 

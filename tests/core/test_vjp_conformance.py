@@ -43,7 +43,11 @@ def _narrowed(operator: str, given: dict[str, Any], dtype: str) -> dict[str, Num
     if operator == "batch_norm" and not given.get("training"):
         names |= {"running_mean": "mean", "running_var": "var"}
     tensors = {ours: given.get(theirs) for theirs, ours in names.items()}
-    return {name: its.detach().numpy().astype(numpy_dtype(dtype)) for name, its in tensors.items() if its is not None}
+    return {
+        name: tensor.detach().numpy().astype(numpy_dtype(dtype))
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
 
 
 def _norm(operator: str, given: dict[str, Any]) -> Norm:
@@ -57,13 +61,13 @@ def _norm(operator: str, given: dict[str, Any]) -> Norm:
 
 def _by_torch(operator: str, given: dict[str, Any], case: Case, dy: NumPyArray) -> dict[str, NumPyArray]:
     """Return the gradients of torch's own operator in float64, on the very numbers of the case."""
-    wide = {name: torch.from_numpy(its.astype("float64")) for name, its in case.arrays.items()}
+    wide = {name: torch.from_numpy(tensor.astype("float64")) for name, tensor in case.arrays.items()}
     leaves = {name: wide[name].requires_grad_() for name in NAMES if name in wide}
     theirs = {"input": "x", "weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     arguments = given | {name: wide.get(ours) for name, ours in theirs.items() if name in given}
     y = getattr(torch.nn.functional, operator)(arguments.pop("input"), **arguments)
     found = torch.autograd.grad(y, list(leaves.values()), torch.from_numpy(dy.astype("float64")))
-    return {name: its.numpy() for name, its in zip(leaves, found, strict=True)}
+    return {name: result.numpy() for name, result in zip(leaves, found, strict=True)}
 
 
 # torch imports its own deprecated modules.
@@ -89,7 +93,7 @@ def test_torch_sample_inputs(library: ArrayLibrary, dtype: str, operator: str) -
         reference = exact_gradients(case, dy, library.flushes)
         by_torch = _by_torch(operator, given, case, dy)
         judged = reference._replace(
-            **{name: getattr(reference, name)._replace(exact=its) for name, its in by_torch.items()}
+            **{name: getattr(reference, name)._replace(exact=value) for name, value in by_torch.items()}
         )
         verify_gradients(pull(case, library, dy), case, judged)
         compared += 1

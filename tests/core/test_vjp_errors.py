@@ -185,7 +185,7 @@ def test_out_is_refused_by_vjp(library: ArrayLibrary) -> None:
 @pytest.mark.parametrize(
     "function",
     [np.mean, anynorm.moments, anynorm.update_running, anynorm.vjp, "layer_norm", None, np.ones(3), lambda x: x],
-    ids=lambda its: getattr(its, "__name__", str(its)),
+    ids=lambda tensor: getattr(tensor, "__name__", str(tensor)),
 )
 def test_foreign_function(function: Any) -> None:
     """What is none of the five functions, an array too, is a TypeError that names the five, and no other."""
@@ -229,18 +229,18 @@ def _made(value: Any, library: ArrayLibrary) -> Any:
     return _zeros(library, value) if isinstance(value, tuple) and value else value
 
 
-@pytest.mark.parametrize(("function", "args", "options"), WRONG, ids=[f"{its[0]}{its[1]}{its[2]}" for its in WRONG])
+@pytest.mark.parametrize(("function", "args", "options"), WRONG, ids=[f"{one[0]}{one[1]}{one[2]}" for one in WRONG])
 @each_library(ONE_OF_EACH)
 def test_wrong_arguments(library: ArrayLibrary, function: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     """What the function itself refuses, vjp refuses with the same class and the same words."""
-    its = getattr(an, function)
+    array = getattr(an, function)
     made = _zeros(library), *[_made(value, library) for value in args]
     named = {name: _made(value, library) for name, value in options.items()}
     with _computing_nothing(library):
         with pytest.raises((TypeError, ValueError)) as own:
-            its(*made, **named)
+            array(*made, **named)
         with pytest.raises((TypeError, ValueError)) as through:
-            an.vjp(its, *made, **named)
+            an.vjp(array, *made, **named)
     assert type(through.value) is type(own.value)
     # Python's own words, for arguments that do not exist, name the half of a function that was called.
     own_words, words = [str(caught.value).replace("_call()", "()") for caught in (own, through)]
@@ -251,11 +251,11 @@ def test_wrong_arguments(library: ArrayLibrary, function: str, args: tuple[Any, 
 @each_function
 def test_wrong_x(function: str, x: Any) -> None:
     """An x that the function refuses, or none at all, is refused with the function's words."""
-    its = getattr(an, function)
+    array = getattr(an, function)
     with pytest.raises((TypeError, ValueError)) as own:
-        its(x, *_groups(function))
+        array(x, *_groups(function))
     with pytest.raises((TypeError, ValueError)) as through:
-        an.vjp(its, x, *_groups(function))
+        an.vjp(array, x, *_groups(function))
     assert (type(through.value), str(through.value)) == (type(own.value), str(own.value))
 
 

@@ -82,7 +82,7 @@ TURNS = [
 @pytest.mark.feature("hostile inputs")
 @pytest.mark.parametrize(
     ("library", "dtype", "hostile", "arrangement"),
-    [pytest.param(*its, id="-".join(its), marks=marks_of(*its[:2])) for its in TURNS],
+    [pytest.param(*turn, id="-".join(turn), marks=marks_of(*turn[:2])) for turn in TURNS],
     indirect=["library"],
 )
 def test_hostile_rows(library: ArrayLibrary, dtype: str, hostile: str, arrangement: str) -> None:
@@ -103,7 +103,7 @@ SCALES = [
 @numpy_may_warn
 @pytest.mark.parametrize(
     ("library", "dtype", "eps"),
-    [pytest.param(*its, id="-".join(map(str, its))) for its in SCALES],
+    [pytest.param(*scale, id="-".join(map(str, scale))) for scale in SCALES],
     indirect=["library"],
 )
 def test_every_scale(library: ArrayLibrary, dtype: str, eps: float | str) -> None:
@@ -128,7 +128,7 @@ CONSTANT = [
 @numpy_may_warn
 @pytest.mark.parametrize(
     ("library", "dtype", "length", "arrangement"),
-    [pytest.param(*its, id="-".join(map(str, its))) for its in CONSTANT],
+    [pytest.param(*value, id="-".join(map(str, value))) for value in CONSTANT],
     indirect=["library"],
 )
 def test_constant_sets(library: ArrayLibrary, dtype: str, length: int, arrangement: str) -> None:
@@ -187,7 +187,7 @@ LONG = (
 @functools.lru_cache(maxsize=1)
 def _long(norm: Norm, shape: tuple[int, ...]) -> tuple[Case, list[tuple[NumPyArray, Gradients]]]:
     """Return a case, and cotangents with the exact gradients, which are slow and the same for every library."""
-    parameters = {name: np.full(its, 0.7, "float32") for name, its in norm.parameters.items()}
+    parameters = {name: np.full(parameter, 0.7, "float32") for name, parameter in norm.parameters.items()}
     case = Case(norm, {"x": two_values(shape)} | parameters).frozen()
     cotangents = (np.full(shape, 0.3, "float32"), two_values(shape))
     return case, [(dy, exact_gradients(case, dy)) for dy in cotangents]
@@ -258,7 +258,7 @@ def test_nan_in_sums_over_the_batch(library: ArrayLibrary, poisoned: str) -> Non
 def test_same_bits_run_after_run(arrangement: str, library: ArrayLibrary, dtype: str) -> None:
     """The same program gives the same bits of all gradients."""
     rows = HOSTILE["every_magnitude"].rows(dtype)
-    case, again = [_case(arrangement, its, 0.0) for its in (rows, rows.copy())]
+    case, again = [_case(arrangement, value, 0.0) for value in (rows, rows.copy())]
     assert bits(pull(case, library, cotangent(case))) == bits(pull(again, library, cotangent(case)))
 
 
@@ -266,7 +266,7 @@ def test_same_bits_run_after_run(arrangement: str, library: ArrayLibrary, dtype:
 BATCHES = ((300, 4), (300, 130), (140, 1030), (10, 70004))
 
 
-@pytest.mark.parametrize("arranged", [pytest.param(its, id=its.name) for its in ARRANGEMENTS])
+@pytest.mark.parametrize("arranged", [pytest.param(arrangement, id=arrangement.name) for arrangement in ARRANGEMENTS])
 @pytest.mark.parametrize(("sets", "length"), BATCHES)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @each_library(BOTH_NUMPY)
@@ -305,7 +305,7 @@ def test_a_set_does_not_feel_hostile_neighbours(arrangement: str, dtype: str, li
     """On NumPy, neighbours that need another scale or hold a NaN change no bit of dx."""
     random = np.random.default_rng(6)
     ordinary: Any = random.normal(30, 2, size=(6, 480)).astype(dtype)
-    hostile = np.concatenate([its.rows(dtype) for its in HOSTILE.values() if dtype in its.dtypes])
+    hostile = np.concatenate([value.rows(dtype) for value in HOSTILE.values() if dtype in value.dtypes])
     hostile[5, 7], hostile[9, 2] = np.nan, np.inf
     dy = random.normal(1, 2, size=(len(hostile) + 6, 480)).astype(dtype)
     arranged = BY_NAME[arrangement]

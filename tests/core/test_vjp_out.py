@@ -34,7 +34,7 @@ def _pullback(library: ArrayLibrary, norm: str, dtype: str = "float32") -> tuple
     """Return x, the pullback of a norm at x, and a dy."""
     function, positional, options = NORMS[norm]
     x = _array(library, dtype=dtype)
-    given = {name: _array(library, its) if isinstance(its, tuple) else its for name, its in options.items()}
+    given = {name: _array(library, option) if isinstance(option, tuple) else option for name, option in options.items()}
     length = 6 if function in ("group_norm", "instance_norm", "batch_norm") and "channel_axis" not in options else 5
     parameters = {name: _array(library, (length,), seed=seed) for seed, name in enumerate(("weight", "bias"), 1)}
     _, pullback = an.vjp(getattr(an, function), x, *positional, **given, **parameters)
@@ -52,14 +52,14 @@ def test_dx_is_put_there(dtype: str, norm: str, library: ArrayLibrary, *, fast: 
     with an.fast_paths(fast):
         x, pullback, dy = _pullback(library, norm, dtype)
     out = library.make(np.full(SHAPE, np.nan, dtype))
-    before = [library.to_numpy(its).copy() for its in (x, dy)]
+    before = [library.to_numpy(tensor).copy() for tensor in (x, dy)]
     expected = pullback(dy)
     found = pullback(dy, out=out)
     assert found.x is out
-    for its, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(library.to_numpy(its), library.to_numpy(other))
-    for its, other in zip((x, dy), before, strict=True):
-        np.testing.assert_array_equal(library.to_numpy(its), other)
+    for result, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(library.to_numpy(result), library.to_numpy(other))
+    for result, other in zip((x, dy), before, strict=True):
+        np.testing.assert_array_equal(library.to_numpy(result), other)
 
 
 @pytest.mark.parametrize("family", ["numpy", "torch"])

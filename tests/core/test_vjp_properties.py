@@ -61,7 +61,9 @@ def _slope(case: Case, moved: dict[str, NumPyArray], dy: NumPyArray) -> tuple[An
     """Return the change of Σ dy·y along the directions `moved`, and the size of its terms."""
 
     def at(step: float) -> Any:
-        arrays = {name: its + step * moved[name] if name in moved else its for name, its in case.arrays.items()}
+        arrays = {
+            name: tensor + step * moved[name] if name in moved else tensor for name, tensor in case.arrays.items()
+        }
         return Case(case.norm, arrays).reference().exact
 
     slope = (8 * (at(STEP) - at(-STEP)) - (at(2 * STEP) - at(-2 * STEP))) / (12 * STEP)
@@ -81,16 +83,16 @@ def test_pullback_is_the_adjoint(library: ArrayLibrary) -> None:
         dy = cotangent(case)
         random = np.random.default_rng(seed)
         moved: dict[str, Any] = {
-            name: random.normal(size=its.shape) for name, its in case.arrays.items() if name in NAMES
+            name: random.normal(size=tensor.shape) for name, tensor in case.arrays.items() if name in NAMES
         }
         # x can move only from one float64 to another.
         grain = np.spacing(2 * np.abs(case.arrays["x"]).max()) / STEP
         moved["x"] = grain * np.rint(scale / grain * moved["x"])
         slope, size = _slope(case, moved, dy)
         found = pull(case, library, dy)
-        products = [getattr(found, name) * its for name, its in moved.items()]
-        assert abs(sum(its.sum() for its in products) - slope) <= 1e-7 * (
-            size + sum(abs(its).sum() for its in products)
+        products = [getattr(found, name) * tensor for name, tensor in moved.items()]
+        assert abs(sum(product.sum() for product in products) - slope) <= 1e-7 * (
+            size + sum(abs(product).sum() for product in products)
         )
 
     _for_all(library, holds, "float64")
@@ -118,16 +120,16 @@ def test_pullback_is_linear(library: ArrayLibrary) -> None:
         other = np.random.default_rng(call[2]).permutation(one.reshape(-1)).reshape(one.shape)
         both = one + other
         assert bits(pull(case, library, 4 * one)) == [
-            None if its is None else (4 * its).tobytes() for its in pull(case, library, one)
+            None if value is None else (4 * value).tobytes() for value in pull(case, library, one)
         ]
         cotangents = (one, other, both)
         found = [pull(case, library, dy) for dy in cotangents]
         exact = [exact_gradients(case, dy) for dy in cotangents]
         for name in NAMES:
             if name in case.arrays:
-                first, second, third = [getattr(its, name).astype(np.longdouble) for its in found]
+                first, second, third = [getattr(result, name).astype(np.longdouble) for result in found]
                 # The sum itself is rounded once.
-                slack = sum(getattr(its, name).bound for its in exact)
+                slack = sum(getattr(value, name).bound for value in exact)
                 assert (abs(first + second - third) <= slack).all()
 
     _for_all(library, holds, "float32", "float64")
@@ -148,7 +150,7 @@ def test_directions_that_a_norm_is_blind_to(library: ArrayLibrary) -> None:
         if "mean" in case.arrays:
             return
         dy = cotangent(case)
-        dx, bound = [_by_set(case, its) for its in (pull(case, library, dy).x, exact_gradients(case, dy).x.bound)]
+        dx, bound = [_by_set(case, value) for value in (pull(case, library, dy).x, exact_gradients(case, dy).x.bound)]
         x = _by_set(case, case.arrays["x"])
         if case.norm.function != "rms_norm":
             assert (abs(dx.sum(axis=1)) <= bound.sum(axis=1)).all()

@@ -141,17 +141,17 @@ def test_chunks_refused_when_called(call: str, kind: str) -> None:
 def test_chunks_refused_as_another_argument(argument: str, kind: str) -> None:
     """So they are as any other argument, where they would be used without a word: a mask drops the weight."""
     x = da.from_array(X, chunks=3)
-    its = chunked(kind, X if argument == "dy" else X[0])
+    array = chunked(kind, X if argument == "dy" else X[0])
 
     def call() -> None:
         if argument == "dy":
-            an.vjp(an.batch_norm, x)[1](its)
+            an.vjp(an.batch_norm, x)[1](array)
         elif argument == "running_mean":
-            an.update_running(its, x[0], an.moments(x, axis=0))
+            an.update_running(array, x[0], an.moments(x, axis=0))
         elif argument in ("mean", "var"):
-            an.batch_norm(x, **({"mean": x[0], "var": x[0]} | {argument: its}))
+            an.batch_norm(x, **({"mean": x[0], "var": x[0]} | {argument: array}))
         else:
-            an.batch_norm(x, **{argument: its})
+            an.batch_norm(x, **{argument: array})
 
     with pytest.raises(TypeError, match=rf"{argument} has chunks of"):
         call()
@@ -212,7 +212,7 @@ def test_empty_chunks_along_an_axis_of_length_one(norm: Norm) -> None:
         arrays[name] = arrays[name][:1] if shape[0] == len(case.arrays["x"]) else arrays[name]
     case = case.with_x(arrays["x"])
     case.arrays.update(arrays)
-    lazy = {name: da.from_array(its, chunks=its.shape) for name, its in case.arrays.items()}
+    lazy = {name: da.from_array(tensor, chunks=tensor.shape) for name, tensor in case.arrays.items()}
     lazy["x"] = da.from_array(arrays["x"], chunks=((0, 1, 0), 4, 3, 5))
     y = case.function()(lazy)
     verify(y.compute(), arrays["x"], case.reference())

@@ -110,7 +110,7 @@ KEPT = {
 @on_dask
 def test_unknown_length_along_a_kept_axis(library: ArrayLibrary, name: str) -> None:
     """Lengths that nothing is summed over need not be known."""
-    (norm,) = [its for its in NORMS if its.name == name]
+    (norm,) = [value for value in NORMS if value.name == name]
     case = make_case(norm, "float32")
     x, known = _of_unknown_length(case.arrays["x"], KEPT[name])
     y = _lazily(case, library.make_all(case.arrays) | {"x": x})

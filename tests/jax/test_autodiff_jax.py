@@ -16,7 +16,7 @@ import anynorm as an
 
 jax = pytest.importorskip("jax", reason="jax is not installed")
 
-ARRANGED = {its.name: its for its in ARRANGEMENTS}
+ARRANGED = {element.name: element for element in ARRANGEMENTS}
 _LAST = [[norm for norm in NORMS if norm.function == function][-1] for function in ("rms_norm", "batch_norm")]
 MATRIX = [("jax", "float32", norm) for norm in NORMS[::2]]  # each that JAX has to compile takes half a second
 MATRIX += [
@@ -41,7 +41,10 @@ def _check(pulled: Any, case: Case, library: ArrayLibrary, dy: NumPyArray) -> No
 @pytest.mark.feature("autodiff")
 @pytest.mark.parametrize(
     ("library", "dtype", "norm"),
-    [pytest.param(*its, id=f"{its[0]}-{its[1]}-{its[2].name}", marks=DTYPE_FEATURES[its[1]]) for its in MATRIX],
+    [
+        pytest.param(*value, id=f"{value[0]}-{value[1]}-{value[2].name}", marks=DTYPE_FEATURES[value[1]])
+        for value in MATRIX
+    ],
     indirect=["library"],
 )
 def test_jax_vjp(library: ArrayLibrary, dtype: str, norm: Norm) -> None:
@@ -59,7 +62,8 @@ def test_jax_vjp(library: ArrayLibrary, dtype: str, norm: Norm) -> None:
 def test_jax_vjp_of_hostile_rows(library: ArrayLibrary, hostile: tuple[str, ...], arrangement: str) -> None:
     """Differentiated by JAX, hostile rows keep the bound of the gradients as well."""
     cases = [
-        ARRANGED[arrangement].case(HOSTILE[its].rows("float32"), HOSTILE[its].eps_for("float32")) for its in hostile
+        ARRANGED[arrangement].case(HOSTILE[value].rows("float32"), HOSTILE[value].eps_for("float32"))
+        for value in hostile
     ]
     pulled = _pulled(cases[0])  # they have one eps, so that JAX compiles once
     for case in cases:
@@ -89,7 +93,7 @@ def test_jax_gradients_of_each_sample(library: ArrayLibrary, norm: Norm) -> None
     factors = (1.0, -2.0, 0.5)
     arrays, made = library.make_all(case.arrays), library.make(dy)
     x = jax.numpy.stack([factor * arrays["x"] for factor in factors])
-    gradient = jax.grad(lambda its: (case.function()(its) * made).sum())
+    gradient = jax.grad(lambda tensor: (case.function()(tensor) * made).sum())
     axes = {name: 0 if name == "x" else None for name in arrays}
     found = jax.jit(jax.vmap(gradient, in_axes=(axes,)))(arrays | {"x": x})
     for i, factor in enumerate(factors):
@@ -114,13 +118,13 @@ def test_second_derivatives(library: ArrayLibrary, norm: Norm, through: str) -> 
     case = small_case(norm)
     dy, moved = cotangent(case), directions(case)
     made, along = library.make(dy), library.make_all(moved)
-    constants = {name: library.make(its) for name, its in case.arrays.items() if name not in moved}
+    constants = {name: library.make(tensor) for name, tensor in case.arrays.items() if name not in moved}
     arrays = {name: library.make(case.arrays[name]) for name in moved}
 
-    def gradient(its: dict[str, Any]) -> Any:
+    def gradient(tensor: dict[str, Any]) -> Any:
         if through == "grad":
-            return jax.grad(lambda its: (case.function()(its | constants) * made).sum())(its)
-        both = its | constants
+            return jax.grad(lambda tensor: (case.function()(tensor | constants) * made).sum())(tensor)
+        both = tensor | constants
         _, pullback = an.vjp(
             getattr(an, norm.function),
             both["x"],
@@ -130,12 +134,14 @@ def test_second_derivatives(library: ArrayLibrary, norm: Norm, through: str) -> 
         )
         return {name: value for name, value in pullback(made)._asdict().items() if value is not None}
 
-    _, found = jax.jit(lambda its: jax.jvp(gradient, (its,), (along,)))(arrays)
+    _, found = jax.jit(lambda tensor: jax.jvp(gradient, (tensor,), (along,)))(arrays)
 
     def at(step: float) -> dict[str, Any]:
-        shifted = {name: its + step * moved[name] if name in moved else its for name, its in case.arrays.items()}
+        shifted = {
+            name: tensor + step * moved[name] if name in moved else tensor for name, tensor in case.arrays.items()
+        }
         exact = exact_gradients(Case(norm, shifted), dy)._asdict()
-        return {name: its.exact for name, its in exact.items() if its is not None}
+        return {name: value.exact for name, value in exact.items() if value is not None}
 
     step = 1e-4
     ahead, behind = at(step), at(-step)
@@ -150,7 +156,7 @@ def test_hessian_is_symmetric(library: ArrayLibrary) -> None:
     """What jax.hessian returns is its own transpose, and is 0 along the direction that adds a number to the set."""
     x = library.make(np.random.default_rng(0).normal(3, 2, size=6))
     dy = library.make(np.random.default_rng(1).normal(size=6))
-    hessian = library.to_numpy(jax.jit(jax.hessian(lambda its: (an.layer_norm(its) ** 2 * dy).sum()))(x))
+    hessian = library.to_numpy(jax.jit(jax.hessian(lambda tensor: (an.layer_norm(tensor) ** 2 * dy).sum()))(x))
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
     np.testing.assert_allclose(hessian.sum(axis=0), 0, atol=1e-12)
     assert np.abs(hessian).max() > 0.01

@@ -22,8 +22,8 @@ CALLS: dict[str, Any] = {
 @pytest.mark.parametrize("name", list(CALLS))
 def test_gradients_are_zeros(name: str, shape: tuple[int, ...], dtype: str) -> None:
     """Sums of nothing are 0: each gradient has its argument's shape and holds zeros."""
-    arrays = [jax.numpy.ones(its, dtype) for its in (shape, (4,), (4,))]
-    gradients = jax.grad(lambda *its: CALLS[name](*its).sum(), argnums=(0, 1, 2))(*arrays)
-    for its, array in zip(gradients, arrays, strict=True):
-        assert (its.shape, its.dtype) == (array.shape, array.dtype)
-        assert not its.any()
+    arrays = [jax.numpy.ones(value, dtype) for value in (shape, (4,), (4,))]
+    gradients = jax.grad(lambda *arguments: CALLS[name](*arguments).sum(), argnums=(0, 1, 2))(*arrays)
+    for gradient, array in zip(gradients, arrays, strict=True):
+        assert (gradient.shape, gradient.dtype) == (array.shape, array.dtype)
+        assert not gradient.any()

@@ -82,7 +82,7 @@ def _derived(case: Case, arrays: dict[str, Any], dy: Any) -> an.Gradients:
 
 
 def _by_vjp(case: Case, arrays: dict[str, Any], dy: Any) -> an.Gradients:
-    others = {name: its for name, its in arrays.items() if name != "x"}
+    others = {name: array for name, array in arrays.items() if name != "x"}
     return an.vjp(getattr(an, case.norm.function), arrays["x"], **others, **case.norm.options)[1](dy)
 
 

@@ -20,13 +20,16 @@ export: Any = pytest.importorskip("jax.export")
 # Norms of (b, 6, h, w), of which only the channels' length is settled, with the shapes of their parameters.
 Symbols = tuple[Any, ...]
 NORMS: tuple[tuple[Norm, Callable[..., Symbols]], ...] = (
-    (Norm("batch", "batch_norm"), lambda *its: (its[1],)),
-    (Norm("batch-last", "batch_norm", {"channel_axis": -1}), lambda *its: (its[3],)),
-    (Norm("group", "group_norm", groups=(3,)), lambda *its: (its[1],)),
-    (Norm("instance", "instance_norm"), lambda *its: (its[1],)),
-    (Norm("layer-images", "layer_norm", {"axis": (2, 3)}), lambda *its: (its[2], its[3])),
-    (Norm("layer-all", "layer_norm", {"axis": None}), lambda *its: (its[0], its[1], its[2], its[3])),
-    (Norm("rms-apart", "rms_norm", {"axis": (0, 3)}), lambda *its: (its[0], 1, its[2], 1)),
+    (Norm("batch", "batch_norm"), lambda *arguments: (arguments[1],)),
+    (Norm("batch-last", "batch_norm", {"channel_axis": -1}), lambda *arguments: (arguments[3],)),
+    (Norm("group", "group_norm", groups=(3,)), lambda *arguments: (arguments[1],)),
+    (Norm("instance", "instance_norm"), lambda *arguments: (arguments[1],)),
+    (Norm("layer-images", "layer_norm", {"axis": (2, 3)}), lambda *arguments: (arguments[2], arguments[3])),
+    (
+        Norm("layer-all", "layer_norm", {"axis": None}),
+        lambda *arguments: (arguments[0], arguments[1], arguments[2], arguments[3]),
+    ),
+    (Norm("rms-apart", "rms_norm", {"axis": (0, 3)}), lambda *arguments: (arguments[0], 1, arguments[2], 1)),
 )
 SIZES = ((4, 6, 5, 3), (1, 6, 2, 7))
 LONG = (2, 6, 3, 20000)  # where XLA on CPU once failed on the gradient of batch norm of channels last
@@ -43,7 +46,7 @@ def _case(norm: Norm, parameter: Callable[..., Symbols], shape: tuple[int, ...])
     random = np.random.default_rng(5)
     arrays = {"x": random.normal(300, 2, size=shape)}
     arrays |= {name: random.normal(size=parameter(*shape)) for name in ("weight", "bias")}
-    return Case(norm, {name: its.astype(np.float32) for name, its in arrays.items()})
+    return Case(norm, {name: array.astype(np.float32) for name, array in arrays.items()})
 
 
 def _exported(function: Callable[..., Any], *shapes: Symbols) -> Any:
@@ -92,7 +95,7 @@ def test_export_of_moments() -> None:
         np.testing.assert_allclose(unbiased, exact[1], rtol=1e-5)
         np.testing.assert_allclose(mean, 0.1 * exact[0], rtol=1e-5)
         np.testing.assert_allclose(var, 0.9 + 0.1 * exact[1], rtol=1e-5)
-        assert {its.dtype for its in (both[1], unbiased, mean, var)} == {np.dtype(np.float32)}
+        assert {array.dtype for array in (both[1], unbiased, mean, var)} == {np.dtype(np.float32)}
 
 
 def test_symbolic_counts_keep_the_dtype() -> None:
@@ -126,9 +129,9 @@ def test_export_of_layers(make: Callable[[], Any]) -> None:
     program = _exported(step, _symbols())
     for shape in SIZES:
         x = jnp.asarray(np.random.default_rng(5).normal(3, 2, size=shape).astype(np.float32))
-        got, expected = [jax.tree.leaves(its) for its in (program.call(x), step(x))]
-        for its, other in zip(got, expected, strict=True):
-            np.testing.assert_allclose(its, other, rtol=1e-4, atol=1e-3)
+        got, expected = [jax.tree.leaves(value) for value in (program.call(x), step(x))]
+        for value, other in zip(got, expected, strict=True):
+            np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("axis", [0, 2], ids=["batch", "height"])

@@ -44,8 +44,10 @@ def test_jit(library: ArrayLibrary, dtype: str, norm: Norm) -> None:
 @each_library(["jax"])
 def test_jit_of_hostile_rows(library: ArrayLibrary, arrangement: str) -> None:
     """XLA, free to fuse the norm with what surrounds it, keeps the contract on all hostile rows."""
-    rows = np.concatenate([its.rows("float32") for its in HOSTILE.values() if its.eps == 0 and "float32" in its.dtypes])
-    (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
+    rows = np.concatenate(
+        [hostile.rows("float32") for hostile in HOSTILE.values() if hostile.eps == 0 and "float32" in hostile.dtypes]
+    )
+    (arranged,) = [value for value in ARRANGEMENTS if value.name == arrangement]
     case = arranged.case(rows, 0.0)
     function = case.function()
     # A power of two on either side is exact; a constant is something to fold for the compiler.
@@ -70,7 +72,7 @@ def test_jit_of_large_sets(library: ArrayLibrary, shape: str) -> None:
 @each_library(["jax"])
 def test_jit_of_constant_arguments(library: ArrayLibrary, arrangement: str) -> None:
     """Where x is a constant to the compiler, which then computes at compile time, constant sets still give 0."""
-    (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
+    (arranged,) = [value for value in ARRANGEMENTS if value.name == arrangement]
     case = arranged.case(np.full((4, 100002), 1000000.1, "float32"), 1e-5)
     x = library.make(case.arrays["x"])
     assert not library.to_numpy(jax.jit(lambda: case.function()({"x": x}))()).any()
@@ -82,7 +84,7 @@ def test_jit_of_constant_arguments(library: ArrayLibrary, arrangement: str) -> N
 def test_vmap(library: ArrayLibrary, norm: Norm) -> None:
     """jax.vmap over x and parameters gives what a loop over them gives."""
     cases = [make_case(norm, "float32", seed=seed) for seed in range(3)]
-    stacked = {name: np.stack([its.arrays[name] for its in cases], axis=1) for name in cases[0].arrays}
+    stacked = {name: np.stack([value.arrays[name] for value in cases], axis=1) for name in cases[0].arrays}
     vectorized = jax.jit(jax.vmap(cases[0].function(), in_axes=1, out_axes=1))
     y = library.to_numpy(vectorized(library.make_all(stacked)))
     for i, case in enumerate(cases):
@@ -97,15 +99,15 @@ def test_gradient_and_tangent(library: ArrayLibrary, norm: Norm) -> None:
     case = small_case(norm)
     arrays = library.make_all(case.arrays)
     dy = np.random.default_rng(19).normal(size=case.arrays["x"].shape)
-    gradients = jax.jit(jax.grad(lambda its: (case.function()(its) * dy).sum()))(arrays)
+    gradients = jax.jit(jax.grad(lambda array: (case.function()(array) * dy).sum()))(arrays)
     moved = directions(case)
     for name, direction in moved.items():
         along = (library.to_numpy(gradients[name]) * direction).sum()
         np.testing.assert_allclose(along, (dy * change(case, {name: direction})).sum(), rtol=1e-6, atol=1e-6)
     for name in gradients.keys() - moved.keys():
         assert not gradients[name].any()
-    tangents = library.make_all({name: moved.get(name, np.zeros_like(its)) for name, its in case.arrays.items()})
-    _, change_of_y = jax.jit(lambda its, along: jax.jvp(case.function(), (its,), (along,)))(arrays, tangents)
+    tangents = library.make_all({name: moved.get(name, np.zeros_like(array)) for name, array in case.arrays.items()})
+    _, change_of_y = jax.jit(lambda array, along: jax.jvp(case.function(), (array,), (along,)))(arrays, tangents)
     np.testing.assert_allclose(library.to_numpy(change_of_y), change(case, moved), rtol=1e-6, atol=1e-6)
 
 
@@ -116,7 +118,7 @@ def test_gradient_and_tangent(library: ArrayLibrary, norm: Norm) -> None:
 def test_gradients_of_hostile_rows_are_finite(library: ArrayLibrary, arrangement: str, jitted: bool) -> None:
     """Constant, tiny and huge sets have finite gradients, at eps=0 too, inside jax.jit and outside."""
     rows = np.concatenate([np.zeros((2, 480)), np.full((2, 480), 1e10), HOSTILE["1e30"].rows("float32")])
-    (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
+    (arranged,) = [value for value in ARRANGEMENTS if value.name == arrangement]
     case = arranged.case(rows.astype("float32"), 0.0)
 
     def loss(x: Any) -> Any:

@@ -24,7 +24,7 @@ KEPT = ("running_mean", "running_var", "num_batches_tracked")
 
 def _like(library: ArrayLibrary, layer: Any) -> Any:
     """Return the layer with its arrays in a library under test."""
-    layer._assign({name: library.make(np.asarray(its)) for name, its in layer._arrays().items()})
+    layer._assign({name: library.make(np.asarray(tensor)) for name, tensor in layer._arrays().items()})
     return layer
 
 
@@ -67,11 +67,11 @@ def test_cumulative_average(library: ArrayLibrary, cls: Any) -> None:
         layer(library.make(batch))
     samples = [batch.astype("float64") for batch in batches]
     if cls is an.BatchNorm:
-        means = [its.mean(axis=(0, 2)) for its in samples]
-        variances = [its.var(axis=(0, 2), ddof=1) for its in samples]
+        means = [sample.mean(axis=(0, 2)) for sample in samples]
+        variances = [sample.var(axis=(0, 2), ddof=1) for sample in samples]
     else:
-        means = [its.mean(axis=2).mean(axis=0) for its in samples]
-        variances = [its.var(axis=2, ddof=1).mean(axis=0) for its in samples]
+        means = [sample.mean(axis=2).mean(axis=0) for sample in samples]
+        variances = [sample.var(axis=2, ddof=1).mean(axis=0) for sample in samples]
     np.testing.assert_allclose(library.to_numpy(layer.running_mean), np.mean(means, axis=0), rtol=2e-6)
     np.testing.assert_allclose(library.to_numpy(layer.running_var), np.mean(variances, axis=0), rtol=2e-6)
     assert (int(layer.num_batches_tracked), int(layer.num_batches_skipped)) == (4, 1)
@@ -84,17 +84,20 @@ BAD = {
     "overflow": (3e38, 0.1),
 }
 # Everything where a step is quick, one of each elsewhere.
-BAD_BATCHES = [(library, cls, its) for library in ("numpy", "torch") for cls in LAYERS for its in BAD]
+BAD_BATCHES = [(library, cls, one) for library in ("numpy", "torch") for cls in LAYERS for one in BAD]
 BAD_BATCHES += [
-    (library, *its)
+    (library, *one)
     for library in ("jax", "dask", "strict_CPU_DEVICE")
-    for its in (("batch", "overflow"), ("instance", "inf-cumulative"))
+    for one in (("batch", "overflow"), ("instance", "inf-cumulative"))
 ]
 
 
 @pytest.mark.parametrize(
     ("library", "cls", "value", "momentum"),
-    [pytest.param(library, LAYERS[cls], *BAD[its], id=f"{library}-{cls}-{its}") for library, cls, its in BAD_BATCHES],
+    [
+        pytest.param(library, LAYERS[cls], *BAD[batch], id=f"{library}-{cls}-{batch}")
+        for library, cls, batch in BAD_BATCHES
+    ],
     indirect=["library"],
 )
 # What plain NumPy arithmetic on infinities says, which array-api-strict's formula passes on.
@@ -145,11 +148,11 @@ def test_a_forward_pass_that_is_repeated() -> None:
     layer = an.BatchNorm(5)
     x = _batches(1)[0]
     y = layer(x)
-    before = [its.copy() for its in layer.state_dict().values()]
+    before = [value.copy() for value in layer.state_dict().values()]
     np.testing.assert_array_equal(layer(x, update=False), y)
     np.testing.assert_array_equal(layer.vjp(x, update=False)[0], y)
-    for its, was in zip(layer.state_dict().values(), before, strict=True):
-        np.testing.assert_array_equal(its, was)
+    for value, was in zip(layer.state_dict().values(), before, strict=True):
+        np.testing.assert_array_equal(value, was)
     layer.vjp(x)
     assert int(layer.num_batches_tracked) == 2
 
@@ -204,7 +207,7 @@ def test_statistics_that_do_not_fit(name: str, value: Any, error: type[Exception
     before = layer.state_dict()
     with pytest.raises(error, match=f"^BatchNorm: .*{said}"):
         setattr(layer, name, value)
-    assert all(layer.state_dict()[name] is its for name, its in before.items())
+    assert all(layer.state_dict()[name] is one for name, one in before.items())
     layer.num_batches_tracked = np.asarray(3)
     layer(_batches(1)[0])
     assert int(layer.num_batches_tracked) == 4
@@ -244,7 +247,7 @@ def test_without_statistics_evaluation_uses_the_batch() -> None:
 @pytest.mark.parametrize(
     ("axes", "channel_axis", "batch_axis"),
     [("NCHW", 1, 0), ("NHWC", -1, 0), ("CNHW", 0, -3), ("NTHWC", 4, (0, -4)), ("TNCHW", -3, (1, 0)), ("CHW", 0, None)],
-    ids=lambda its: its if isinstance(its, str) else "",
+    ids=lambda tensor: tensor if isinstance(tensor, str) else "",
 )
 def test_instance_statistics_for_any_order_of_axes(axes: str, channel_axis: int, batch_axis: Any) -> None:
     """Instance norm averages over the samples of whatever batch axes there are, before, after or between others."""
@@ -364,18 +367,18 @@ def test_accumulate_under_a_compiler(library: ArrayLibrary) -> None:
             expected = accumulate(mean, var, batch, momentum=momentum)
             assert found[2].shape == ()
             assert bool(found[2]) == bool(expected[2]) == accepted
-            for its, other in zip(found[:2], expected[:2], strict=True):
-                torch.testing.assert_close(its, other)
+            for result, other in zip(found[:2], expected[:2], strict=True):
+                torch.testing.assert_close(result, other)
 
 
 @each_library(EAGER)
 def test_accumulate(library: ArrayLibrary) -> None:
     """`accumulate` returns what update_running does and True, or the old bits and False, also of nothing."""
-    mean, var = [library.make(np.asarray(its, "float32")) for its in ([0.1, 0.2], [0.3, 0.4])]
+    mean, var = [library.make(np.asarray(value, "float32")) for value in ([0.1, 0.2], [0.3, 0.4])]
     good = an.moments(library.make(np.asarray([[1.0, 2.0], [3.0, 5.0]], "float32")), axis=0)
     found = accumulate(mean, var, good, momentum=0.5)
-    for its, expected in zip(found[:2], an.update_running(mean, var, good, momentum=0.5), strict=True):
-        assert library.to_numpy(its).tobytes() == library.to_numpy(expected).tobytes()
+    for result, expected in zip(found[:2], an.update_running(mean, var, good, momentum=0.5), strict=True):
+        assert library.to_numpy(result).tobytes() == library.to_numpy(expected).tobytes()
     assert bool(library.to_numpy(found[2]))
     poison = library.make(np.asarray([1.0, np.inf], "float32"))
     counted = an.Moments(library.make(np.zeros(2, "float32")), good.mean, good.m2)
@@ -384,8 +387,8 @@ def test_accumulate(library: ArrayLibrary) -> None:
             *same, accepted = accumulate(mean, var, bad, momentum=momentum)
             assert not bool(library.to_numpy(accepted))
             assert tuple(accepted.shape) == ()
-            for its, was in zip(same, (mean, var), strict=True):
-                assert library.to_numpy(its).tobytes() == library.to_numpy(was).tobytes()
+            for result, was in zip(same, (mean, var), strict=True):
+                assert library.to_numpy(result).tobytes() == library.to_numpy(was).tobytes()
 
 
 def test_compiled_by_torch() -> None:
@@ -394,8 +397,8 @@ def test_compiled_by_torch() -> None:
     layer, other = an.BatchNorm(3, xp=torch), an.BatchNorm(3, xp=torch)
     x = torch.linspace(-1, 1, 24).reshape(8, 3) ** 3
     compiled = torch.compile(lambda x: layer(x), fullgraph=True, backend="eager")
-    for its in (x, x**2):
-        torch.testing.assert_close(compiled(its), other(its))
+    for tensor in (x, x**2):
+        torch.testing.assert_close(compiled(tensor), other(tensor))
     torch.testing.assert_close(layer.running_var, other.running_var)
     assert int(layer.num_batches_tracked) == 2
 

@@ -52,36 +52,36 @@ def test_keys() -> None:
 def test_a_state_of_any_library(library: ArrayLibrary, dtype: str) -> None:
     """Entries of any library and dtype come in as copies, in the layer's own library and dtype, exactly if they fit."""
     values = _state(dtype)
-    state = {name: library.make(its.copy()) for name, its in values.items()}
+    state = {name: library.make(value.copy()) for name, value in values.items()}
     for own in ("float32", "float64"):
         layer = an.BatchNorm(3, dtype=own)
         assert layer.load_state_dict(state) == ((), ())
         for name in NAMES:
-            its = getattr(layer, name)
-            assert type(its) is np.ndarray
-            assert its.dtype == (own if name != "num_batches_tracked" else np.int64)
-            np.testing.assert_array_equal(its, values[name].astype(its.dtype))
-            its += 1
-    for name, its in values.items():
-        np.testing.assert_array_equal(library.to_numpy(state[name]), its)
+            value = getattr(layer, name)
+            assert type(value) is np.ndarray
+            assert value.dtype == (own if name != "num_batches_tracked" else np.int64)
+            np.testing.assert_array_equal(value, values[name].astype(value.dtype))
+            value += 1
+    for name, value in values.items():
+        np.testing.assert_array_equal(library.to_numpy(state[name]), value)
 
 
 @each_library_and_dtype(LIBRARIES)
 def test_a_state_into_any_library(library: ArrayLibrary, dtype: str) -> None:
     """Whatever is loaded ends in the layer's own library, dtype and device; later changes to it do not show."""
     layer = an.BatchNorm(3, dtype="float32")
-    own = {name: library.make(np.asarray(its)) for name, its in _state(dtype, count=0).items()}
+    own = {name: library.make(np.asarray(value)) for name, value in _state(dtype, count=0).items()}
     layer._assign({**own, "num_batches_skipped": own["num_batches_tracked"]})
     state = _state("float32")
     layer.load_state_dict(state)
-    expected = {name: its.astype(library.to_numpy(own[name]).dtype) for name, its in state.items()}
-    for its in state.values():
-        its *= 0
-    for name, its in layer.state_dict().items():
-        assert type(its) is type(own[name])
-        assert its.dtype == own[name].dtype
-        assert getattr(its, "device", None) == getattr(own[name], "device", None)
-        np.testing.assert_array_equal(library.to_numpy(its), expected[name])
+    expected = {name: value.astype(library.to_numpy(own[name]).dtype) for name, value in state.items()}
+    for value in state.values():
+        value *= 0
+    for name, value in layer.state_dict().items():
+        assert type(value) is type(own[name])
+        assert value.dtype == own[name].dtype
+        assert getattr(value, "device", None) == getattr(own[name], "device", None)
+        np.testing.assert_array_equal(library.to_numpy(value), expected[name])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
@@ -139,7 +139,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         assert words in said
     assert "weight" not in said
     assert "other" not in said
-    assert all(layer.state_dict()[name] is its for name, its in before.items())
+    assert all(layer.state_dict()[name] is value for name, value in before.items())
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_an_entry_that_does_not_fit(strict: bool, changed: dict[str, Any], words
     with pytest.raises(ValueError, match=words) as error:
         layer.load_state_dict({**_state(), **changed}, strict=strict)
     assert "strict=False" not in str(error.value)
-    assert all(layer.state_dict()[name] is its for name, its in before.items())
+    assert all(layer.state_dict()[name] is value for name, value in before.items())
 
 
 def test_not_strict() -> None:
@@ -179,7 +179,7 @@ def test_not_strict() -> None:
 
 def test_what_a_layer_has_no_place_for() -> None:
     """Learned arrays that the layer was made without are not dropped: it is to be made with them."""
-    state = {key: its for key, its in _state().items() if key != "running_var"}
+    state = {key: value for key, value in _state().items() if key != "running_var"}
     with pytest.raises(ValueError, match="Make the layer with weight=True, bias=True, track_running_stats=True first"):
         an.InstanceNorm(3).load_state_dict(state)
     layer = an.InstanceNorm(3, weight=True, bias=True, track_running_stats=True)
@@ -213,17 +213,17 @@ def test_files(library: ArrayLibrary, dtype: str, tmp_path: Path) -> None:
     file, values = tmp_path / "state.safetensors", _state(dtype)
     values["matrix"] = np.arange(6).reshape(2, 3).astype(numpy_dtype(dtype)).T  # not in C order
     values["empty"] = np.zeros((0, 2), numpy_dtype(dtype))
-    state = {name: library.make(its) for name, its in values.items()}
+    state = {name: library.make(value) for name, value in values.items()}
     an.save_state({"net": {"norm": state}, "alone": state["bias"]}, file)
     loaded = an.load_state(str(file))
     assert set(loaded) == {f"net.norm.{name}" for name in values} | {"alone"}
-    for name, its in values.items():
+    for name, value in values.items():
         found = loaded[f"net.norm.{name}"]
         count = library.to_numpy(state[name]).dtype  # int32 on JAX
         assert type(found) is np.ndarray
-        assert found.dtype == (count if name == "num_batches_tracked" else its.dtype)
-        assert found.shape == its.shape
-        assert found.tobytes() == its.astype(found.dtype).tobytes()
+        assert found.dtype == (count if name == "num_batches_tracked" else value.dtype)
+        assert found.shape == value.shape
+        assert found.tobytes() == value.astype(found.dtype).tobytes()
         found += 1  # writable
 
 
@@ -253,11 +253,11 @@ def test_files_beside_safetensors_of_torch(dtype: str, tmp_path: Path) -> None:
     files.save_file(state, tmp_path / "theirs.safetensors")
     theirs, ours = files.load_file(tmp_path / "ours.safetensors"), an.load_state(tmp_path / "theirs.safetensors")
     assert sorted(theirs) == list(ours) == sorted(state)
-    for name, its in state.items():
-        assert theirs[name].dtype == its.dtype
-        assert torch.equal(theirs[name], its)
-        assert ours[name].shape == tuple(its.shape)
-        np.testing.assert_array_equal(ours[name].astype("float64"), its.double().numpy())
+    for name, value in state.items():
+        assert theirs[name].dtype == value.dtype
+        assert torch.equal(theirs[name], value)
+        assert ours[name].shape == tuple(value.shape)
+        np.testing.assert_array_equal(ours[name].astype("float64"), value.double().numpy())
     assert ours["a.weight"].dtype == numpy_dtype(dtype)
 
 

@@ -46,14 +46,14 @@ def test_a_layer_is_its_function(library: ArrayLibrary, case: Case) -> None:
     again, pullback = layer.vjp(x, update=False)
     dx, grads = pullback(dy)
     expected = library.to_numpy(case.function(layer, x, axis))
-    for its in (y, again):
-        np.testing.assert_array_equal(library.to_numpy(its), expected)
+    for tensor in (y, again):
+        np.testing.assert_array_equal(library.to_numpy(tensor), expected)
     assert type(dx) is type(x)
     assert set(grads) == set(layer.params)
-    for name, its in grads.items():
-        assert type(its) is type(getattr(layer, name))
-        assert tuple(its.shape) == tuple(getattr(layer, name).shape)
-        assert its.dtype == getattr(layer, name).dtype
+    for name, tensor in grads.items():
+        assert type(tensor) is type(getattr(layer, name))
+        assert tuple(tensor.shape) == tuple(getattr(layer, name).shape)
+        assert tensor.dtype == getattr(layer, name).dtype
 
 
 def _torch_step(module: Any, torch: Any, mode: str, x: NumPyArray, dy: NumPyArray) -> tuple[Any, Any, dict[str, Any]]:
@@ -65,7 +65,11 @@ def _torch_step(module: Any, torch: Any, mode: str, x: NumPyArray, dy: NumPyArra
     tensor = torch.tensor(x, requires_grad=True)
     y = module(tensor)
     y.backward(torch.tensor(dy))
-    named = {name: its.grad.numpy() for name, its in module.named_parameters() if its.grad is not None}
+    named = {
+        name: named_parameter.grad.numpy()
+        for name, named_parameter in module.named_parameters()
+        if named_parameter.grad is not None
+    }
     return y.detach().numpy(), tensor.grad.numpy(), named
 
 
@@ -103,8 +107,8 @@ def test_twenty_mixed_steps_beside_torch(library: ArrayLibrary, dtype: str, case
     """Training, evaluation and freezing, with gradient descent between, go as torch.nn's modules do in float64."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     layer, module = make_layer(case, library, last, dtype), case.module(torch).double()
-    ours = {name: library.to_numpy(its) for name, its in layer.state_dict().items()}
-    module.load_state_dict({n: torch.tensor(_back(its, last)) for n, its in ours.items()}, strict="weight" in ours)
+    ours = {name: library.to_numpy(value) for name, value in layer.state_dict().items()}
+    module.load_state_dict({n: torch.tensor(_back(our, last)) for n, our in ours.items()}, strict="weight" in ours)
     if "weight" not in ours and getattr(module, "weight", None) is not None:
         torch.nn.init.ones_(module.weight)  # batch-untracked: a bias alone, which torch does not have
     for step, mode in enumerate(MODES):
@@ -115,7 +119,7 @@ def test_twenty_mixed_steps_beside_torch(library: ArrayLibrary, dtype: str, case
         roundings = 64 * (step + 1)
         for got, want in zip(found[:2], exact[:2], strict=True):
             _close(got, ordered(want, last), library, dtype, roundings)
-        wanted = {name: its for name, its in exact[2].items() if name in ours}
+        wanted = {name: value for name, value in exact[2].items() if name in ours}
         assert set(found[2]) == set(wanted)
         for name, want in wanted.items():
             _close(found[2][name], ordered(want, last), library, dtype, roundings)
@@ -179,7 +183,7 @@ def test_params() -> None:
         layer.params = [good, good]  # type: ignore[assignment, unused-ignore]
     with pytest.raises(TypeError, match=r"got 2.0 of type float\. Pass|Convert it first, e\.g\. numpy\.asarray\(bias"):
         layer.params = {"weight": good, "bias": 2.0}
-    assert all(layer.params[name] is its for name, its in before.items())
+    assert all(layer.params[name] is value for name, value in before.items())
     layer.params = {"bias": good, "weight": good + 1}
     assert layer.bias is good
     assert layer.weight.tolist() == [4, 5]
@@ -190,7 +194,7 @@ def test_frozen_until_unfrozen(case: Case) -> None:
     """While frozen, a layer has no params and no gradients but dx, and learns nothing, whatever its mode."""
     layer = case.make(axis_of(case, last=False))
     names, x = list(layer.params), batch(0)
-    before = {name: its.copy() for name, its in layer.state_dict().items()}
+    before = {name: value.copy() for name, value in layer.state_dict().items()}
     assert layer.freeze() is layer
     for mode in (True, False, True):
         _, pullback = layer.train(mode).vjp(x)
@@ -198,7 +202,7 @@ def test_frozen_until_unfrozen(case: Case) -> None:
         assert (layer.frozen, layer.training) == (True, mode)
         assert grads == layer.params == {}
         assert dx.shape == x.shape
-    assert all((layer.state_dict()[name] == its).all() for name, its in before.items())
+    assert all((layer.state_dict()[name] == value).all() for name, value in before.items())
     assert list(layer.unfreeze().params) == names
     assert list(layer.vjp(x)[1](x)[1]) == names
 
@@ -223,7 +227,7 @@ def test_several_forwards_before_a_backward(case: Case) -> None:
     expected = alone(dy)
     _, pull_first = layer.vjp(first)
     _, pull_second = layer.vjp(second)
-    layer.params = {name: its * 7 for name, its in layer.params.items()}
+    layer.params = {name: parameter * 7 for name, parameter in layer.params.items()}
     layer.eval()(second)
     layer.freeze()
     pull_second(dy)
@@ -231,8 +235,8 @@ def test_several_forwards_before_a_backward(case: Case) -> None:
         dx, grads = pull_first(dy)
         np.testing.assert_array_equal(dx, expected[0])
         assert list(grads) == list(expected[1])
-        for name, its in grads.items():
-            np.testing.assert_array_equal(its, expected[1][name])
+        for name, grad in grads.items():
+            np.testing.assert_array_equal(grad, expected[1][name])
 
 
 def test_autograd_goes_through_a_layer() -> None:

@@ -33,13 +33,13 @@ def test_copies(library: ArrayLibrary, duplicate: Callable[[Any], Any]) -> None:
     layer.eval().freeze()
     other = duplicate(layer)
     assert (repr(other), other.training, other.frozen) == (repr(layer), False, True)
-    before = {name: library.to_numpy(its).copy() for name, its in layer.state_dict().items()}
+    before = {name: library.to_numpy(value).copy() for name, value in layer.state_dict().items()}
     np.testing.assert_array_equal(library.to_numpy(other(x)), library.to_numpy(layer(x)))
     assert other._lock is not layer._lock
     other.unfreeze().train()(x)
     assert (int(other.num_batches_tracked), int(layer.num_batches_tracked)) == (2, 1)
-    for name, its in before.items():
-        np.testing.assert_array_equal(library.to_numpy(layer.state_dict()[name]), its)
+    for name, value in before.items():
+        np.testing.assert_array_equal(library.to_numpy(layer.state_dict()[name]), value)
 
 
 @pytest.mark.parametrize("name", ["deepcopy", "pickle", "to"])
@@ -47,8 +47,8 @@ def test_deep_copies_share_no_memory(name: str) -> None:
     """Writing into the arrays of a deep copy leaves the layer as it was."""
     layer = an.BatchNorm(3)
     other = COPIES[name](layer)
-    for its in other.state_dict().values():
-        its += 5
+    for value in other.state_dict().values():
+        value += 5
     assert layer.weight.tolist() == [1, 1, 1]
     assert layer.running_mean.tolist() == [0, 0, 0]
     assert int(layer.num_batches_tracked) == 0
@@ -67,9 +67,9 @@ def test_to_another_library(library: ArrayLibrary, dtype: str) -> None:
         assert not moved.training
         assert int(moved.num_batches_skipped) == 3
         back = moved.to(namespace_of(library))
-        for key, its in layer.state_dict().items():
-            assert back.state_dict()[key].dtype == its.dtype
-            np.testing.assert_array_equal(library.to_numpy(back.state_dict()[key]), library.to_numpy(its))
+        for key, value in layer.state_dict().items():
+            assert back.state_dict()[key].dtype == value.dtype
+            np.testing.assert_array_equal(library.to_numpy(back.state_dict()[key]), library.to_numpy(value))
 
 
 def test_to_another_dtype_or_device() -> None:
@@ -79,8 +79,8 @@ def test_to_another_dtype_or_device() -> None:
     assert layer.weight.dtype == layer.running_var.dtype == np.float64
     assert layer.num_batches_tracked.dtype == np.int64
     moved = layer.to(strict, device=strict.Device("no_x64"), dtype="float32")
-    for its in moved.state_dict().values():
-        assert its.device == strict.Device("no_x64")
+    for value in moved.state_dict().values():
+        assert value.device == strict.Device("no_x64")
     assert moved.num_batches_tracked.dtype == strict.int32
     assert moved.to(device=strict.Device("device1")).bias.device == strict.Device("device1")
     with pytest.raises(ValueError, match="array_api_strict has no float64"):

@@ -43,13 +43,13 @@ def test_round_trip(make: Any) -> None:
     layer = make().eval().freeze()
     paths, tree = jax.tree_util.tree_flatten_with_path(layer)
     arrays = layer._arrays()
-    assert {path[-1].name: its for path, its in paths} == arrays
+    assert {path[-1].name: value for path, value in paths} == arrays
     leaves, same = jax.tree.flatten(layer)
     assert tree == same
     again = jax.tree.unflatten(tree, leaves)
     assert type(again) is type(layer)
     assert (repr(again), again.training, again.frozen) == (repr(layer), False, True)
-    assert all(again._arrays()[name] is its for name, its in arrays.items())
+    assert all(again._arrays()[name] is tensor for name, tensor in arrays.items())
     assert again.unfreeze().train() is again  # its lock and modes are there
     assert (layer.training, layer.frozen) == (False, True)
     again(_x())
@@ -61,9 +61,9 @@ def test_leaves_may_be_anything(make: Any) -> None:
     layer = make()
     leaves = jax.tree.leaves(layer)
     for stand_in in (object(), "leaf", jax.ShapeDtypeStruct((2,), jnp.float32)):
-        assert jax.tree.leaves(jax.tree.map(lambda _, its=stand_in: its, layer)) == [stand_in] * len(leaves)
+        assert jax.tree.leaves(jax.tree.map(lambda _, tensor=stand_in: tensor, layer)) == [stand_in] * len(leaves)
     hollow = jax.tree.map(lambda _: None, layer)
-    shapes = [jax.tree.structure(its, is_leaf=lambda leaf: leaf is None) for its in (hollow, layer)]
+    shapes = [jax.tree.structure(value, is_leaf=lambda leaf: leaf is None) for value in (hollow, layer)]
     assert shapes[0] == shapes[1]
     assert jax.tree.leaves(hollow) == []
 
@@ -71,7 +71,7 @@ def test_leaves_may_be_anything(make: Any) -> None:
 def test_map() -> None:
     """jax.tree.map reaches parameters and statistics, and leaves the rest."""
     layer = an.BatchNorm(3, momentum=None, xp=jnp)
-    doubled = jax.tree.map(lambda its: 2 * its, layer)
+    doubled = jax.tree.map(lambda tensor: 2 * tensor, layer)
     assert doubled.weight.tolist() == doubled.running_var.tolist() == [2, 2, 2]
     assert repr(doubled) == repr(layer)
     assert jax.tree.structure(doubled) == jax.tree.structure(layer)
@@ -144,7 +144,7 @@ def test_training_while_traced(how: str, cls: Any) -> None:
     }
     with pytest.raises(RuntimeError, match=r"return_moments=True\) and update_running"):
         calls[how]()
-    assert all(layer.state_dict()[name] is its for name, its in before.items())
+    assert all(layer.state_dict()[name] is value for name, value in before.items())
 
 
 def test_what_may_be_traced_in_training() -> None:
@@ -167,7 +167,7 @@ def test_a_jitted_training_step() -> None:
 
     def step(params: Any, running_mean: Any, running_var: Any, x: Any, target: Any) -> Any:
         (value, batch), grads = jax.value_and_grad(loss, has_aux=True)(params, x, target)
-        params = jax.tree.map(lambda its, slope: its - 0.1 * slope, params, grads)
+        params = jax.tree.map(lambda tensor, slope: tensor - 0.1 * slope, params, grads)
         return params, an.update_running(running_mean, running_var, batch), value
 
     compiled = jax.jit(step)
@@ -180,7 +180,7 @@ def test_a_jitted_training_step() -> None:
         )
         y, pullback = own.vjp(x)
         _, grads = pullback(2 * (y - target) / y.size)
-        own.params = {name: its - 0.1 * grads[name] for name, its in own.params.items()}
+        own.params = {name: parameter - 0.1 * grads[name] for name, parameter in own.params.items()}
         losses.append(float(value))
     assert losses[-1] < losses[0]
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -298,7 +298,7 @@ def test_mapped_layers() -> None:
     for seed, layer in enumerate(layers):
         layer(_x(seed))
         layer.eval()
-    stacked = jax.tree.map(lambda *its: jnp.stack(its), *layers)
+    stacked = jax.tree.map(lambda *tensors: jnp.stack(tensors), *layers)
     ys = jax.vmap(lambda layer, x: layer(x), in_axes=(0, None))(stacked, _x(2))
     for y, layer in zip(ys, layers, strict=True):
         np.testing.assert_allclose(y, layer(_x(2)), rtol=1e-5, atol=1e-6)

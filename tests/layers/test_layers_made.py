@@ -19,10 +19,10 @@ def test_first_values(library: ArrayLibrary) -> None:
     """weight and running_var start as ones, bias and running_mean as zeros, counts as 0-d integers, where xp says."""
     layer = an.BatchNorm(3, xp=namespace_of(library))
     for name, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}.items():
-        its = getattr(layer, name)
-        assert type(its) is type(library.make(np.zeros(1, "float32")))
-        assert library.to_numpy(its).dtype == np.float32
-        assert library.to_numpy(its).tolist() == [value] * 3
+        array = getattr(layer, name)
+        assert type(array) is type(library.make(np.zeros(1, "float32")))
+        assert library.to_numpy(array).dtype == np.float32
+        assert library.to_numpy(array).tolist() == [value] * 3
     for count in (layer.num_batches_tracked, layer.num_batches_skipped):
         assert library.to_numpy(count).dtype == ("int32" if library.package == "jax" else "int64")
         assert library.to_numpy(count).shape == ()
@@ -68,10 +68,10 @@ def test_given_arrays(library: ArrayLibrary) -> None:
     weight = library.make(np.asarray([1.0, 2.0], "float32"))
     layer = an.BatchNorm(2, weight=weight)
     assert layer.weight is weight
-    for its in (layer.bias, layer.running_mean, layer.running_var):
-        assert type(its) is type(weight)
-        assert its.dtype == weight.dtype
-        assert its.device == weight.device
+    for array in (layer.bias, layer.running_mean, layer.running_var):
+        assert type(array) is type(weight)
+        assert array.dtype == weight.dtype
+        assert array.device == weight.device
     assert layer.num_batches_tracked.device == weight.device
 
 
@@ -186,7 +186,7 @@ def test_dtypes_that_a_library_lacks() -> None:
         (an.LayerNorm(4), "has 3 along axis -1"),
         (an.RMSNorm((1, 3)), r"has \(2, 3\) along axis \(-2, -1\), but the layer was made for \(1, 3\)"),
     ],
-    ids=lambda its: type(its).__name__ if not isinstance(its, str) else "",
+    ids=lambda tensor: type(tensor).__name__ if not isinstance(tensor, str) else "",
 )
 def test_x_of_other_lengths(layer: Any, words: str) -> None:
     """An x that the layer was not made for is a ValueError, also where nothing else would notice."""
@@ -219,7 +219,7 @@ def test_channels_elsewhere() -> None:
         (an.RMSNorm(3), "RMSNorm((3,), eps=1e-06)"),
         (an.GroupNorm(2, 4, batch_axis=None), "GroupNorm(2, 4, batch_axis=None, eps=1e-05)"),
     ],
-    ids=lambda its: type(its).__name__ if not isinstance(its, str) else "",
+    ids=lambda tensor: type(tensor).__name__ if not isinstance(tensor, str) else "",
 )
 def test_repr(layer: Any, shown: str) -> None:
     """A layer shows what it was made with, as a call that makes its like."""

@@ -107,10 +107,12 @@ def test_weights_that_vary_otherwise(kind: str, dtype: str) -> None:
     shape, function, options, *parameters = MODULATED[kind]
     random = np.random.default_rng(3)
     arrays = {"x": random.normal(3, 2, size=shape)}
-    for name, its in zip(("weight", "bias"), parameters, strict=True):
-        if its is not None:
-            arrays[name] = random.normal(size=its)
-    judge(Case(Norm(kind, function, options), {name: its.astype(numpy_dtype(dtype)) for name, its in arrays.items()}))
+    for name, parameter in zip(("weight", "bias"), parameters, strict=True):
+        if parameter is not None:
+            arrays[name] = random.normal(size=parameter)
+    judge(
+        Case(Norm(kind, function, options), {name: array.astype(numpy_dtype(dtype)) for name, array in arrays.items()})
+    )
 
 
 GIVEN = {
@@ -133,5 +135,5 @@ def test_given_statistics(kind: str, parameters: str, dtype: str) -> None:
     arrays = {"x": random.normal(3, 2, size=shape)}
     arrays |= {name: random.normal(size=shape[axis]) for name in ("mean", *PARAMETERS[parameters])}
     arrays["var"] = random.uniform(0.1, 9, size=shape[axis])
-    arrays = {name: its.astype(numpy_dtype(dtype)) for name, its in arrays.items()}
+    arrays = {name: array.astype(numpy_dtype(dtype)) for name, array in arrays.items()}
     judge(Case(Norm("given", "batch_norm", {"channel_axis": axis}), arrays))

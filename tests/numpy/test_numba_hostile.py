@@ -101,10 +101,10 @@ def test_a_set_does_not_feel_hostile_neighbours(form: Form, way: str, dtype: str
     rows = hostile_sets(form.runs * length, dtype)
     ordinary = rows.copy()
     kept = [0, 6, 11]
-    ordinary[[its for its in range(len(rows)) if its not in kept]] = rows[0]
+    ordinary[[value for value in range(len(rows)) if value not in kept]] = rows[0]
     dy = cotangent(form.of(rows))
     with in_threads(threads):
-        found = [both_passes(form.of(its), dy) for its in (rows, ordinary)]
+        found = [both_passes(form.of(value), dy) for value in (rows, ordinary)]
     _alike(form, found, kept, len(rows))
 
 
@@ -132,13 +132,13 @@ def test_nan_and_infinity_in_x(form: Form, way: str, poison: float, dtype: str) 
             found = both_passes(form.of(rows), dy)
             assert len(found[2]) == 2
             _alike(form, [expected, found], [0, 1, 2, 4, 5], 6)
-            its, its_dx = [form.restored(array, 6)[3] for array in (found[0], found[1].x)]
+            item, its_dx = [form.restored(array, 6)[3] for array in (found[0], found[1].x)]
             assert np.isnan(its_dx).all()
             if form.function == "rms_norm" and np.isinf(poison):
-                assert np.isnan(its[position])
-                assert (np.delete(its, position) == 0).all()
+                assert np.isnan(item[position])
+                assert (np.delete(item, position) == 0).all()
             else:
-                assert np.isnan(its).all()
+                assert np.isnan(item).all()
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -179,10 +179,10 @@ def test_nan_in_gradients_of_parameters(form: Form, way: str, dtype: str) -> Non
     laid = np.zeros(dy.shape, bool)
     laid[place] = True
     axis = case.norm.options.get("channel_axis", case.norm.options.get("axis", 1)) % dy.ndim
-    others = tuple([its for its in range(dy.ndim) if its != (0 if form.name == "runs" else axis)])
+    others = tuple([value for value in range(dy.ndim) if value != (0 if form.name == "runs" else axis)])
     expected = laid.any(axis=others).reshape(shape)
-    for its in (found.weight, found.bias):
-        np.testing.assert_array_equal(np.isnan(its), expected)
+    for array in (found.weight, found.bias):
+        np.testing.assert_array_equal(np.isnan(array), expected)
 
 
 CONSTANTS = (1000000.1, 0.1, 12345.678, 1e10, 1e30, 3e38, -3e38, 0.0)

@@ -80,11 +80,11 @@ def test_what_does_not_fit(kind: str) -> None:
     assert explained.reason is not None
     assert explained.reason.startswith(reason)
     assert str(explained) == f"anynorm_numpy ({explained.reason})"
-    native = Case(case.norm, {name: its.astype(its.dtype.newbyteorder("=")) for name, its in case.arrays.items()})
+    native = Case(case.norm, {name: value.astype(value.dtype.newbyteorder("=")) for name, value in case.arrays.items()})
     y, found, jobs = both_passes(case, cotangent(native))
     assert jobs == []
     verify(y.astype(native.arrays["x"].dtype), native.arrays["x"], native.reference())
-    gradients = [None if its is None else its.astype(its.dtype.newbyteorder("=")) for its in found]
+    gradients = [None if result is None else result.astype(result.dtype.newbyteorder("=")) for result in found]
     verify_gradients(an.Gradients(*gradients), native, exact_gradients(native, cotangent(native)))
 
 
@@ -178,7 +178,7 @@ def test_dx_does_not_feel_the_layout(norm: Norm, dtype: str) -> None:
                     found.setdefault(runs_of(jobs[1]), {})[name, other] = gradients.x.tobytes()
         for alike in found.values():
             expected = next(iter(alike.values()))
-            assert {its for its, bits in alike.items() if bits != expected} == set()
+            assert {value for value, bits in alike.items() if bits != expected} == set()
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.name)
@@ -233,7 +233,7 @@ def test_out_of_another_layout(form: Form, layout: str) -> None:
 def test_parameters_of_another_layout(form: Form, layout: str) -> None:
     """Weight and bias may lie as they like, and have another dtype: the engine reads numbers of C."""
     case = form.case("float32", 4, 70)
-    laid = {name: LAYOUTS[layout](its) for name, its in case.arrays.items() if name != "x"}
+    laid = {name: LAYOUTS[layout](array) for name, array in case.arrays.items() if name != "x"}
     judge(Case(case.norm, case.arrays | laid))
-    halves = {name: its.astype("float16") for name, its in laid.items()}
+    halves = {name: value.astype("float16") for name, value in laid.items()}
     judge(Case(case.norm, case.arrays | halves))

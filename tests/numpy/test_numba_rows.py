@@ -67,10 +67,10 @@ def test_shared_parameters(name: str, turned: bool, dtype: str) -> None:
     # A step along the second axis, so that it does not merge with the first.
     x = random.normal(1, 2, size=(shape[0], 2 * shape[1], shape[2])).astype(numpy_dtype(dtype))[:, ::2]
     arrays = {"x": x} | {
-        key: random.normal(size=its).astype(numpy_dtype(dtype)) for key, its in (("weight", weight), ("bias", bias))
+        key: random.normal(size=value).astype(numpy_dtype(dtype)) for key, value in (("weight", weight), ("bias", bias))
     }
     if turned:
-        arrays = {key: its if its.ndim == 1 else its.swapaxes(1, 2) for key, its in arrays.items()}
+        arrays = {key: array if array.ndim == 1 else array.swapaxes(1, 2) for key, array in arrays.items()}
     case = Case(Norm("shared", "layer_norm", {"axis": 1 if turned else 2}), arrays)
     with in_threads(1):
         jobs = judge(case)

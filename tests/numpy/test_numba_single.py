@@ -69,20 +69,22 @@ def test_single_elements_of_rms_norm(dtype: str) -> None:
 def test_single_sample_infers(dtype: str) -> None:
     """One sample with given statistics has its channels side by side; its gradients too are those of many samples."""
     x: Any = np.random.default_rng(9).standard_normal((2, 700)).astype(numpy_dtype(dtype))
-    mean, var = [its.astype(np.float64 if dtype == "float64" else np.float32) for its in (x[1] * 0.5, x[0] ** 2 + 1)]
+    mean, var = [
+        value.astype(np.float64 if dtype == "float64" else np.float32) for value in (x[1] * 0.5, x[0] ** 2 + 1)
+    ]
     weight = np.linspace(-2, 2, 700).astype(mean.dtype)
     norm: Any = partial(an.vjp, an.batch_norm, weight=weight, bias=weight, mean=mean, var=var)
     both, pullback = norm(x)
     gradients = pullback(x)
     with watched() as jobs:
         one, pull = norm(x[:1])
-        its = pull(x[:1])
+        array = pull(x[:1])
     assert [job.rows for job in jobs] == [False, False]
     np.testing.assert_array_equal(one, both[:1])
-    np.testing.assert_array_equal(its.x, gradients.x[:1])
+    np.testing.assert_array_equal(array.x, gradients.x[:1])
     _, other = norm(x[1:])
     for name in ("weight", "bias"):
-        parts = getattr(its, name).astype(np.float64) + getattr(other(x[1:]), name).astype(np.float64)
+        parts = getattr(array, name).astype(np.float64) + getattr(other(x[1:]), name).astype(np.float64)
         np.testing.assert_allclose(getattr(gradients, name).astype(np.float64), parts, rtol=1e-6, atol=1e-6)
 
 

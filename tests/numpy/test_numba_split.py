@@ -135,7 +135,7 @@ def test_given_statistics(kind: str, dtype: str, threads: int) -> None:
     arrays |= {name: random.normal(size=shape[axis]) for name in ("mean", "weight", "bias")}
     arrays["var"] = random.uniform(0.1, 9, size=shape[axis])
     norm = Norm("given", "batch_norm", {"channel_axis": axis})
-    case = Case(norm, {name: its.astype(numpy_dtype(dtype)) for name, its in arrays.items()})
+    case = Case(norm, {name: array.astype(numpy_dtype(dtype)) for name, array in arrays.items()})
     forward, _ = _splits(case, threads)
     assert forward
     if threads == SEVERAL[0]:  # the bits in others are the same
@@ -172,5 +172,5 @@ def test_a_split_set_does_not_feel_its_batch(form: Form, dtype: str) -> None:
     with in_threads(8):
         its_y, its_found, jobs = both_passes(alone, dy_alone)
     assert [job.split for job in jobs] == [True, True]
-    for together, its in ((y, its_y), (found.x, its_found.x)):
-        assert form.restored(together, 34)[6:8].tobytes() == form.restored(its, 2).tobytes()
+    for together, array in ((y, its_y), (found.x, its_found.x)):
+        assert form.restored(together, 34)[6:8].tobytes() == form.restored(array, 2).tobytes()

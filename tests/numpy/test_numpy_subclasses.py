@@ -42,7 +42,7 @@ class Thousandfold(np.ndarray):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         """Compute as plain arrays do, but for a product."""
-        plain = [np.asarray(its) for its in inputs]
+        plain = [np.asarray(array) for array in inputs]
         result = getattr(ufunc, method)(*plain, **options, **({} if out is None else {"out": out}))
         if ufunc is np.multiply and out is None:
             result = result * 1000
@@ -69,24 +69,24 @@ class Masked(np.ndarray):
 
 # Calls in which `its`, of shape (6,) or as x, is the subclass in question.
 SMALL: dict[str, Callable[[Any], Any]] = {
-    "weight": lambda its: an.batch_norm(X, weight=its),
-    "bias": lambda its: an.batch_norm(X, bias=its),
-    "mean": lambda its: an.batch_norm(X, mean=its, var=W),
-    "var": lambda its: an.batch_norm(X, mean=W, var=its),
-    "running_mean": lambda its: an.update_running(its, W, an.moments(X, axis=(0, 2)))[0],
-    "dweight": lambda its: an.vjp(an.batch_norm, X, weight=its)[1](DY).weight,
-    "dbias": lambda its: an.vjp(an.batch_norm, X, bias=its)[1](DY).bias,
+    "weight": lambda array: an.batch_norm(X, weight=array),
+    "bias": lambda array: an.batch_norm(X, bias=array),
+    "mean": lambda array: an.batch_norm(X, mean=array, var=W),
+    "var": lambda array: an.batch_norm(X, mean=W, var=array),
+    "running_mean": lambda array: an.update_running(array, W, an.moments(X, axis=(0, 2)))[0],
+    "dweight": lambda array: an.vjp(an.batch_norm, X, weight=array)[1](DY).weight,
+    "dbias": lambda array: an.vjp(an.batch_norm, X, bias=array)[1](DY).bias,
 }
 LARGE: dict[str, Callable[[Any], Any]] = {
     "x": an.batch_norm,
-    "x-transposed": lambda its: an.layer_norm(its.transpose(2, 0, 1), W, axis=2),
-    "x-affine": lambda its: an.batch_norm(its, weight=W, bias=W),
-    "moments": lambda its: an.moments(its, axis=(0, 2)).m2,
-    "dy": lambda its: an.vjp(an.batch_norm, DY)[1](its).x,
-    "dy-weight": lambda its: an.vjp(an.batch_norm, DY, weight=W)[1](its).weight,
-    "dy-of-x": lambda its: an.vjp(an.batch_norm, its)[1](DY).x,
-    "out": lambda its: an.batch_norm(X, out=its.copy()),
-    "dx-out": lambda its: an.vjp(an.batch_norm, X)[1](DY, out=its.copy()).x,
+    "x-transposed": lambda array: an.layer_norm(array.transpose(2, 0, 1), W, axis=2),
+    "x-affine": lambda array: an.batch_norm(array, weight=W, bias=W),
+    "moments": lambda array: an.moments(array, axis=(0, 2)).m2,
+    "dy": lambda array: an.vjp(an.batch_norm, DY)[1](array).x,
+    "dy-weight": lambda array: an.vjp(an.batch_norm, DY, weight=W)[1](array).weight,
+    "dy-of-x": lambda array: an.vjp(an.batch_norm, array)[1](DY).x,
+    "out": lambda array: an.batch_norm(X, out=array.copy()),
+    "dx-out": lambda array: an.vjp(an.batch_norm, X)[1](DY, out=array.copy()).x,
 }
 CALLS = [pytest.param(call, W, id=name) for name, call in SMALL.items()]
 CALLS += [pytest.param(call, X, id=name) for name, call in LARGE.items()]
@@ -97,11 +97,11 @@ CALLS += [pytest.param(call, X, id=name) for name, call in LARGE.items()]
 @pytest.mark.parametrize(("call", "values"), CALLS)
 def test_every_path_respects_a_subclass(call: Callable[[Any], Any], values: NumPyArray, cls: type, path: str) -> None:
     """A subclass in any place gives type, layout and numbers that the formula gives, whichever path serves the rest."""
-    its: Any = values.view(cls)
+    array: Any = values.view(cls)
     with PATHS["formula"]():
-        expected = call(its)
+        expected = call(array)
     with PATHS[path]():
-        y = call(its)
+        y = call(array)
     assert type(y) is type(expected)
     assert y.strides == expected.strides
     plain = np.asarray(expected)
@@ -159,15 +159,15 @@ def test_each_array_is_asked(name: str, attribute: str, said: str, path: str) ->
         def __array_finalize__(self, other: Any) -> None:
             vars(self).update({} if other is None else vars(other) if type(other) is Marked else {})
 
-    its: Any = values.view(Marked)
+    array: Any = values.view(Marked)
     said = "is more than numbers" if name.endswith("out") else said
     with PATHS[path]():
-        call(its)
-        setattr(its, attribute, np.zeros(values.shape, bool))
+        call(array)
+        setattr(array, attribute, np.zeros(values.shape, bool))
         with pytest.raises(TypeError, match=said):
-            call(its)
-        delattr(its, attribute)
-        call(its)
+            call(array)
+        delattr(array, attribute)
+        call(array)
 
 
 @pytest.mark.parametrize("attribute", ["mask", "nnz", "unit", "units"])

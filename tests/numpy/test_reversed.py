@@ -93,22 +93,24 @@ def test_same_bits(name: str, memory: str, axes: tuple[int, ...], dtype: str, th
     that depends on which axes are one in memory.
     """
     function, numbers, options, _ = CALLS[name]
-    options = {key: its.astype(dtype) if isinstance(its, np.ndarray) else its for key, its in options.items()}
+    options = {
+        key: option.astype(dtype) if isinstance(option, np.ndarray) else option for key, option in options.items()
+    }
     forth, dy = drawn(memory, dtype, 1), drawn(memory, dtype, 2)
     with in_threads(threads):
         expected, pullback = an.vjp(function, laid(forth, memory), *numbers, **options)
         right = pullback(laid(dy, memory))
         with watched() as jobs:
             for which in ("x", "dy", "out", "all"):
-                turned = {its: axes if which in (its, "all") else () for its in ("x", "dy", "out")}
+                turned = {value: axes if which in (value, "all") else () for value in ("x", "dy", "out")}
                 x = laid(forth, memory, turned["x"])
                 out, dx = [laid(np.zeros_like(forth), memory, turned["out"]) for _ in range(2)]
                 assert an.explain(function, x, *numbers, **options, out=out).path == "anynorm_numba"
                 y, pullback = an.vjp(function, x, *numbers, **options)
                 found = pullback(laid(dy, memory, turned["dy"]), out=dx)
                 assert function(x, *numbers, **options, out=out) is out
-                for its, other in ((y, expected), (out, expected), (dx, right.x)):
-                    assert its.tobytes() == other.tobytes()
+                for array, other in ((y, expected), (out, expected), (dx, right.x)):
+                    assert array.tobytes() == other.tobytes()
                 if name not in ("layer", "rms") and right.weight is not None:
                     assert found.weight.tobytes() == right.weight.tobytes()
                     assert found.bias.tobytes() == right.bias.tobytes()
@@ -159,7 +161,7 @@ def test_what_is_not_served(function: Any, memory: str, axis: int) -> None:
     np.testing.assert_allclose(function(laid(x, memory, (axis,))), function(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("function", [an.batch_norm, an.instance_norm], ids=lambda its: its.__name__)
+@pytest.mark.parametrize("function", [an.batch_norm, an.instance_norm], ids=lambda array: array.__name__)
 def test_channels_of_small_images(function: Any) -> None:
     """Sets in runs of under 64 elements are columns, in which channels go forwards; the reason speaks of those runs."""
     x = np.random.default_rng(5).normal(size=(4, 3, 5, 5)).astype("float32")

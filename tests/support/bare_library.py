@@ -50,10 +50,10 @@ class Bare:
         return xp
 
     def __getitem__(self, index: Any) -> Bare:
-        for axis, its in enumerate(index):
-            if its is Ellipsis:
+        for axis, value in enumerate(index):
+            if value is Ellipsis:
                 break
-            if self.shape[axis] is None and its != slice(None):
+            if self.shape[axis] is None and value != slice(None):
                 msg = "a slice of an unknown length"
                 raise IndexError(msg)
         return Bare(self._values[index])
@@ -69,9 +69,9 @@ def _operator(name: str) -> Callable[..., Any]:
     apply = getattr(operator, name.replace("__r", "__") if name in REFLECTED else name)
 
     def method(self: Bare, *others: Any) -> Any:
-        if not all(isinstance(its, Bare | int | float) for its in others):
+        if not all(isinstance(other, Bare | int | float) for other in others):
             return NotImplemented
-        values = [opened(its) for its in others]
+        values = [opened(other) for other in others]
         return Bare(apply(*values, self._values) if name in REFLECTED else apply(self._values, *values))
 
     return method
@@ -86,19 +86,19 @@ for _name in (
     setattr(Bare, _name, _operator(_name))
 
 
-def opened(its: Any) -> Any:
+def opened(array: Any) -> Any:
     """Return the NumPy array within a bare one; the one way to compute it."""
-    return its._values if isinstance(its, Bare) else its
+    return array._values if isinstance(array, Bare) else array
 
 
 def _function(name: str) -> Callable[..., Any]:
     apply = getattr(numpy_namespace, name)
 
     def function(*arguments: Any, **options: Any) -> Any:
-        for its in arguments[:1] if name.endswith("_like") or name in ("reshape", "squeeze", "max", "sum") else ():
-            assert isinstance(its, Bare), f"{name} of {type(its)}"
+        for argument in arguments[:1] if name.endswith("_like") or name in ("reshape", "squeeze", "max", "sum") else ():
+            assert isinstance(argument, Bare), f"{name} of {type(argument)}"
         assert name != "reshape" or None not in arguments[1], "an unknown length in reshape"
-        found = apply(*[opened(its) for its in arguments], **options)
+        found = apply(*[opened(argument) for argument in arguments], **options)
         return found if name == "result_type" else Bare(found)
 
     return function

@@ -36,14 +36,14 @@ def small_case(norm: Norm) -> Case:
 def directions(case: Case) -> dict[str, Any]:
     """Return a direction in which to move each argument that has a gradient."""
     random = np.random.default_rng(17)
-    return {name: random.normal(size=its.shape) for name, its in case.arrays.items() if name not in ("mean", "var")}
+    return {name: random.normal(size=array.shape) for name, array in case.arrays.items() if name not in ("mean", "var")}
 
 
 def change(case: Case, moved: dict[str, Any]) -> Any:
     """Return the exact result's derivative along the directions of `moved`, to about 1e-7 of its size."""
 
     def at(step: float) -> Any:
-        arrays = {name: its + step * moved[name] if name in moved else its for name, its in case.arrays.items()}
+        arrays = {name: array + step * moved[name] if name in moved else array for name, array in case.arrays.items()}
         return Case(case.norm, arrays).reference().exact
 
     return ((at(STEP) - at(-STEP)) / (2 * STEP)).astype("float64")

@@ -110,7 +110,7 @@ def _summed_axes(case: Case) -> list[int]:
     if case.norm.function in ("layer_norm", "rms_norm"):
         axis = options.get("axis", -1)
         axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-        return [its % ndim for its in axes]
+        return [value % ndim for value in axes]
     batch = options.get("batch_axis", 0) if case.norm.function != "batch_norm" else None
     kept = {
         options.get("channel_axis", 1) % ndim,

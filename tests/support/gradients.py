@@ -55,22 +55,24 @@ def pull(case: Case, library: ArrayLibrary, dy: NumPyArray) -> an.Gradients:
 
 def to_numpy(found: an.Gradients, library: ArrayLibrary) -> an.Gradients:
     """Return gradients as NumPy arrays, None as None."""
-    return an.Gradients(*[None if its is None else library.to_numpy(its) for its in found])
+    return an.Gradients(*[None if result is None else library.to_numpy(result) for result in found])
 
 
 def verify_gradients(found: an.Gradients, case: Case, reference: Gradients) -> None:
     """Raise unless each gradient has its argument's shape and dtype and lies within the bound of the exact one."""
     for name in NAMES:
-        argument, its, expected = case.arrays.get(name), getattr(found, name), getattr(reference, name)
+        argument, array, expected = case.arrays.get(name), getattr(found, name), getattr(reference, name)
         if argument is None:
-            if its is not None:
-                msg = f"{name} was None, its gradient is {its!r}"
+            if array is not None:
+                msg = f"{name} was None, its gradient is {array!r}"
                 raise AssertionError(msg)
             continue
-        if (its.dtype, its.shape) != (argument.dtype, argument.shape):
-            msg = f"d{name} has dtype {its.dtype} and shape {its.shape}, {name} {argument.dtype} and {argument.shape}"
+        if (array.dtype, array.shape) != (argument.dtype, argument.shape):
+            msg = (
+                f"d{name} has dtype {array.dtype} and shape {array.shape}, {name} {argument.dtype} and {argument.shape}"
+            )
             raise AssertionError(msg)
-        units = expected.units(its)
+        units = expected.units(array)
         if not units <= 1:
             msg = f"d{name} is off by {units:.3g} units of the contract's bound"
             raise AssertionError(msg)
@@ -88,12 +90,13 @@ def check_gradients(case: Case, library: ArrayLibrary, dy: NumPyArray, exact: Gr
         msg = f"the pullback returned a {type(found)}"
         raise AssertionError(msg)
     for name in NAMES:
-        its = getattr(found, name)
+        array = getattr(found, name)
         # The gradient of a memory map is a plain array.
-        if its is not None and not (isinstance(arrays[name], type(its)) and _device(its) == _device(arrays[name])):
-            msg = (
-                f"d{name} is a {type(its)} on {_device(its)}, {name} a {type(arrays[name])} on {_device(arrays[name])}"
-            )
+        if array is not None and not (
+            isinstance(arrays[name], type(array)) and _device(array) == _device(arrays[name])
+        ):
+            argument = arrays[name]
+            msg = f"d{name} is a {type(array)} on {_device(array)}, {name} a {type(argument)} on {_device(argument)}"
             raise AssertionError(msg)
     verified = to_numpy(found, library)
     verify_gradients(verified, case, exact or exact_gradients(case, dy, library.flushes))
@@ -106,4 +109,4 @@ def _device(array: Any) -> str:
 
 def bits(found: an.Gradients) -> list[bytes | None]:
     """Return the bits of gradients that are NumPy arrays."""
-    return [None if its is None else its.tobytes() for its in found]
+    return [None if result is None else result.tobytes() for result in found]

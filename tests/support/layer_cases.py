@@ -121,11 +121,11 @@ def make_layer(case: Case, library: ArrayLibrary, last: bool, dtype: str = "floa
     layer = case.make(axis_of(case, last), weight=True) if case is CASES["layer"] else case.make(axis_of(case, last))
     rng = np.random.default_rng(seed)
     state = {}
-    for name, its in layer.state_dict().items():
+    for name, value in layer.state_dict().items():
         if name == "num_batches_tracked":
-            state[name] = library.make(np.asarray(its))
+            state[name] = library.make(np.asarray(value))
             continue
-        values = rng.uniform(0.5, 1.5, (6, *SHAPE[2:]) if its.ndim == 3 else 6).astype(numpy_dtype(dtype))
+        values = rng.uniform(0.5, 1.5, (6, *SHAPE[2:]) if value.ndim == 3 else 6).astype(numpy_dtype(dtype))
         state[name] = library.make(np.ascontiguousarray(ordered(values, last)))
     if "running_mean" in state:
         state["num_batches_skipped"] = library.make(np.asarray(layer.num_batches_skipped))

@@ -79,7 +79,7 @@ one_of_each_kind = each_setup("layer", "rms", "group", "batch2d", "instance2d-tr
 
 def check_states_agree(ours: Any, theirs: Any, **tolerance: float) -> None:
     """Raise unless both layers have the same parameters and buffers, with the same names, in the same order."""
-    mine, its = ours.state_dict(), theirs.state_dict()
-    assert list(mine) == list(its)
-    for name in its:
-        torch.testing.assert_close(mine[name], its[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+    mine, array = ours.state_dict(), theirs.state_dict()
+    assert list(mine) == list(array)
+    for name in array:
+        torch.testing.assert_close(mine[name], array[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)

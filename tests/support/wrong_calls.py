@@ -62,8 +62,8 @@ class Case:
         x = self.x
         if isinstance(x, Of):
             x = x.make(library) if usable else x.make_unusable(library)
-        args = [of_library(its, library) for its in self.args]
-        options = {name: of_library(its, library) for name, its in self.options.items()}
+        args = [of_library(arg, library) for arg in self.args]
+        options = {name: of_library(option, library) for name, option in self.options.items()}
         with pytest.raises(self.error) as caught:
             getattr(an, self.function)(x, *args, **options)
         assert type(caught.value) is self.error
@@ -71,14 +71,14 @@ class Case:
 
     def __str__(self) -> str:
         x = [] if self.x == Of() else [f"x={self.x!r}"]
-        options = [f"{name}={its!r:.40}" for name, its in self.options.items()]
+        options = [f"{name}={option!r:.40}" for name, option in self.options.items()]
         return f"{self.function}({', '.join([*x, *map(repr, self.args), *options])})"
 
 
 def of_library(value: Any, library: ArrayLibrary) -> Any:
     """Return an argument with every `Of` in it made by a library."""
     if isinstance(value, anynorm.Moments):
-        return anynorm.Moments(*[of_library(its, library) for its in value])
+        return anynorm.Moments(*[of_library(one, library) for one in value])
     return value.make(library) if isinstance(value, Of) else value
 
 
@@ -155,7 +155,7 @@ def wrong_axes(function: str) -> Iterator[Case]:
     yield wrong(function, ValueError, "axis=(1, -2) names an axis twice", "Name each", axis=(1, -2))
     yield wrong(function, ValueError, "axis=() reduces nothing", "Name at least one", axis=())
     for axis in (1.0, True, "1", [1], np.float64(1), (0, 1.0), (True, 0)):
-        bad = next(its for its in (axis if isinstance(axis, tuple) else [axis]) if type(its) is not int)
+        bad = next(value for value in (axis if isinstance(axis, tuple) else [axis]) if type(value) is not int)
         yield wrong(function, TypeError, "axis must be an integer", f"got {bad!r} of type", axis=axis)
 
 

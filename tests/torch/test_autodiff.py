@@ -21,11 +21,13 @@ from libraries import ALL_DTYPES, DTYPE_FEATURES, ArrayLibrary, NumPyArray, each
 import anynorm as an
 
 BY_NAME = {norm.name: norm for norm in NORMS}
-ARRANGED = {its.name: its for its in ARRANGEMENTS}
+ARRANGED = {value.name: value for value in ARRANGEMENTS}
 ONCE = ("layer-apart", "rms-leading", "group-last", "instance", "batch-given")
 
 each_norm = pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in NORMS])
-each_dtype = pytest.mark.parametrize("dtype", [pytest.param(its, marks=DTYPE_FEATURES[its]) for its in ALL_DTYPES])
+each_dtype = pytest.mark.parametrize(
+    "dtype", [pytest.param(value, marks=DTYPE_FEATURES[value]) for value in ALL_DTYPES]
+)
 on_torch = each_library(["torch"])
 on_jax = each_library(["jax"])
 
@@ -47,7 +49,7 @@ def torch() -> Iterator[Any]:
 
 def _leaves(arrays: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return tensors of which those named require a gradient."""
-    return {name: its.requires_grad_(name in names) for name, its in arrays.items()}
+    return {name: tensor.requires_grad_(name in names) for name, tensor in arrays.items()}
 
 
 def _backward(torch: Any, y: Any, leaves: dict[str, Any], dy: Any, library: ArrayLibrary) -> an.Gradients:
@@ -119,7 +121,7 @@ LONG = (
 @on_torch
 def test_torch_autograd_of_long_sums(library: ArrayLibrary, norm: Norm, shape: tuple[int, ...], torch: Any) -> None:
     """Gradients that are sums of many like numbers are accurate along any axes."""
-    parameters = {name: np.full(its, 0.7, "float32") for name, its in norm.parameters.items()}
+    parameters = {name: np.full(parameter, 0.7, "float32") for name, parameter in norm.parameters.items()}
     _check_torch(torch, Case(norm, {"x": two_values(shape)} | parameters), library, np.full(shape, 0.3, "float32"))
 
 
@@ -183,8 +185,8 @@ def test_torch_gradients_of_each_sample(library: ArrayLibrary, norm: Norm, torch
     samples = [case.with_x(case.arrays["x"] * factor) for factor in (1.0, -2.0, 0.5)]
     dy = cotangent(case)
     arrays, made = library.make_all(case.arrays), library.make(dy)
-    x = torch.stack([library.make(its.arrays["x"]) for its in samples])
-    gradient = torch.func.grad(lambda its: (case.function()(its) * made).sum())
+    x = torch.stack([library.make(value.arrays["x"]) for value in samples])
+    gradient = torch.func.grad(lambda tensor: (case.function()(tensor) * made).sum())
     found = torch.func.vmap(gradient, in_dims=({name: 0 if name == "x" else None for name in arrays},))(
         arrays | {"x": x}
     )
@@ -276,5 +278,5 @@ def test_statistics_are_constants(library: ArrayLibrary, torch: Any) -> None:
         assert y.requires_grad
         assert not moments.mean.requires_grad
         assert not moments.m2.requires_grad
-        (alone,), (beside,) = [torch.autograd.grad(its.square().sum(), [x]) for its in (function(x), y)]
+        (alone,), (beside,) = [torch.autograd.grad(tensor.square().sum(), [x]) for tensor in (function(x), y)]
         assert (alone == beside).all()

@@ -142,7 +142,7 @@ def test_export_a_training_step(library: ArrayLibrary, strict: bool) -> None:
 
     def arguments(length: int) -> tuple[Any, ...]:
         x = np.random.default_rng(length).normal(3, 2, size=(length, 4, 3))
-        return tuple(library.make(its) for its in (x, np.zeros(4), np.ones(4)))
+        return tuple(library.make(tensor) for tensor in (x, np.zeros(4), np.ones(4)))
 
     shapes = {"args": ({0: torch.export.Dim("length")}, None, None)}
     exported = torch.export.export(Calling(step), arguments(6), dynamic_shapes=shapes, strict=strict).module()

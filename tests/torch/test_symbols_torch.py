@@ -43,12 +43,12 @@ each_way = pytest.mark.parametrize(("norm", "dtype"), WAYS, ids=[f"{norm.name}-{
 def _case(norm: Norm, shape: tuple[int, ...], dtype: str = "float32") -> Case:
     random = np.random.default_rng(5)
     arrays = {"x": random.normal(300, 2, size=shape)}
-    arrays |= {name: random.normal(size=its) for name, its in norm.parameters.items()}
-    return Case(norm, {name: its.astype(dtype) for name, its in arrays.items()})
+    arrays |= {name: random.normal(size=parameter) for name, parameter in norm.parameters.items()}
+    return Case(norm, {name: tensor.astype(dtype) for name, tensor in arrays.items()})
 
 
 def _tensors(case: Case, dy: Any) -> list[Any]:
-    return [torch.from_numpy(its.copy()) for its in (*case.arrays.values(), dy)]
+    return [torch.from_numpy(tensor.copy()) for tensor in (*case.arrays.values(), dy)]
 
 
 def _step(case: Case) -> Callable[..., Any]:
@@ -56,7 +56,7 @@ def _step(case: Case) -> Callable[..., Any]:
 
     def step(*tensors: Any) -> Any:
         *given, dy = tensors
-        given = [its.detach().requires_grad_() for its in given]
+        given = [tensor.detach().requires_grad_() for tensor in given]
         y = case.function()(dict(zip(case.arrays, given, strict=True)))
         return (y, *torch.autograd.grad(y, given, dy))
 
@@ -80,7 +80,7 @@ def forgotten() -> Iterator[None]:
 
 def _verify(program: Callable[..., Any], norm: Norm, shape: tuple[int, ...], dtype: str = "float32") -> None:
     case, dy, exact, exact_of_gradients = _expected(norm, shape, dtype)
-    y, *gradients = [its.detach().numpy() for its in program(*_tensors(case, dy))]
+    y, *gradients = [value.detach().numpy() for value in program(*_tensors(case, dy))]
     found = {"x": None, "weight": None, "bias": None} | dict(zip(case.arrays, gradients, strict=True))
     verify(y, case.arrays["x"], exact)
     verify_gradients(an.Gradients(**found), case, exact_of_gradients)
@@ -113,14 +113,14 @@ def test_aot_function(norm: Norm) -> None:
     function = case.function()
     names = tuple(case.arrays)
     compiled = compiler.aot_function(
-        lambda *its: function(dict(zip(names, its, strict=True))),
+        lambda *arguments: function(dict(zip(names, arguments, strict=True))),
         fw_compiler=counting,
         bw_compiler=counting,
         dynamic=True,
     )
 
     def step(*tensors: Any) -> Any:
-        given = [its.requires_grad_() for its in tensors[:-1]]
+        given = [tensor.requires_grad_() for tensor in tensors[:-1]]
         y = compiled(*given)
         return (y, *torch.autograd.grad(y, given, tensors[-1]))
 
@@ -146,7 +146,7 @@ def test_fake_tensors(norm: Norm, inside: bool) -> None:
         sizes = [DimDynamic.STATIC if length == 6 else DimDynamic.DYNAMIC for length in tensor.shape]
         return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
-    x, *parameters = [fake(its).requires_grad_() for its in _tensors(case, np.zeros(()))[:-1]]
+    x, *parameters = [fake(array).requires_grad_() for array in _tensors(case, np.zeros(()))[:-1]]
     with mode if inside else nullcontext():
         y = case.function()(dict(zip(case.arrays, (x, *parameters), strict=True)))
         (dx,) = torch.autograd.grad(y, [x], y)
@@ -201,11 +201,11 @@ def test_jit_trace(norm: Norm, first: tuple[int, ...], dtype: str) -> None:
     function, names = case.function(), tuple(case.arrays)
     tensors = _tensors(case, np.zeros(()))[:-1]
     traced = torch.jit.trace(
-        lambda *its: function(dict(zip(names, its, strict=True))), tuple(tensors), check_trace=False
+        lambda *arguments: function(dict(zip(names, arguments, strict=True))), tuple(tensors), check_trace=False
     )
 
     def step(*tensors: Any) -> Any:
-        given = [its.requires_grad_() for its in tensors[:-1]]
+        given = [tensor.requires_grad_() for tensor in tensors[:-1]]
         y = traced(*given)
         return (y, *torch.autograd.grad(y, given, tensors[-1]))
 

@@ -94,7 +94,7 @@ def fresh_compiler() -> Iterator[None]:
 
 def classes(model: Any) -> list[type]:
     """Return the class of every module, in order."""
-    return [type(its) for its in model.modules()]
+    return [type(module) for module in model.modules()]
 
 
 def train(model: Any, x: Any, optimizer: Any, steps: int = 3) -> Any:
@@ -112,7 +112,7 @@ def test_model_computes_the_same(name: str) -> None:
     """A model swapped between the steps of an optimizer trains on as it would have with torch's layers."""
     model, x, norms = model_and_input(name, torch.float64)
     twin = copy.deepcopy(model)
-    optimizers = [torch.optim.SGD(its.parameters(), 1e-3, momentum=0.9) for its in (model, twin)]
+    optimizers = [torch.optim.SGD(value.parameters(), 1e-3, momentum=0.9) for value in (model, twin)]
     torch.testing.assert_close(train(model, x, optimizers[0]), train(twin, x, optimizers[1]), rtol=0, atol=0)
     acceleration = accelerate(model)
     assert len(acceleration.swapped) == norms
@@ -152,7 +152,7 @@ def test_every_class_is_swapped() -> None:
     own += [getattr(nn, f"{kind}Norm{ndim}d")(2) for kind in ("Batch", "Instance") for ndim in (1, 2, 3)]
     model = nn.ModuleList(own)
     assert accelerate(model).swapped == tuple([str(i) for i in range(9)])
-    assert [type(its) for its in model] == [getattr(anynorm_torch.nn, type(its).__name__) for its in model]
+    assert [type(value) for value in model] == [getattr(anynorm_torch.nn, type(value).__name__) for value in model]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_twice() -> None:
     model = nn.Sequential(nn.LayerNorm(2), nn.LayerNorm(2))
     first = accelerate(model[0])
     second, third = accelerate(model), accelerate(model)
-    assert [its.swapped for its in (first, second, third)] == [("",), ("1",), ()]
+    assert [value.swapped for value in (first, second, third)] == [("",), ("1",), ()]
     third.undo()
     second.undo()
     assert classes(model)[1:] == [anynorm_torch.nn.LayerNorm, nn.LayerNorm]
@@ -244,7 +244,7 @@ def test_twice() -> None:
     again = accelerate(model)
     first.undo()
     second.undo()
-    assert [its.swapped for its in (first, second)] == [(), ()]
+    assert [value.swapped for value in (first, second)] == [(), ()]
     assert again.swapped == ("0", "1")
     assert classes(model)[1:] == [anynorm_torch.nn.LayerNorm] * 2
 

@@ -100,7 +100,7 @@ def _flags_at(address: int) -> list[str]:
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, _, rest = line.partition(" ")
         if "-" in first:
-            begins, ends = [int(its, 16) for its in first.split("-")]
+            begins, ends = [int(value, 16) for value in first.split("-")]
             inside = begins <= address < ends
         elif inside and first == "VmFlags:":
             return rest.split()
@@ -146,8 +146,8 @@ def test_statistics_of_permuted_sets() -> None:
     for bias in (sizes * 0, backwards, np.zeros((8, 4)).T):
         _, pullback = an.vjp(an.layer_norm, x, None, bias, axis=(2, 3))
         found.append(pullback(dy).x)
-    for its in found[1:]:
-        np.testing.assert_allclose(its, found[0], rtol=1e-12, atol=1e-12)
+    for result in found[1:]:
+        np.testing.assert_allclose(result, found[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("function", [an.layer_norm, an.rms_norm, an.batch_norm, an.instance_norm])

@@ -79,13 +79,13 @@ def test_whoever_sums_over_images(call: Any) -> None:
     generator = torch.Generator().manual_seed(7)
     x, dy = [torch.randn(shape, generator=generator) for _ in range(2)]
     if last:
-        x, dy = [its.contiguous(memory_format=torch.channels_last) for its in (x, dy)]
+        x, dy = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, dy)]
     lengths = shape[1:2] if len(shape) == 4 else shape[1:]
     leaves = [x, *[torch.randn(lengths, generator=generator) for _ in range(2)]]
 
     def gradients() -> list[Any]:
-        its = [leaf.detach().requires_grad_() for leaf in leaves]
-        return list(torch.autograd.grad(function(*its), its, dy))
+        array = [leaf.detach().requires_grad_() for leaf in leaves]
+        return list(torch.autograd.grad(function(*array), array, dy))
 
     found = gradients()
     with _summed_by_numpy():
@@ -104,13 +104,15 @@ def test_gradient_of_infinite_size_warns_of_nothing(by_numpy: bool) -> None:
     assert bias.grad.tolist() == [torch.inf] * 64
 
 
-@pytest.mark.parametrize("pack", [lambda its: its.clone(memory_format=torch.contiguous_format), lambda its: its])
+@pytest.mark.parametrize(
+    "pack", [lambda tensor: tensor.clone(memory_format=torch.contiguous_format), lambda tensor: tensor]
+)
 def test_tensors_that_hooks_bring_back_otherwise(pack: Any) -> None:
     """Saved tensors that a hook lays out anew are read as they lie then."""
     x, weight, bias = _leaves((16, 64))
     expected = _gradients((16, 64), (True, True, True))
     turned = x.detach().t().contiguous().t().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda its: its):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = an.layer_norm(turned, weight, bias)
     y.backward(torch.linspace(-1, 2, y.numel()).reshape(16, 64))
     for one, other in zip((turned.grad, weight.grad, bias.grad), expected, strict=True):
@@ -140,7 +142,7 @@ def test_saved_tensors_that_may_not_be_read() -> None:
     """What a hook brings back is looked at like any other tensor: one that negates lazily is not read as it lies."""
     x, weight, bias = _leaves((16, 64))
     expected = _gradients((16, 64), (True, True, True))
-    with torch.autograd.graph.saved_tensors_hooks(lambda its: its, lambda its: torch._neg_view(its.neg())):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: torch._neg_view(tensor.neg())):
         y = an.layer_norm(x, weight, bias)
     y.backward(torch.linspace(-1, 2, y.numel()).reshape(16, 64))
     for one, other in zip((x.grad, weight.grad, bias.grad), expected, strict=True):
@@ -213,8 +215,8 @@ def test_batched_backward(warm: bool) -> None:
     found = torch.autograd.grad(an.layer_norm(x, w, b), (x, w, b), dy, is_grads_batched=True)
     native = torch.nn.functional.layer_norm(x, (5,), w, b)
     expected = torch.autograd.grad(native, (x, w, b), dy, is_grads_batched=True)
-    for its, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(its, other, rtol=1e-5, atol=1e-5)
+    for result, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(result, other, rtol=1e-5, atol=1e-5)
     # A tensor of that kind must not be what later ones are told to be.
     torch.testing.assert_close(
         torch.autograd.grad(an.layer_norm(x, w, b), x, dy[1])[0], expected[0][1], rtol=1e-5, atol=1e-5

@@ -57,15 +57,17 @@ def _leaves(norm: str, affine: str, dtype: Any) -> list[Any]:
     length = NORMS[norm][2]
     x, weight, bias = [torch.randn(shape, generator=generator).to(dtype) for shape in ((4, 6, 8), length, length)]
     wanted = [x, weight if affine in ("weight", "both") else None, bias if affine in ("bias", "both") else None]
-    return [None if its is None else its.requires_grad_() for its in wanted]
+    return [None if tensor is None else tensor.requires_grad_() for tensor in wanted]
 
 
 def _gradients(function: Callable[..., Any], leaves: list[Any], change: Callable[[Any], Any]) -> list[Any]:
     """Return what becomes of y, the gradients, and those of the gradients' squares."""
     y = change(function(*leaves))
-    present = [its for its in leaves if its is not None]
+    present = [leaf for leaf in leaves if leaf is not None]
     first = torch.autograd.grad(y.sin().sum() + y.square().sum(), present, create_graph=True)
-    second = torch.autograd.grad(sum([(its * its).sum() for its in first]), present, materialize_grads=True)
+    second = torch.autograd.grad(
+        sum([(gradient * gradient).sum() for gradient in first]), present, materialize_grads=True
+    )
     return [y, *first, *second]
 
 
@@ -90,7 +92,7 @@ def test_result_changed_in_place(norm: str, fast: bool, affine: str, change: str
 def test_gradient_after_the_result_is_overwritten(norm: str, fast: bool, affine: str, dtype: str) -> None:
     """The gradient of y as it was does not depend on what is written over y."""
     leaves = _leaves(norm, affine, getattr(torch, dtype))
-    present = [its for its in leaves if its is not None]
+    present = [leaf for leaf in leaves if leaf is not None]
     dy = torch.linspace(-1, 1, 4 * 6 * 8).reshape(4, 6, 8).to(leaves[0].dtype)
     with an.fast_paths(fast):
         expected = torch.autograd.grad(NORMS[norm][0](*leaves), present, dy)

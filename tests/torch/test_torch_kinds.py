@@ -58,7 +58,7 @@ def _gradients(leaves: list[Any], dy: Any) -> Any:
 
 def _exact(leaves: list[Any], dy: Any) -> list[Any]:
     """Return y and the gradients by torch, in float64."""
-    exact = [its.detach().double().requires_grad_() for its in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     y = torch.nn.functional.layer_norm(exact[0], (8,), *exact[1:])
     return [y, *torch.autograd.grad(y, exact, dy.detach().double())]
 
@@ -90,7 +90,7 @@ def test_tensors_alike_are_of_one_kind() -> None:
             (x, torch.nn.Parameter(w[:1]), b),
             (x.view(48, 1), w, b),
         ]
-        others = [_signature_of(*its, None, None, None) for its in unlike]
+        others = [_signature_of(*value, None, None, None) for value in unlike]
     assert None not in others
     assert len({first, *others}) == 1 + len(unlike)
 
@@ -163,10 +163,10 @@ def test_other_dy(known: Any, kind: str) -> None:
 
 
 BROUGHT_BACK: dict[str, Callable[[Any], Any]] = {
-    "transposed": lambda its: its.t().contiguous().t(),
-    "in-float64": lambda its: its.double(),
-    "negated-lazily": lambda its: torch._neg_view(-its),
-    "of-another-type": lambda its: its.as_subclass(_Derived),
+    "transposed": lambda tensor: tensor.t().contiguous().t(),
+    "in-float64": lambda tensor: tensor.double(),
+    "negated-lazily": lambda tensor: torch._neg_view(-tensor),
+    "of-another-type": lambda tensor: tensor.as_subclass(_Derived),
 }
 
 
@@ -178,7 +178,7 @@ class _Derived(torch.Tensor):  # type: ignore[misc]
 def test_other_saved_tensors(known: Any, kind: str) -> None:
     """Hooks that bring back tensors of another kind change no gradient of a pass that is known."""
     leaves, dy, found = known
-    with AMID_HOOKS(lambda its: its, lambda its: BROUGHT_BACK[kind](its.detach())):
+    with AMID_HOOKS(lambda tensor: tensor, lambda tensor: BROUGHT_BACK[kind](tensor.detach())):
         others = _gradients(leaves, dy)
     for one, other in zip(others, found, strict=True):
         torch.testing.assert_close(one.as_subclass(torch.Tensor), other, rtol=1e-5, atol=1e-5, check_dtype=False)
@@ -244,10 +244,10 @@ def test_threads_set_between_the_passes() -> None:
 
 
 WITHOUT_STRIDES: dict[str, Callable[[Any], Any]] = {
-    "sparse": lambda its: its.to_sparse(),
-    "compressed": lambda its: its.to_sparse_csr(),
-    "mkldnn": lambda its: its.to_mkldnn(),
-    "nested": lambda its: torch.nested.nested_tensor(list(its)),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "compressed": lambda tensor: tensor.to_sparse_csr(),
+    "mkldnn": lambda tensor: tensor.to_mkldnn(),
+    "nested": lambda tensor: torch.nested.nested_tensor(list(tensor)),
 }
 
 
@@ -315,13 +315,13 @@ def test_half_precision(dtypes: str, rows: int) -> None:
     given = [kind if kind is not None else torch.float32 for kind in kinds]
     shapes = ((rows, length), (length,), (length,))
     leaves = [torch.randn(*shape).to(kind).requires_grad_() for shape, kind in zip(shapes, given, strict=True)]
-    kept = [its for its, kind in zip(leaves, kinds, strict=True) if kind is not None]
-    x, w, b = [its if kind is not None else None for its, kind in zip(leaves, kinds, strict=True)]
+    kept = [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is not None]
+    x, w, b = [leaf if kind is not None else None for leaf, kind in zip(leaves, kinds, strict=True)]
     assert x is not None
-    wide: list[Any] = [None if its is None else its.detach().float().requires_grad_() for its in (x, w, b)]
+    wide: list[Any] = [None if tensor is None else tensor.detach().float().requires_grad_() for tensor in (x, w, b)]
     dy = torch.randn(rows, length).to(x.dtype)
     y = an.layer_norm(*wide)
-    expected = [y, *torch.autograd.grad(y, [its for its in wide if its is not None], dy.float())]
+    expected = [y, *torch.autograd.grad(y, [value for value in wide if value is not None], dy.float())]
     for _ in range(3):
         with watched() as jobs:
             y = an.layer_norm(x, w, b)
@@ -329,9 +329,9 @@ def test_half_precision(dtypes: str, rows: int) -> None:
         assert len(jobs) == 2
         with torch.no_grad():
             assert torch.equal(an.layer_norm(x, w, b), y)
-        for its, exact, like in zip(found, expected, [x, *kept], strict=True):
-            assert its.dtype == like.dtype
-            torch.testing.assert_close(its, exact.to(its.dtype))
+        for result, exact, like in zip(found, expected, [x, *kept], strict=True):
+            assert result.dtype == like.dtype
+            torch.testing.assert_close(result, exact.to(result.dtype))
 
 
 def test_half_precision_that_lies_otherwise() -> None:
@@ -352,7 +352,7 @@ def test_half_precision_that_lies_otherwise() -> None:
 @pytest.mark.parametrize("which", ["weight", "bias"])
 def test_freed_parameter_in_half_precision(which: str) -> None:
     """A weight or bias whose memory was freed is an error, not the end of the process."""
-    x, w, b = [its.detach() for its in _leaves(*[torch.bfloat16] * 3)]
+    x, w, b = [leaf.detach() for leaf in _leaves(*[torch.bfloat16] * 3)]
     for _ in range(3):
         an.layer_norm(x, w, b)
     {"weight": w, "bias": b}[which].untyped_storage().resize_(0)

@@ -145,7 +145,7 @@ def test_numbers(argument: str, kind: str) -> None:
     """As x, weight or bias, it gives the numbers of the tensor it means."""
     arguments = {"x": plain(), "weight": plain()[0] + 2, "bias": plain()[1]}
     arguments[argument] = UNREADABLE[kind](arguments[argument])
-    meant = {name: (its * 1.0).as_subclass(torch.Tensor).resolve_neg() for name, its in arguments.items()}
+    meant = {name: (value * 1.0).as_subclass(torch.Tensor).resolve_neg() for name, value in arguments.items()}
 
     explained = an.explain(an.layer_norm, arguments["x"], arguments["weight"], arguments["bias"])
     y = an.layer_norm(arguments["x"], arguments["weight"], arguments["bias"])
@@ -235,7 +235,7 @@ def test_complex_is_no_dtype() -> None:
 TRANSFORMS: dict[str, Callable[..., Any]] = {
     "vmap": lambda f, x: torch.func.vmap(f)(x),
     "vmap-in-vmap": lambda f, x: torch.func.vmap(torch.func.vmap(f))(x[:, None]),
-    "grad": lambda f, x: torch.func.grad(lambda its: (f(its) * plain()).sum())(x),
+    "grad": lambda f, x: torch.func.grad(lambda tensor: (f(tensor) * plain()).sum())(x),
     "vjp": lambda f, x: torch.func.vjp(f, x)[1](plain())[0],
     "jvp": lambda f, x: torch.func.jvp(f, (x,), (plain(),))[1],
     "jacrev": lambda f, x: torch.func.jacrev(f)(x),

@@ -32,7 +32,9 @@ def test_twenty_steps(setup: Setup, dtype: str, tolerance: dict[str, float]) -> 
     """Outputs, parameters and buffers stay torch's over twenty steps of training and evaluation with an optimizer."""
     kind = getattr(torch, dtype)
     layers = setup.pair(kind)
-    optimizers = [torch.optim.SGD(its.parameters(), 0.05, momentum=0.9) for its in layers if list(its.parameters())]
+    optimizers = [
+        torch.optim.SGD(value.parameters(), 0.05, momentum=0.9) for value in layers if list(value.parameters())
+    ]
     dy = torch.linspace(-1, 1, setup.x().numel(), dtype=kind).reshape(setup.shape)
     for step in range(20):
         x = setup.x(step, kind)
@@ -57,10 +59,10 @@ def test_gradients(setup: Setup, training: bool) -> None:
         leaves = [x, *layer.parameters()]
         y = layer.train(training)(x)
         first = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum([(its * its).sum() for its in first]), leaves)
+        second = torch.autograd.grad(sum([(gradient * gradient).sum() for gradient in first]), leaves)
         results.append([*first, *second])
-    for mine, its in zip(*results, strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-10)
+    for mine, array in zip(*results, strict=True):
+        torch.testing.assert_close(mine, array, rtol=1e-9, atol=1e-10)
 
 
 @each_setup()
@@ -112,9 +114,9 @@ def test_buffers_stay_the_same_tensors(setup: Setup) -> None:
     """Running statistics are updated in place, so that references to them stay valid."""
     ours, _ = setup.pair()
     references = dict(ours.named_buffers())
-    before = {name: its.clone() for name, its in references.items()}
+    before = {name: reference.clone() for name, reference in references.items()}
     ours(setup.x())
-    assert all(its is references[name] for name, its in ours.named_buffers())
+    assert all(named_buffer is references[name] for name, named_buffer in ours.named_buffers())
     assert not torch.equal(references["running_mean"], before["running_mean"])
 
 
@@ -214,7 +216,7 @@ def test_float32_layer_on_other_dtypes(setup: Setup, mixed: str) -> None:
     y = ours(x)
     assert y.dtype == x.dtype
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=4 * torch.finfo(x.dtype).eps)
-    assert all(its.dtype == torch.float32 for its in ours.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in ours.parameters())
     check_states_agree(ours.double(), theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -233,7 +235,7 @@ def without_buffers(layer: Any) -> Any:
 )
 def test_layer_without_buffers(take_off: Any) -> None:
     """A layer whose running statistics were taken off uses the batch's own, in both modes."""
-    ours, theirs = [take_off(its) for its in SETUPS["batch2d"].pair()]
+    ours, theirs = [take_off(value) for value in SETUPS["batch2d"].pair()]
     for training in (True, False):
         y, expected = [layer.train(training)(SETUPS["batch2d"].x()) for layer in (ours, theirs)]
         torch.testing.assert_close(y, expected)

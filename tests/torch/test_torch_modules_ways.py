@@ -41,9 +41,9 @@ def test_autocast(setup: Setup, dtype: str) -> None:
     ours, theirs = setup.pair()
     x = setup.x(dtype=getattr(torch, dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y, its = ours(x), theirs(x)
-    assert y.dtype == its.dtype == x.dtype
-    torch.testing.assert_close(y, its)
+        y, array = ours(x), theirs(x)
+    assert y.dtype == array.dtype == x.dtype
+    torch.testing.assert_close(y, array)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -58,8 +58,8 @@ def test_compile(setup: Setup, training: bool) -> None:
         for result in (y, expected):
             (result * result.detach().cos()).sum().backward()
     check_states_agree(*layers)
-    for mine, its in zip(*[layer.parameters() for layer in layers], strict=True):
-        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-4, atol=1e-5)
+    for mine, array in zip(*[layer.parameters() for layer in layers], strict=True):
+        torch.testing.assert_close(mine.grad, array.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_compile_cumulative_average() -> None:
@@ -97,7 +97,7 @@ def test_functional_call(setup: Setup) -> None:
     x = torch.stack([setup.x(seed, torch.float64) for seed in range(3)])
 
     def per_sample(layer: Any) -> Any:
-        parameters = {name: its.detach() for name, its in layer.named_parameters()}
+        parameters = {name: named_parameter.detach() for name, named_parameter in layer.named_parameters()}
 
         def loss(parameters: Any, x: Any) -> Any:
             y = torch.func.functional_call(layer, parameters, (x,))

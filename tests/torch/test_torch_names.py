@@ -19,7 +19,7 @@ def test_names() -> None:
     """Each public name is there, and each class names the public place as its own, which is what saved models hold."""
     public = {name: getattr(anynorm_torch.nn, name) for name in anynorm_torch.nn.__all__}
     assert {"LayerNorm", "accelerate"} <= public.keys()
-    classes = [its for name, its in public.items() if name.endswith(("Norm", "1d", "2d", "3d"))]
+    classes = [member for name, member in public.items() if name.endswith(("Norm", "1d", "2d", "3d"))]
     assert {cls.__module__ for cls in classes} == {"anynorm_torch.nn"}
 
 

@@ -23,9 +23,9 @@ def test_result_and_gradient_lie_as_x_does(name: str) -> None:
     arrays[name] = arrays[name].as_subclass(Tagged)
     y, pullback = an.vjp(an.layer_norm, arrays["x"], arrays["weight"])
     dx = pullback(torch.randn(3, 4, 5, 6)).x
-    for its in (y, dx):
-        assert type(its) is Tagged
-        assert its.stride() == x.stride()
+    for tensor in (y, dx):
+        assert type(tensor) is Tagged
+        assert tensor.stride() == x.stride()
 
 
 @pytest.mark.parametrize("name", ["out", "x", "weight"])

@@ -80,14 +80,14 @@ def _leaves(norm: str, affine: bool, wrap: Callable[[Any, bool], Any]) -> list[A
     generator = torch.Generator().manual_seed(3)
     shapes = [(4, 6, 8), *[NORMS[norm][2]] * (1 if norm == "rms" else 2)][: None if affine else 1]
     drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    return [wrap(its, which == 0).requires_grad_() for which, its in enumerate(drawn)]
+    return [wrap(tensor, which == 0).requires_grad_() for which, tensor in enumerate(drawn)]
 
 
 def _derivatives(function: Callable[..., Any], leaves: list[Any], dy: Any) -> list[Any]:
     """Return y, the gradients, and those of the gradients' squares."""
     y = function(*leaves, *[None] * (3 - len(leaves)))
     first = torch.autograd.grad(y, leaves, dy, create_graph=True)
-    total = sum([(its * its).sum() for its in first])
+    total = sum([(gradient * gradient).sum() for gradient in first])
     return [y, *first, *torch.autograd.grad(total, leaves, allow_unused=True)]
 
 
@@ -95,7 +95,7 @@ def _check(norm: str, affine: bool, wrap: Callable[[Any, bool], Any], plain: Cal
     """Raise unless y and two orders of derivatives are those of torch's own norm on plain tensors; return them."""
     ours, native, _ = NORMS[norm]
     dy = torch.linspace(-1, 2, 4 * 6 * 8, dtype=torch.float64).sin().reshape(4, 6, 8)
-    expected = _derivatives(native, _leaves(norm, affine, lambda its, _: its), dy)
+    expected = _derivatives(native, _leaves(norm, affine, lambda tensor, _: tensor), dy)
     found = _derivatives(ours, _leaves(norm, affine, wrap), wrap(dy, True))
     for one, other in zip(found, expected, strict=True):
         if other is None:  # the gradients do not depend on bias
@@ -109,8 +109,8 @@ def _check(norm: str, affine: bool, wrap: Callable[[Any, bool], Any], plain: Cal
 @each_norm
 def test_wrapper(norm: str, affine: bool) -> None:
     """Under autograd a subclass meets only its own kind, gradients included, and has torch's values."""
-    found = _check(norm, affine, lambda its, _: Wrapper(its), lambda its: its.inner)
-    assert {type(its) for its in found if its is not None} == {Wrapper}
+    found = _check(norm, affine, lambda tensor, _: Wrapper(tensor), lambda tensor: tensor.inner)
+    assert {type(result) for result in found if result is not None} == {Wrapper}
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +135,10 @@ def test_dtensor(norm: str, affine: bool, place: Any, mesh: Any) -> None:
 
     placed = Replicate() if place == "replicated" else Shard(place)
 
-    def wrap(its: Any, is_x: bool) -> Any:
-        return distribute_tensor(its, mesh, [placed if is_x else Replicate()])
+    def wrap(tensor: Any, is_x: bool) -> Any:
+        return distribute_tensor(tensor, mesh, [placed if is_x else Replicate()])
 
-    y, dx, *_ = _check(norm, affine, wrap, lambda its: its.full_tensor())
+    y, dx, *_ = _check(norm, affine, wrap, lambda tensor: tensor.full_tensor())
     assert y.placements == dx.placements == (placed,)
 
 

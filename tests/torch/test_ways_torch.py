@@ -52,13 +52,13 @@ def _check_compiled(case: Case, library: ArrayLibrary, backend: Any, **options: 
 
 def _to_compile() -> Iterator[tuple[Norm, str, str, str]]:
     """Yield the rows that cover all pairs, with a function's norms in turns, and again until each norm came twice."""
-    norms = {function: [its for its in NORMS if its.function == function] for function in FUNCTIONS}
+    norms = {function: [norm for norm in NORMS if norm.function == function] for function in FUNCTIONS}
     rows = pairwise(FUNCTIONS, ALL_DTYPES, ["contiguous", "channels_last", "cropped"], ["eager", "aot_eager"])
-    for function, its in norms.items():
+    for function, norm in norms.items():
         rest = [row[1:] for row in rows if row[0] == function]
-        for i in range(max(2 * len(its), len(rest))):
+        for i in range(max(2 * len(norm), len(rest))):
             # One further in the second round, where a norm would meet its first row again.
-            yield its[i % len(its)], *rest[(i + (i // len(its)) * (len(its) % len(rest) == 0)) % len(rest)]
+            yield norm[i % len(norm)], *rest[(i + (i // len(norm)) * (len(norm) % len(rest) == 0)) % len(rest)]
 
 
 @pytest.mark.feature("compiled")
@@ -97,7 +97,7 @@ needs_cpp = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor nee
 @on_torch
 def test_compile_to_machine_code(library: ArrayLibrary, norm: str, dtype: str, layout: str) -> None:
     """Inductor's kernels keep the contract."""
-    (found,) = [its for its in NORMS if its.name == norm]
+    (found,) = [value for value in NORMS if value.name == norm]
     case = make_case(found, dtype)
     _check_compiled(case.with_x(LAYOUTS[layout](case.arrays["x"])), library, "inductor")
 
@@ -108,8 +108,10 @@ def test_compile_to_machine_code(library: ArrayLibrary, norm: str, dtype: str, l
 @on_torch
 def test_compile_hostile_rows_to_machine_code(library: ArrayLibrary, arrangement: str) -> None:
     """Inductor's kernels, which the C++ compiler may contract and reorder, keep the contract on all hostile rows."""
-    rows = np.concatenate([its.rows("float32") for its in HOSTILE.values() if its.eps == 0 and "float32" in its.dtypes])
-    (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
+    rows = np.concatenate(
+        [hostile.rows("float32") for hostile in HOSTILE.values() if hostile.eps == 0 and "float32" in hostile.dtypes]
+    )
+    (arranged,) = [value for value in ARRANGEMENTS if value.name == arrangement]
     _check_compiled(arranged.case(rows, 0.0), library, "inductor")
 
 
@@ -135,7 +137,7 @@ def test_compile_with_dynamic_shapes(library: ArrayLibrary) -> None:
         graphs.append(graph)
         return graph.forward  # type: ignore[no-any-return]
 
-    (norm,) = [its for its in NORMS if its.name == "group"]
+    (norm,) = [value for value in NORMS if value.name == "group"]
     case = make_case(norm, "float32")
     compiled = torch.compile(case.function(), fullgraph=True, backend=counting, dynamic=True)
     for length in (3, 5, 9):
@@ -181,7 +183,9 @@ def test_compile_in_a_fresh_process(library: ArrayLibrary, warm: bool) -> None: 
 def test_vmap(library: ArrayLibrary, norm: Norm, dtype: str) -> None:
     """torch.func.vmap over x and parameters gives what a loop over them gives."""
     cases = [make_case(norm, dtype, seed=seed) for seed in range(3)]
-    stacked = {name: torch.stack([library.make(its.arrays[name]) for its in cases], dim=1) for name in cases[0].arrays}
+    stacked = {
+        name: torch.stack([library.make(value.arrays[name]) for value in cases], dim=1) for name in cases[0].arrays
+    }
     y = torch.func.vmap(cases[0].function(), in_dims=1, out_dims=1)(stacked)
     for i, case in enumerate(cases):
         verify(library.to_numpy(y[:, i]), case.arrays["x"], case.reference())
@@ -194,7 +198,7 @@ def test_forward_mode(library: ArrayLibrary, norm: Norm) -> None:
     """torch.func.jvp gives the derivative along a direction of all arguments."""
     case = small_case(norm)
     moved = directions(case)
-    tangents = {name: moved.get(name, np.zeros_like(its)) for name, its in case.arrays.items()}
+    tangents = {name: moved.get(name, np.zeros_like(tensor)) for name, tensor in case.arrays.items()}
     _, change_of_y = torch.func.jvp(case.function(), (library.make_all(case.arrays),), (library.make_all(tangents),))
     np.testing.assert_allclose(library.to_numpy(change_of_y), change(case, moved), rtol=1e-6, atol=1e-6)
 
@@ -223,7 +227,7 @@ def test_gradcheck(library: ArrayLibrary, norm: Norm) -> None:
     """First and second derivatives agree with finite differences, for x, weight and bias."""
     case = small_case(norm)
     names = [name for name in case.arrays if name not in ("mean", "var")]
-    constants = {name: library.make(its) for name, its in case.arrays.items() if name not in names}
+    constants = {name: library.make(tensor) for name, tensor in case.arrays.items() if name not in names}
     inputs = [library.make(case.arrays[name]).requires_grad_() for name in names]
 
     def function(*tensors: Any) -> Any:
@@ -234,12 +238,12 @@ def test_gradcheck(library: ArrayLibrary, norm: Norm) -> None:
 
 
 @pytest.mark.feature("autodiff")
-@pytest.mark.parametrize("arrangement", [its.name for its in ARRANGEMENTS])
+@pytest.mark.parametrize("arrangement", [value.name for value in ARRANGEMENTS])
 @on_torch
 def test_gradients_of_hostile_rows_are_finite(library: ArrayLibrary, arrangement: str) -> None:
     """Constant, tiny and huge sets have finite gradients, at eps=0 too."""
     rows = np.concatenate([np.zeros((2, 480)), np.full((2, 480), 1e10), HOSTILE["1e30"].rows("float32")])
-    (arranged,) = [its for its in ARRANGEMENTS if its.name == arrangement]
+    (arranged,) = [value for value in ARRANGEMENTS if value.name == arrangement]
     case = arranged.case(rows.astype("float32"), 0.0)
     x = library.make(case.arrays["x"]).requires_grad_()
     y = case.function()({"x": x})

@@ -67,12 +67,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the account, unless this is a worker, whose tests are reported to its controller."""
     _keep_what_xla_compiles(config)
-    worker = getattr(config, "workerinput", None)
-    if worker is None:
+    workers = getattr(config.option, "numprocesses", None)
+    if workers:
+        # Workers share the cores; OpenBLAS, torch and others start as many threads as there are, unless told otherwise
+        # when they are imported: NumPy by a worker before this is called in it, so its controller tells it.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Account(config))
-    else:
-        # Workers share the cores: torch, not imported yet, would start as many threads in each as there are.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // worker["workercount"])))
 
 
 def _keep_what_xla_compiles(config: pytest.Config) -> None:

@@ -162,7 +162,7 @@ def test_numba_that_cannot_be_imported(tmp_path: Path) -> None:
         y = an.layer_norm(x)[0]
     for each in mine:
         np.testing.assert_allclose(each, y, rtol=1e-5, atol=1e-6)
-    assert reasons == [f"numba cannot be imported ({words})"] * 2
+    assert reasons == [f"numba cannot be imported ({ImportError(words)!r})"] * 2
     assert reasons[0] in said
 
 

@@ -99,7 +99,7 @@ def _by_backend(backend: Backend, plan: Plan, operands: Operands) -> Executable[
         if "plan" not in vars(found):
             msg = f"{class_name(found)}.__init__ must call super().__init__(plan, ops)."
             raise TypeError(msg)
-        return _checked(found) if backend in outside else found
+        return _checked(found) if backend in outside and "forward" not in vars(found) else found
     if isinstance(found, Declined):
         return Executable(plan, backend.ops, found.reason)
     msg = f"{class_name(backend)}.compile must return an Executable, or Declined(reason), got {described(found)}."

@@ -36,13 +36,13 @@ class PackedResiduals:
     m2 = property(lambda self: self._field(4))
 
     def _field(self, which: int) -> Any:
-        axes = self.view.axes
-        return in_plan_order(self.array[which], axes[0] + axes[2], self.plan, self.plan.statistic)
+        return in_plan_order(self.array[which], self.view.kept, self.plan, self.plan.statistic)
 
     def why_unordered(self, view: View) -> str | None:
         """Return why a backward pass of this view cannot read the array, or None: x's axes may be in another order."""
-        own, needed = [(*axes[0], *axes[2]) for axes in (self.view.axes, view.axes)]
-        return None if own == needed else "x's axes lie in another order in memory than in the forward pass"
+        return (
+            None if self.view.kept == view.kept else "x's axes lie in another order in memory than in the forward pass"
+        )
 
     def residuals(self) -> Residuals:
         """Return them as the formula reads them."""
@@ -111,16 +111,14 @@ def pack_sums(sums: GradientSums, plan: Plan, view: View, array: Any) -> Any:
 
 def unpack_sums(array: Any, dweight: Any, dbias: Any, plan: Plan, view: View) -> GradientSums:
     """Return gradient sums in the plan's shapes from an array (2, sets) as an engine writes it."""
-    axes = view.axes[0] + view.axes[2]
-    g, g_xhat = [in_plan_order(of_sets, axes, plan, plan.statistic) for of_sets in array]
+    g, g_xhat = [in_plan_order(of_sets, view.kept, plan, plan.statistic) for of_sets in array]
     return GradientSums(g if plan.centres and not plan.given else None, None if plan.given else g_xhat, dweight, dbias)
 
 
 def _in_memory_order(values: Any, plan: Plan, view: View) -> Any:
     """Return values of each set in the engine's order, (sets,): the inverse of `in_plan_order`."""
-    axes = view.axes[0] + view.axes[2]
-    inner = sorted(axes)
-    order = tuple([inner.index(axis) for axis in axes])
+    inner = sorted(view.kept)
+    order = tuple([inner.index(axis) for axis in view.kept])
     values = values.reshape(tuple([cast(int, plan.shape[axis]) for axis in inner]))
     return (values.permute(order) if hasattr(values, "permute") else values.transpose(order)).reshape(-1)
 

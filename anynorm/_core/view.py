@@ -46,6 +46,11 @@ class View(NamedTuple):
     bias: Five | None
     axes: tuple[Ints, ...]  # those of the plan that lie along A, R, B, S, P, outermost first
 
+    @property
+    def kept(self) -> Ints:
+        """The axes of the plan that sets lie along, outermost first: the order of residuals and of sums over sets."""
+        return self.axes[0] + self.axes[2]
+
 
 class _Axis(NamedTuple):
     length: int

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from gradients import cotangent
-from inputs import Case
+from inputs import Case, verify
 from libraries import ArrayLibrary
 
 import anynorm as an
@@ -110,3 +112,22 @@ def check_other_steps(found: Passes, library: ArrayLibrary) -> None:
     for apart, whole in ((y, found.y), (dx, found.gradients[0])):
         first, second = [library.to_numpy(array).astype(np.float64) for array in (apart, whole)]
         np.testing.assert_allclose(first, second, rtol=2e-2, atol=2e-2)
+
+
+def check_statistics_of_other_sets(make: Callable[[str, int, int], Case], library: ArrayLibrary) -> None:
+    """Raise unless statistics that were measured of other sets, in another dtype, or replaced are no residuals."""
+    case = make("float32", 8, 64)
+    large, small = passes(case, library), passes(make("float32", 2, 64), library)
+    with pytest.raises(ValueError, match="statistics of shape"):
+        large.applied(small.measured())
+    with pytest.raises(ValueError, match="statistics of shape"):
+        small.applied(large.measured())
+    statistics = large.measured()
+    replaced = library.to_numpy(large.applied(statistics._replace(n=statistics.n)))
+    verify(replaced, case.arrays["x"], case.reference())
+    shifted = large.applied(statistics._replace(mean=statistics.mean + 1, scale=statistics.scale * 1))
+    assert not same_bits(shifted, large.y, library)
+    exact = Case(case.norm, {name: array.astype(np.float64) for name, array in case.arrays.items()})
+    wide = passes(exact, library)
+    found = library.to_numpy(wide.applied(statistics))
+    np.testing.assert_allclose(found, library.to_numpy(wide.y), rtol=1e-4, atol=1e-4)

@@ -12,7 +12,14 @@ from libraries import ALL_DTYPES, LIBRARIES
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("numba", reason="numba is not installed")
 
-from steps import check_other_steps, check_steps_are_one_pass, check_steps_write_out, passes, same_bits  # noqa: E402
+from steps import (  # noqa: E402
+    check_other_steps,
+    check_statistics_of_other_sets,
+    check_steps_are_one_pass,
+    check_steps_write_out,
+    passes,
+    same_bits,
+)
 
 import anynorm as an  # noqa: E402
 from anynorm._core.dispatch import bound  # noqa: E402
@@ -77,20 +84,7 @@ def test_steps_write_out_and_those_of_the_other_pass(form: Form, dtype: str) -> 
 
 def test_statistics_of_other_sets() -> None:
     """Statistics that were measured of other sets, in another dtype, or replaced, are no residuals of the engine."""
-    large, small = [passes(FORMS["rows"].case("float32", sets, 64), TORCH) for sets in (8, 2)]
-    with pytest.raises(ValueError, match="statistics of shape"):
-        large.applied(small.measured())
-    with pytest.raises(ValueError, match="statistics of shape"):
-        small.applied(large.measured())
-    statistics = large.measured()
-    case = FORMS["rows"].case("float32", 8, 64)
-    verify(TORCH.to_numpy(large.applied(statistics._replace(n=statistics.n))), case.arrays["x"], case.reference())
-    shifted = large.applied(statistics._replace(mean=statistics.mean + 1, scale=statistics.scale * 1))
-    assert not same_bits(shifted, large.y, TORCH)
-    exact = Case(case.norm, {name: array.astype(np.float64) for name, array in case.arrays.items()})
-    wide = passes(exact, TORCH)
-    found = TORCH.to_numpy(wide.applied(statistics))
-    np.testing.assert_allclose(found, TORCH.to_numpy(wide.y), rtol=1e-4, atol=1e-4)
+    check_statistics_of_other_sets(FORMS["rows"].case, TORCH)
 
 
 def test_parameters_that_the_plan_has_not() -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 from anynorm._core import cache, formula
 from anynorm._core.arrays import FLOAT32, FLOAT64, Format, Operand, Shape, tree_sum
-from anynorm._core.executable import AnyResiduals, Declined, Executable, Operands
+from anynorm._core.executable import AnyResiduals, Declined, Executable, Operands, RunningStatistics
 from anynorm._core.files import write_whole
 from anynorm._core.formula import GradientSums, Residuals, Statistics
 from anynorm._core.frames import users_level
@@ -62,6 +62,7 @@ __all__ = [
     "PackedResiduals",
     "Plan",
     "Residuals",
+    "RunningStatistics",
     "Shape",
     "Statistics",
     "View",

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from anynorm._core.arrays import Array, Operand
-from anynorm._core.dispatch import backward, bound
+from anynorm._core.dispatch import Bound, backward, bound, forward
 from anynorm._core.ops import Ops
 from anynorm._functions import NORMS, one_of
+from anynorm.backend import AnyResiduals
 from anynorm.moments import moments_of
 
 P = ParamSpec("P")
@@ -86,15 +87,21 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
 
     """
     call = bound(one_of("vjp", function, NORMS), args, options)
-    entry, x, weight, bias, given, eps, out, wants_moments = call
-    if out is not None:
+    if call.out is not None:
         msg = (
-            f"vjp: out= of {entry.plan.function} cannot be used, because the pullback reads x and its result is a new "
-            "array anyway. Leave out as None."
+            f"vjp: out= of {call.entry.plan.function} cannot be used, because the pullback reads x and its result is a "
+            "new array anyway. Leave out as None."
         )
         raise TypeError(msg)
-    ops = entry.backend.ops
-    y, residuals = entry.executable.forward(x, weight, bias, eps, given, None, True)
+    y, residuals = forward(call)
+    entry, x = call.entry, call.x
+    result: Any = (y, moments_of(entry.plan, entry.backend.ops, x, residuals)) if call.wants_moments else y
+    return result, pullback_of(call, residuals)
+
+
+def pullback_of(call: Bound, residuals: AnyResiduals) -> Pullback:
+    """Return the pullback of a call whose forward pass left these residuals."""
+    ops, weight, bias = call.entry.backend.ops, call.weight, call.bias
 
     def pullback(dy: Array, *, out: Array | None = None) -> Gradients:
         dx, dweight, dbias = backward(call, residuals, dy, out)
@@ -104,8 +111,7 @@ def vjp(function: Callable[P, Y], /, *args: P.args, **options: P.kwargs) -> tupl
             None if bias is None else _like(bias, dbias, ops),
         )
 
-    result: Any = (y, moments_of(entry.plan, ops, x, residuals)) if wants_moments else y
-    return result, pullback
+    return pullback
 
 
 def _like(parameter: Operand, gradient: Operand, ops: Ops) -> Any:

@@ -172,9 +172,18 @@ def bound(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Boun
         name, build, numbers, x, weight, bias, given, eps, out, wants_moments = function.__wrapped__(*args, **options)
     except TypeError as error:
         raise advice_on_binding(function.__name__, function.__wrapped__, args, options, error) from None
-    eps, wants_moments = real_number(name, "eps", eps), option_argument(name, wants_moments)
+    if type(eps) is not float:
+        eps = real_number(name, "eps", eps)
+    wants_moments = option_argument(name, wants_moments)
     entry = entry_for(name, build, numbers, x, weight, bias, given, eps, out)
     return Bound(entry, x, weight, bias, given, eps, out, wants_moments)
+
+
+def forward(call: Bound) -> tuple[Any, Any]:
+    """Return y and the residuals of a call."""
+    entry, x, weight, bias, given, eps, out, _ = call
+    found: tuple[Any, Any] = entry.executable.forward(x, weight, bias, eps, given, out, True)
+    return found
 
 
 def backward(call: Bound, residuals: AnyResiduals, dy: Array, out: Array | None) -> tuple[Any, Any, Any]:

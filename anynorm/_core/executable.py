@@ -36,6 +36,15 @@ class Operands(NamedTuple):
         return {name: array for name, array in self._asdict().items() if array is not None and name != "residuals"}
 
 
+class RunningStatistics(NamedTuple):
+    """What training keeps of batches, per channel. One tuple, so that whoever reads it sees one state."""
+
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any = None  # a 0-d array of integers: how many batches entered; None where that is not counted
+    num_batches_skipped: Any = None  # and how many did not, because theirs were not finite
+
+
 class Declined(NamedTuple):
     """Why a backend compiles nothing for a call: the formula serves it."""
 
@@ -133,6 +142,35 @@ class Executable(Derivable, Generic[X]):
     ) -> Any:
         """Return dx by sums over the sets, the second half of `backward`."""
         return self._by_formula(formula.gradient, {"out": out}, dy, x, weight, residuals, sums)
+
+    def update_running(
+        self,
+        residuals: AnyResiduals,  # noqa: ARG002
+        running: RunningStatistics,  # noqa: ARG002
+        momentum: float | None,  # noqa: ARG002
+        correction: int,  # noqa: ARG002
+        *,
+        in_place: bool,  # noqa: ARG002
+    ) -> RunningStatistics | None:
+        """Return running statistics that a batch has entered, which `forward` measured; None: by its moments instead.
+
+        A batch that is not finite, or of n ≤ correction, changes nothing and is counted as skipped.
+
+        Parameters
+        ----------
+        residuals
+            What `forward` returned.
+        running
+            The statistics so far.
+        momentum
+            The weight of the new value, None for the average of all batches.
+        correction
+            The variance is divided by n − correction.
+        in_place
+            Whether to write into `running`; else its arrays stay as they are.
+
+        """
+        return None
 
     def _by_formula(self, step: Callable[..., Any], constants: dict[str, Any], *arrays: Any, **named: Any) -> Any:
         """Call a step of the formula; a backend may compile it for the plan and constants, and call that on arrays."""

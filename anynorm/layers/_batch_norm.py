@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from anynorm._core.arrays import Array, Namespace
-from anynorm._core.backends import ops_of
+from anynorm._core.dispatch import Bound
 from anynorm._core.plan import Axes, axes_argument, index_argument
+from anynorm.backend import AnyResiduals
 from anynorm.batch_norm import batch_norm
 from anynorm.group_norm import instance_norm
 from anynorm.layers._layer import Step, check_apart, count
 from anynorm.layers._pytrees import pytree
-from anynorm.layers._running import over_samples
 from anynorm.layers._tracking import TrackingLayer
-from anynorm.moments import Moments
 
 
 class _ByChannel(TrackingLayer):
@@ -32,14 +31,15 @@ class _ByChannel(TrackingLayer):
             options["batch_axis"] = self.batch_axis
         return Step(type(self)._function, (), options, self._learns(x, ops, update))
 
-    def _learn(self, x: Array, batch: Moments) -> None:
-        if ops_of(type(self).__name__, "x", x).is_empty(x.shape):
+    def _learn(self, call: Bound, residuals: AnyResiduals) -> None:
+        x = call.x
+        if call.entry.backend.ops.is_empty(x.shape):
             return
         ndim = len(x.shape)
         in_batch = () if self.batch_axis is None else self.batch_axis
         samples = {axis % ndim for axis in ((in_batch,) if isinstance(in_batch, int) else in_batch)}
         kept = sorted({self.channel_axis % ndim, *samples})
-        self._accumulate(over_samples(batch, tuple([place for place, axis in enumerate(kept) if axis in samples])))
+        self._enter(call, residuals, tuple([place for place, axis in enumerate(kept) if axis in samples]))
 
 
 @pytree

@@ -13,13 +13,14 @@ from anynorm._core.advice_calls import advice_on_binding
 from anynorm._core.arrays import A, Array, Namespace, described
 from anynorm._core.backends import backend_of, ops_of
 from anynorm._core.checks import check_beside, real_number
+from anynorm._core.dispatch import Bound, bound, forward
 from anynorm._core.ops import Ops
 from anynorm._core.plan import Axes, index_argument, show
+from anynorm.backend import AnyResiduals
 from anynorm.layers._arrays import Home, check_parameter, make_parameters
 from anynorm.layers._pytrees import tell_jax
 from anynorm.layers._state import Stateful
-from anynorm.moments import Moments
-from anynorm.vjp import vjp
+from anynorm.vjp import pullback_of
 
 
 class Step(NamedTuple):
@@ -106,8 +107,9 @@ class Layer(Stateful):
         if not step.learns:
             y: A = step.function(x, *step.positional, **step.options)
             return y
-        y, batch = step.function(x, *step.positional, **step.options, return_moments=True)
-        self._learn(x, batch)
+        call = bound(step.function, (x, *step.positional), step.options)
+        y, residuals = forward(call)
+        self._learn(call, residuals)
         return y
 
     def vjp(self, x: A, /, *, update: bool = True) -> tuple[A, Callable[..., tuple[A, dict[str, Any]]]]:
@@ -136,11 +138,11 @@ class Layer(Stateful):
         """
         step = self._step(x, update)
         names = tuple(self.params)
+        call = bound(step.function, (x, *step.positional), step.options)
+        y, residuals = forward(call)
         if step.learns:
-            (y, batch), pull = vjp(step.function, x, *step.positional, **step.options, return_moments=True)
-            self._learn(x, batch)
-        else:
-            y, pull = vjp(step.function, x, *step.positional, **step.options)
+            self._learn(call, residuals)
+        pull = pullback_of(call, residuals)
 
         def pullback(dy: Array, *, out: A | None = None) -> tuple[A, dict[str, Any]]:
             gradients = pull(dy, out=out)
@@ -242,8 +244,8 @@ class Layer(Stateful):
         """Check x beside the layer and return the call to make."""
         raise NotImplementedError
 
-    def _learn(self, x: Array, batch: Moments) -> None:
-        """Take the moments of a step that learns into the statistics."""
+    def _learn(self, call: Bound, residuals: AnyResiduals) -> None:
+        """Take the batch of a step that learns into the statistics."""
         raise NotImplementedError
 
     def _check_input(self, x: Array, axes: tuple[int, ...]) -> Ops:

@@ -6,11 +6,61 @@ from typing import Any
 
 from anynorm._core.arrays import A, Array, Operand
 from anynorm._core.backends import ops_of
+from anynorm._core.dispatch import Bound
 from anynorm._core.merge import over_sets
 from anynorm._core.ops import Ops
 from anynorm._core.plan import settled
+from anynorm.backend import AnyResiduals, RunningStatistics
 from anynorm.batch_norm import update_running
-from anynorm.moments import Moments, at_least, is_array, measured, variance_of
+from anynorm.moments import Moments, at_least, is_array, measured, moments_of, variance_of
+
+
+def entered(
+    call: Bound,
+    residuals: AnyResiduals,
+    running: RunningStatistics,
+    *,
+    momentum: float | None,
+    correction: int = 1,
+    samples: tuple[int, ...] = (),
+    in_place: bool = False,
+) -> RunningStatistics:
+    """Return running statistics that the batch of a call has entered, whose forward pass left these residuals.
+
+    Parameters
+    ----------
+    call, residuals
+        A call of batch or instance norm, and what its forward pass kept.
+    running
+        The statistics so far.
+    momentum, correction
+        As in `update_running`; without momentum the statistics become the average of all batches that were counted.
+    samples : tuple of int
+        The axes of the moments along which each sample has its own: its mean over these enters.
+    in_place : bool
+        Whether `running` may be written to: then it is returned itself if that was done.
+
+    """
+    if not samples:
+        found = call.entry.executable.update_running(residuals, running, momentum, correction, in_place=in_place)
+        if found is not None:
+            return found
+    ops = call.entry.backend.ops
+    batch = over_samples(moments_of(call.entry.plan, ops, call.x, residuals), samples)
+    mean, var, *counters = running
+    share = cumulative_share(running.num_batches_tracked, mean, batch) if momentum is None else momentum
+    mean, var, accepted = accumulate(mean, var, batch, momentum=share, correction=correction)
+    return RunningStatistics(mean, var, *ops.on_device(mean, _counted, accepted, counters, ops))
+
+
+def _counted(accepted: Any, counters: list[Any], ops: Ops) -> list[Any]:
+    """Return both counters after a batch that entered, or did not; None for one that is not kept."""
+    xp = ops.xp
+    # asarray, because NumPy's 0-d arrays become scalars under arithmetic.
+    return [
+        None if counter is None else xp.asarray(counter + xp.astype(counts, counter.dtype))
+        for counter, counts in zip(counters, (accepted, ~accepted), strict=True)
+    ]
 
 
 def accumulate(

@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 from anynorm._core.arrays import Array, described, dtype_name
 from anynorm._core.backends import ops_of
 from anynorm._core.checks import real_number
+from anynorm._core.dispatch import Bound
 from anynorm._core.ops import Ops
+from anynorm.backend import AnyResiduals, RunningStatistics
 from anynorm.batch_norm import correction_argument
 from anynorm.layers._arrays import Home, check_parameter
 from anynorm.layers._layer import Layer
-from anynorm.layers._running import accumulate, cumulative_share
-from anynorm.moments import Moments
-
-
-class Statistics(NamedTuple):
-    """What a layer has learned from batches. One tuple, so that who reads it sees one state and not two halves."""
-
-    running_mean: Any
-    running_var: Any
-    num_batches_tracked: Any
-    num_batches_skipped: Any
+from anynorm.layers._running import entered
 
 
 def _statistic(name: str, meaning: str) -> Any:
@@ -53,7 +45,7 @@ class TrackingLayer(Layer):
 
     """
 
-    _names = ("weight", "bias", *Statistics._fields)
+    _names = ("weight", "bias", *RunningStatistics._fields)
 
     running_mean = _statistic("running_mean", "The running mean of each channel, or None.")
     running_var = _statistic("running_var", "The running variance of each channel, or None.")
@@ -83,7 +75,7 @@ class TrackingLayer(Layer):
             msg = f"{name}: track_running_stats must be True or False, got {track_running_stats!r}."
             raise TypeError(msg)
         self.track_running_stats = track_running_stats
-        first = Statistics(home.zeros(self._shape), home.ones(self._shape), home.counter(), home.counter())
+        first = RunningStatistics(home.zeros(self._shape), home.ones(self._shape), home.counter(), home.counter())
         self._statistics = first if track_running_stats else None
         self._lock = Lock()
 
@@ -106,19 +98,19 @@ class TrackingLayer(Layer):
             raise RuntimeError(msg)
         return True
 
-    def _accumulate(self, batch: Moments) -> None:
-        """Let the moments of a batch, per channel, enter the statistics."""
-        ops = ops_of(type(self).__name__, "batch.mean", batch.mean)
+    def _enter(self, call: Bound, residuals: AnyResiduals, samples: tuple[int, ...]) -> None:
+        """Let the batch of a call enter the statistics; `samples` are axes along which each sample has its own."""
         # torch.compile traces no lock.
-        with nullcontext() if ops.compiling() else self._lock:
+        with nullcontext() if call.entry.backend.ops.compiling() else self._lock:
             assert self._statistics is not None  # only layers that track learn
-            mean, var, tracked, skipped = self._statistics
-            xp = ops.xp
-            share = cumulative_share(tracked, mean, batch) if self.momentum is None else self.momentum
-            mean, var, accepted = accumulate(mean, var, batch, momentum=share, correction=self.correction)
-            step = xp.astype(accepted, tracked.dtype)
-            # asarray, because NumPy's 0-d arrays become scalars under arithmetic.
-            self._statistics = Statistics(mean, var, xp.asarray(tracked + step), xp.asarray(skipped + (1 - step)))
+            self._statistics = entered(
+                call,
+                residuals,
+                self._statistics,
+                momentum=self.momentum,
+                correction=self.correction,
+                samples=samples,
+            )
 
     def _check_statistic(self, name: str, new: Array) -> None:
         """Raise unless a statistic can take the place of the layer's own."""
@@ -143,13 +135,13 @@ class TrackingLayer(Layer):
 
     def _assign(self, new: Mapping[str, Any]) -> None:
         """Replace arrays by name, the statistics among them all at once."""
-        super()._assign({name: array for name, array in new.items() if name not in Statistics._fields})
-        statistics = {name: array for name, array in new.items() if name in Statistics._fields}
+        super()._assign({name: array for name, array in new.items() if name not in RunningStatistics._fields})
+        statistics = {name: array for name, array in new.items() if name in RunningStatistics._fields}
         if self.track_running_stats and statistics:
             self._replace(**statistics)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what `__getstate__` returned, with a lock of its own."""
-        nothing = Statistics(None, None, None, None) if state["track_running_stats"] else None
+        nothing = RunningStatistics(None, None, None, None) if state["track_running_stats"] else None
         super().__setstate__({"_statistics": nothing, **state})
         self._lock = Lock()

@@ -61,6 +61,22 @@ GRADIENT_SUMS = np.dtype(
     ]
 )
 
+# How running statistics are to be moved. Addresses: of arrays (channels,) in the compute dtype, the new ones may be the
+# old ones; and of two counters, 0 where nothing is counted.
+RUNNING = np.dtype(
+    [
+        ("mean", np.int64),
+        ("var", np.int64),
+        ("new_mean", np.int64),
+        ("new_var", np.int64),
+        ("tracked", np.int64),  # of batches that entered
+        ("skipped", np.int64),  # of batches that did not
+        ("channels", np.int64),
+        ("divisor", np.int64),  # of the variance: n − correction
+    ]
+)
+COUNTER = np.dtype([("count", np.int64)])
+
 # What the steps of a set in pieces tell each other, in the workspace. A `SUM_PAIR` for each of its pieces follows.
 SET_STATE = np.dtype(
     [

@@ -26,9 +26,11 @@ from numba.extending import (
 from anynorm_numba._geometry import (
     AXES,
     BLOCK_STATE,
+    COUNTER,
     GEOMETRY,
     GRADIENT_STATE,
     GRADIENT_SUMS,
+    RUNNING,
     SET_STATE,
     SPLIT,
     SUM_PAIR,
@@ -66,6 +68,8 @@ NAMES = {
     GRADIENT_STATE: "GradientState",
     SUM_PAIR: "SumPair",
     BLOCK_STATE: "BlockState",
+    RUNNING: "Running",
+    COUNTER: "Counter",
 }
 
 
@@ -136,3 +140,5 @@ set_state_at = record_at(SET_STATE)
 gradient_state_at = record_at(GRADIENT_STATE)
 sum_pair_at = record_at(SUM_PAIR)
 block_state_at = record_at(BLOCK_STATE)
+running_at = record_at(RUNNING)
+counter_at = record_at(COUNTER)

@@ -14,6 +14,7 @@ from anynorm.backend import (
     GradientSums,
     Ints,
     PackedResiduals,
+    RunningStatistics,
     Statistics,
     pack_statistics,
     pack_sums,
@@ -58,6 +59,14 @@ class Steps(Executable[Any], ABC):
     def _written(self, out: Any) -> None:
         """Take note that `out` was written."""
 
+    @abstractmethod
+    def _may_move(self, running: RunningStatistics, in_place: bool) -> bool:
+        """Say whether the kernel can read these running statistics, and write to them if that is asked."""
+
+    @abstractmethod
+    def _copy(self, array: Any) -> Any:
+        """Return a copy of an array."""
+
 
 class ForwardSteps(Steps):
     """The steps of a forward pass, whose configs are made for x and y."""
@@ -82,6 +91,40 @@ class ForwardSteps(Steps):
         _engine.apply(config, self._address(x), self._address(y), at_weight, at_bias, self._address(residuals))
         self._written(out)
         return y
+
+    def update_running(
+        self,
+        residuals: AnyResiduals,
+        running: RunningStatistics,
+        momentum: float | None,
+        correction: int,
+        *,
+        in_place: bool,
+    ) -> RunningStatistics | None:
+        if not isinstance(residuals, PackedResiduals) or self.plan.function != "batch_norm" or self.plan.given:
+            return None
+        channels: int = residuals.array.shape[1]
+        if running.running_mean.shape != (channels,) or running.running_var.shape != (channels,):
+            return None
+        if not self._may_move(running, in_place) or not (momentum is None or 0 <= momentum <= 1):
+            return None
+        new = running if in_place else RunningStatistics(*[self._copy(array) for array in running])
+        at_mean, at_var, *_ = [self._address(array) for array in running]
+        at_new_mean, at_new_var, *counters = [self._address(array) for array in new]
+        _engine.update_running(
+            self._configs.dtype,
+            self._address(residuals.array),
+            (at_mean, at_var),
+            (at_new_mean, at_new_var),
+            (counters[0], counters[1]),
+            channels,
+            self.plan.n - correction,
+            -1.0 if momentum is None else momentum,
+        )
+        if in_place:
+            for array in running:
+                self._written(array)
+        return new
 
 
 class BackwardSteps(Steps):

@@ -16,6 +16,7 @@ from anynorm_numba._engine import compile_all as compile_all
 from anynorm_numba._engine import forward as forward
 from anynorm_numba._engine import take_given as take_given
 from anynorm_numba._engine import upcast_halves as upcast_halves
+from anynorm_numba._engine import update_running as update_running
 from anynorm_numba._steps import BackwardSteps as BackwardSteps
 from anynorm_numba._steps import ForwardSteps as ForwardSteps
 from anynorm_numba._steps import Steps as Steps
@@ -35,4 +36,5 @@ __all__ = [
     "forward",
     "take_given",
     "upcast_halves",
+    "update_running",
 ]

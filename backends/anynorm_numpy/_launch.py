@@ -7,10 +7,10 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
+from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan, RunningStatistics
 from anynorm_numba import engine
 from anynorm_numba.engine import BackwardSteps, Configs, ForwardSteps, Steps, address, addresses
-from anynorm_numpy._arrays import Array, Given, Maybe, as_parameter, dtypes_of, layout_of
+from anynorm_numpy._arrays import PLAIN, Array, Given, Maybe, as_parameter, dtypes_of, layout_of
 from anynorm_numpy._ops import OPS
 
 
@@ -45,6 +45,16 @@ class _Engine(Steps):
     def _as_parameter(self, parameter: Array | None) -> Array | None:
         found: Array | None = as_parameter(parameter, self._compute)
         return found
+
+    def _may_move(self, running: RunningStatistics, in_place: bool) -> bool:
+        arrays = [array for array in running if array is not None]
+        dtypes = [self._compute, self._compute, np.dtype(np.int64), np.dtype(np.int64)]
+        fit = [a is None or a.dtype == dtype for a, dtype in zip(running, dtypes, strict=True)]
+        plain = [type(a) in PLAIN and a.flags.aligned and a.flags.c_contiguous for a in arrays]
+        return not in_place and all(fit) and all(plain)
+
+    def _copy(self, array: Array | None) -> Array | None:
+        return None if array is None else array.copy()
 
 
 class Launch(_Engine, ForwardSteps):

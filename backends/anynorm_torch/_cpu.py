@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan
+from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan, RunningStatistics
 from anynorm_numba import engine
 from anynorm_numba.engine import BackwardSteps, Configs, ForwardSteps, LaunchConfig, Steps, address
 from anynorm_torch._autograd import recorded
 from anynorm_torch._cpu_tensors import as_parameter, configs_of, new_like, strided_like, upcast, upcast_together
 from anynorm_torch._launch import Gradient, Gradients, Launch, gradient_wanted, why_no_gradient
 from anynorm_torch._memory import LOW, UNALIGNED, check_storage, unaligned, written
+from anynorm_torch._signature import Signature, signature_of
 from anynorm_torch._tensors import DTYPES, Given, Maybe, Parameter, dense, empty, layout_of, like
 
 
@@ -24,6 +25,7 @@ class _Host(Steps):
 
     _compute: torch.dtype
     _records = False
+    _running: Signature | None = None  # of running statistics that were found to fit
 
     def _empty(self, shape: Ints, *, float64: bool = False) -> Tensor:
         return torch.empty(shape, dtype=torch.float64 if float64 else self._compute, device="cpu")
@@ -49,6 +51,25 @@ class _Host(Steps):
     def _written(self, out: Tensor | None) -> None:
         if out is not None:
             written(out)
+
+    def _may_move(self, running: RunningStatistics, in_place: bool) -> bool:
+        tensors = [tensor for tensor in running if tensor is not None]
+        signature = signature_of(f"{len(tensors)} running statistics", *tensors)
+        if signature is None or signature.recorded is not None:
+            return False
+        if signature is not self._running:
+            dtypes = self._compute, self._compute, torch.int64, torch.int64
+            fit = [t is None or t.dtype is dtype for t, dtype in zip(running, dtypes, strict=True)]
+            if not all(fit) or not all(t.is_contiguous() and t.device.type == "cpu" for t in tensors):
+                return False
+            self._running = signature
+        if in_place and not torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors):
+            return False
+        check_storage(*tensors)
+        return True
+
+    def _copy(self, array: Tensor | None) -> Tensor | None:
+        return None if array is None else array.detach().clone()
 
 
 class CpuLaunch(_Host, ForwardSteps, Launch):

@@ -7,7 +7,7 @@ in one of anynorm's functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch.nn.modules import batchnorm, instancenorm
 
 import anynorm as an
 from anynorm._core.arrays import described
-from anynorm.layers._running import accumulate, cumulative_share, over_samples
+from anynorm._core.dispatch import bound, forward
+from anynorm.backend import RunningStatistics
+from anynorm.layers._running import entered
 from anynorm_torch._ops import OPS
 
 
@@ -66,23 +68,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         self._check_input_dim(input)
         if not self.training:
             return _by_running(self, input)
-        try:
-            y, batch = an.batch_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
-            if self.track_running_stats and self.running_mean is not None:
-                accepted = _move_running(self, batch, self._share(batch))
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(accepted)
-        except ValueError as error:
-            raise _of_channels(self, self.num_features, input, error) from None
-        return y
-
-    def _share(self, batch: an.Moments) -> Any:
-        """Return the weight of the new batch: momentum, or what makes running statistics the average of all batches."""
-        if self.momentum is not None:
-            return float(self.momentum)
-        if self.num_batches_tracked is None or self.running_mean is None:
-            return 0.0
-        return cumulative_share(self.num_batches_tracked, self.running_mean, batch)
+        return _by_batch(self, an.batch_norm, input, self.momentum, self.num_batches_tracked)
 
 
 class _InstanceNorm(instancenorm._InstanceNorm):
@@ -102,13 +88,7 @@ class _InstanceNorm(instancenorm._InstanceNorm):
                 "its variance is 0 and the result is the bias whatever the input is. Use larger inputs, or LayerNorm."
             )
             raise ValueError(msg)
-        try:
-            y, batch = an.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps, return_moments=True)
-            if self.track_running_stats and self.running_mean is not None:
-                _move_running(self, over_samples(batch, (0,)), 0.0 if self.momentum is None else float(self.momentum))
-        except ValueError as error:
-            raise _of_channels(self, self.num_features, input, error) from None
-        return y
+        return _by_batch(self, an.instance_norm, input, self.momentum, None, samples=(0,))
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
@@ -239,13 +219,31 @@ def _by_running(layer: batchnorm._NormBase, x: Tensor) -> Tensor:
         raise _of_channels(layer, layer.num_features, x, error) from None
 
 
-def _move_running(layer: Any, batch: an.Moments, momentum: float | Tensor) -> Tensor:
-    """Move a layer's running statistics, in place so that references to them stay valid, unless the batch is rejected.
+def _by_batch(
+    layer: batchnorm._NormBase,
+    function: Callable[..., Any],
+    x: Tensor,
+    momentum: float | None,
+    tracked: Tensor | None,
+    samples: tuple[int, ...] = (),
+) -> Tensor:
+    """Normalize by the batch's own statistics, which enter the layer's, if it has any, unless they are not finite.
 
-    Return whether it was accepted.
+    These are written in place, so that references to them stay valid.
     """
-    with torch.no_grad():
-        mean, var, accepted = accumulate(layer.running_mean, layer.running_var, batch, momentum=momentum)
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(var)
-    return accepted  # type: ignore[no-any-return]
+    try:
+        call = bound(function, (x,), {"weight": layer.weight, "bias": layer.bias, "eps": layer.eps})
+        y: Tensor
+        y, residuals = forward(call)
+        mean, var = layer.running_mean, layer.running_var
+        if layer.track_running_stats and mean is not None:
+            share = 0.0 if momentum is None and tracked is None else momentum
+            running = RunningStatistics(mean, var, tracked)
+            with torch.no_grad():
+                new = entered(call, residuals, running, momentum=share, samples=samples, in_place=True)
+                for old, moved in zip(running, new, strict=True):
+                    if moved is not old:
+                        old.copy_(moved)
+    except ValueError as error:
+        raise _of_channels(layer, layer.num_features, x, error) from None
+    return y

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch.nn.modules import batchnorm, lazy
-from torch.nn.utils import parametrize
 
-from anynorm_torch.nn._modules import CLASSES, check_module
+from anynorm_torch.nn._modules import check_module
+from anynorm_torch.nn._verdicts import Verdicts
 
-# What a user would call a norm layer: torch's own and whatever derives from them.
-NORMS = (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, batchnorm._NormBase)
+
+class _Swap(NamedTuple):
+    name: str
+    module: torch.nn.Module
+    own: type[torch.nn.Module]
+    ours: type[torch.nn.Module]
+
+    def __str__(self) -> str:
+        rule = getattr(self.ours, "_anynorm", None)
+        return f"anynorm's {self.own.__name__}" + (f": {rule}" if rule else "")
 
 
 class Acceleration:
@@ -30,20 +37,21 @@ class Acceleration:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._swapped: list[tuple[str, torch.nn.Module, type[torch.nn.Module]]] = []
+        self._swapped: list[_Swap] = []
         self.left: dict[str, str] = {}
+        verdicts = Verdicts()
         for name, module in model.named_modules():  # a module registered twice comes once
-            own, reason = type(module), _why_left(module)
-            if reason is not None:
-                self.left[name] = reason
-            elif own in CLASSES:
-                module.__class__ = CLASSES[own]
-                self._swapped.append((name, module, own))
+            verdict = verdicts.of(module)
+            if isinstance(verdict, str):
+                self.left[name] = verdict
+            elif verdict is not None:
+                self._swapped.append(_Swap(name, module, type(module), verdict))
+                module.__class__ = verdict
 
     @property
     def swapped(self) -> tuple[str, ...]:
         """Return the names of the layers that are anynorm's through this object."""
-        return tuple([name for name, _, _ in self._swapped])
+        return tuple([swap.name for swap in self._swapped])
 
     def undo(self) -> None:
         """Give each swapped layer its own class back; what it learned meanwhile stays. Again, it does nothing.
@@ -52,11 +60,11 @@ class Acceleration:
         in `swapped`, so that this may be called once more when that is taken off.
         """
         kept = []
-        for name, module, own in self._swapped:
-            if type(module) is CLASSES[own]:
-                module.__class__ = own
-            elif type(module) is not own:
-                kept.append((name, module, own))
+        for swap in self._swapped:
+            if type(swap.module) is swap.ours:
+                swap.module.__class__ = swap.own
+            elif type(swap.module) is not swap.own:
+                kept.append(swap)
         self._swapped = kept
 
     def __enter__(self) -> Acceleration:
@@ -69,7 +77,7 @@ class Acceleration:
 
     def __repr__(self) -> str:
         lines = [f"Acceleration: {len(self._swapped)} swapped, {len(self.left)} left"]
-        lines += [f"  {name or '(the model)'}: anynorm's {own.__name__}" for name, _, own in self._swapped]
+        lines += [f"  {swap.name or '(the model)'}: {swap}" for swap in self._swapped]
         lines += [f"  {name or '(the model)'}: left, {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 
@@ -78,7 +86,9 @@ def accelerate(model: torch.nn.Module) -> Acceleration:
     """Turn every norm layer of a model into anynorm's, in place.
 
     Only the layers' class changes: they stay the objects they are, with their parameters, statistics, hooks and modes,
-    so optimizers and other references stay valid. A layer is left as it is unless its class is exactly torch's own.
+    so optimizers and other references stay valid. Layers of torch's own classes are known. The forward of any other is
+    tried out, on a copy with numbers drawn by chance: the layer is taken if anynorm computes the same to rounding, in
+    half precision bit for bit. For dtypes and numbers of axes where it does not, a taken layer calls its own forward.
 
     Parameters
     ----------
@@ -113,21 +123,3 @@ def accelerate(model: torch.nn.Module) -> Acceleration:
     """
     check_module("accelerate", model)
     return Acceleration(model)
-
-
-def _why_left(module: torch.nn.Module) -> str | None:
-    """Return why a norm layer stays as it is; None for one that may be swapped, and for what is no norm layer."""
-    cls: Any = type(module)
-    if not isinstance(module, NORMS):
-        return None
-    if cls in CLASSES:
-        return "its forward was replaced on the object itself" if "forward" in vars(module) else None
-    if cls in CLASSES.values():
-        return "it is anynorm's already"
-    if parametrize.is_parametrized(module):
-        return "it is parametrized, which gives it a class of its own; accelerate first, parametrize then"
-    if isinstance(module, torch.nn.SyncBatchNorm):
-        return "it shares statistics between processes, which anynorm does not"
-    if isinstance(module, lazy.LazyModuleMixin):
-        return "it is not initialized yet; accelerate after the first batch"
-    return f"{cls.__module__}.{cls.__qualname__} is a subclass of torch's layer and may compute something else"

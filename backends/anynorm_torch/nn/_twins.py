@@ -1,0 +1,157 @@
+"""Empty copies of a layer to try its forward on, and what one call of it does. Nothing of the model is touched.
+
+No rule is known here: `_probe.py` compares.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import anynorm as an
+
+
+class Odd(Exception):  # noqa: N818  it is no error: a reason why a layer is left
+    """A layer's forward does what no norm layer does. The message is a sentence about `it`."""
+
+
+class OtherShape(Odd):
+    """A forward's result is not one tensor of its input's shape."""
+
+
+class Recorder(torch.nn.Module):
+    """Stands for a submodule: an elementwise function unlike that of any other, which notes that it was called."""
+
+    def __init__(self, name: str, number: int, log: list[str]) -> None:
+        super().__init__()
+        self.name, self.number, self.log = name, number, log
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a straight line of x."""
+        self.log.append(self.name)
+        return x * (0.75 + self.number / 2) + (self.number + 1) / 8
+
+
+@dataclass
+class Call:
+    """What a call gave: the result, the buffers afterwards, the submodules in the order of their calls, gradients."""
+
+    y: Tensor
+    buffers: dict[str, Tensor]
+    log: tuple[str, ...]
+    gradients: list[Tensor | None]
+
+
+class Twin:
+    """A layer's class and plain attributes on the CPU, with numbers drawn by chance for its tensors.
+
+    Where the layer says `length`, in shapes and attributes, this one says `short`.
+    """
+
+    def __init__(self, layer: torch.nn.Module, length: int, short: int, generator: torch.Generator) -> None:
+        self.layer = layer
+        self.plain = {name: resized(value, length, short) for name, value in vars(layer).items()}
+        self.tensors = {
+            name: _drawn(name, resized(tuple(value.shape), length, short), value.dtype, generator)
+            for name, value in tensors_of(layer).items()
+        }
+
+    def call(
+        self, cls: type[torch.nn.Module], x: Tensor, dtype: Any, *, training: bool, dy: Tensor | None = None
+    ) -> Call:
+        """Return what the forward of a class does with x, with the parameters in a dtype; with dy, gradients too."""
+        log: list[str] = []
+        twin = self._made(cls, dtype, log)
+        twin.training = training
+        x = x.clone().requires_grad_(dy is not None)
+        version = x._version
+        with _undisturbed(dy is not None):
+            state = torch.get_rng_state()
+            y = cls.forward(twin, x)
+            if not torch.equal(state, torch.get_rng_state()):
+                msg = "it draws random numbers"
+                raise Odd(msg)
+            if x._version != version:
+                msg = "it changes its input"
+                raise Odd(msg)
+            if not isinstance(y, Tensor) or y.shape != x.shape:
+                msg = "its result is not one tensor of its input's shape"
+                raise OtherShape(msg)
+            gradients = _gradients(y, x, twin, dy)
+        buffers = {name: value for name, value in twin._buffers.items() if value is not None}
+        return Call(y.detach(), buffers, tuple(log), gradients)
+
+    def _made(self, cls: type[torch.nn.Module], dtype: Any, log: list[str]) -> Any:
+        twin: Any = object.__new__(cls)
+        torch.nn.Module.__init__(twin)  # no hooks
+        for name, value in self.plain.items():
+            if name not in vars(twin):
+                vars(twin)[name] = copy.copy(value) if isinstance(value, list | dict | set) else value
+        twin._parameters.update(dict.fromkeys(self.layer._parameters))
+        twin._buffers.update(dict.fromkeys(self.layer._buffers))
+        for name, value in self.tensors.items():
+            drawn = value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
+            if name in twin._buffers:
+                twin._buffers[name] = drawn
+            else:
+                twin._parameters[name] = torch.nn.Parameter(drawn)
+        for number, name in enumerate(self.layer._modules):
+            twin._modules[name] = Recorder(name, number, log)
+        return twin
+
+
+def tensors_of(layer: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers that a layer itself has."""
+    own = {**layer._parameters, **layer._buffers}
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def resized(value: Any, length: int, short: int) -> Any:
+    """Return a number, or a tuple or list of numbers, with `short` for `length`."""
+    if type(value) in (tuple, list, torch.Size):
+        return type(value)([resized(part, length, short) for part in value])
+    return short if type(value) is int and value == length else value
+
+
+def _drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return a tensor of numbers of both signs, but positive ones for a variance; integers are 0."""
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype, device="cpu")
+    drawn = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+    return drawn.abs() + 0.25 if "var" in name else drawn
+
+
+def _gradients(y: Tensor, x: Tensor, twin: torch.nn.Module, dy: Tensor | None) -> list[Tensor | None]:
+    if dy is None:
+        return []
+    if not y.requires_grad:
+        msg = "its result has no gradient"
+        raise Odd(msg)
+    parameters = [value for value in twin._parameters.values() if value is not None]
+    return list(torch.autograd.grad((y * dy).sum(), [x, *parameters], allow_unused=True))
+
+
+@contextmanager
+def _undisturbed(gradients: bool) -> Iterator[None]:
+    """Call a layer so that it finds and leaves none of the modes, devices and random states around."""
+    state = torch.get_rng_state()
+    try:
+        with (
+            warnings.catch_warnings(),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(gradients),
+            torch.autocast("cpu", enabled=False),
+            torch.device("cpu"),
+            an.fast_paths(False),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_rng_state(state)

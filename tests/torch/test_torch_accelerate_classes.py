@@ -153,6 +153,35 @@ class Frozen(nn.Module):
         return x * scale + (b - mean * scale)
 
 
+class GatedByGroups(Weighted):
+    """RMS norm of groups of x times silu of a gate, as Mamba 2 has it; the gate may be missing."""
+
+    def __init__(self, length: int = C, group_size: int = 8) -> None:
+        super().__init__(length)
+        self.group_size = group_size
+
+    def forward(self, x: Any, gate: Any = None) -> Any:
+        y = x.float() if gate is None else x.float() * functional.silu(gate.float())
+        groups = y.unflatten(-1, (-1, self.group_size))
+        groups = groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * groups.flatten(-2).to(x.dtype)
+
+
+class GatedAfter(Llama):
+    """RMS norm times sigmoid of a gate, rounded twice."""
+
+    def forward(self, hidden_states: Any, gate: Any) -> Any:  # type: ignore[override]
+        y = super().forward(hidden_states) * gate.float().sigmoid()
+        return y.to(hidden_states.dtype)
+
+
+class Unused(Llama):
+    """RMS norm that does not use its weight."""
+
+    def forward(self, x: Any) -> Any:
+        return (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon)).to(x.dtype)
+
+
 class Optional(nn.LayerNorm):
     """Layer norm that takes a mask, too."""
 
@@ -176,10 +205,18 @@ CONVENTIONS: dict[str, tuple[Any, tuple[int, ...], str]] = {
     "BatchNormAct": (BatchNormAct, IMAGES, "tracking batch_norm, then drop, then act"),
     "GroupNormAct": (GroupNormAct, IMAGES, "group_norm, then act"),
     "frozen": (Frozen, IMAGES, "batch_norm"),
+    "unused weight": (Unused, ROWS, "rms_norm"),
+    "gated by groups": (
+        GatedByGroups,
+        ROWS,
+        "rms_norm of groups by their size, rounded before the weight, of x times silu of a gate",
+    ),
+    "gated after": (GatedAfter, ROWS, "rms_norm, rounded before the weight, times sigmoid of a gate"),
 }
 each_convention = pytest.mark.parametrize("name", CONVENTIONS)
 # Their own arithmetic is half precision's, step by step.
 COARSE = {"by hand", "channels first", "frozen"}
+CAST = {"llama", "t5", "gemma", "olmo", "unused weight", "gated by groups", "gated after"}
 
 
 @pytest.fixture(autouse=True)
@@ -189,44 +226,45 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def layer_and_input(name: str, dtype: Any = torch.float32) -> tuple[Any, Any]:
-    """Return a layer with parameters unlike those it began with, and input."""
+def layer_and_input(name: str, dtype: Any = torch.float32) -> tuple[Any, list[Any]]:
+    """Return a layer with parameters unlike those it began with, and its input."""
     generator = torch.Generator().manual_seed(3)
     make, shape, _ = CONVENTIONS[name]
     layer = make().to(dtype)
     with torch.no_grad():
         for value in layer.parameters():
             value.copy_(torch.randn(value.shape, generator=generator))
-    return layer, (torch.randn(shape, generator=generator) + 0.5).to(dtype)
+    inputs = 2 if name.startswith("gated") else 1
+    return layer, [(torch.randn(shape, generator=generator) + 0.5).to(dtype) for _ in range(inputs)]
 
 
-def trained(layer: Any, x: Any) -> list[Any]:
+def trained(layer: Any, inputs: list[Any]) -> list[Any]:
     """Take three steps; return outputs, gradients, parameters and buffers of all."""
     found, layer = [], layer.train()
     for step in range(3):
-        x = (x.detach() + step).requires_grad_()
-        y = layer(x)
+        inputs = [(x.detach() + step).requires_grad_() for x in inputs]
+        y = layer(*inputs)
         (y * y.detach().cos()).sum().backward()
-        found += [y.detach(), x.grad]
+        found += [y.detach(), *[x.grad for x in inputs]]
         with torch.no_grad():
-            for value in layer.parameters():
+            for value in [value for value in layer.parameters() if value.grad is not None]:
                 found.append(value.grad.clone())
                 value -= 0.01 * value.grad
                 value.grad = None
         found += [value.clone() for value in layer.state_dict().values()]
-    return [*found, layer.eval()(x.detach()).detach()]
+    return [*found, layer.eval()(*[x.detach() for x in inputs])]
 
 
 @each_convention
 def test_convention_is_taken(name: str) -> None:
     """A layer of each convention is taken, by the rule that it follows; the acceleration says which."""
-    layer, x = layer_and_input(name)
-    own, expected = type(layer), copy.deepcopy(layer).eval()(x)
+    layer, inputs = layer_and_input(name)
+    own, expected = type(layer), copy.deepcopy(layer).eval()(*inputs)
     acceleration = accelerate(layer)
     assert (acceleration.swapped, acceleration.left) == (("",), {})
     assert repr(acceleration).endswith(f"{own.__name__}: {CONVENTIONS[name][2]}")
     assert isinstance(layer, own)
-    torch.testing.assert_close(layer.eval()(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer.eval()(*inputs), expected, rtol=0, atol=1e-5)
     acceleration.undo()
     assert type(layer) is own
 
@@ -234,12 +272,12 @@ def test_convention_is_taken(name: str) -> None:
 @each_convention
 def test_training_is_the_same(name: str) -> None:
     """Three steps in float64 give outputs, gradients and statistics within 1e-12, if not cast to float32."""
-    layer, x = layer_and_input(name, torch.float64)
+    layer, inputs = layer_and_input(name, torch.float64)
     twin = copy.deepcopy(layer)
     with accelerate(layer):
-        ours = trained(layer, x)
-    share = 1e-5 if name in {"llama", "t5", "gemma", "olmo"} else 1e-12
-    for a, b in zip(ours, trained(twin, x), strict=True):
+        ours = trained(layer, inputs)
+    share = 1e-5 if name in CAST else 1e-12
+    for a, b in zip(ours, trained(twin, inputs), strict=True):
         assert a.dtype == b.dtype
         assert (a - b).abs().max() <= share * b.abs().max()
 
@@ -249,10 +287,10 @@ def test_training_is_the_same(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_rounded_alike(name: str, dtype: Any, weight_dtype: Any) -> None:
     """In half precision a layer gives its own dtype and bits, but for one in 200 that lies near a tie."""
-    layer, x = layer_and_input(name, dtype)
-    layer, x = layer.to(weight_dtype).eval(), x.repeat(4, *[1] * (x.ndim - 1))
+    layer, inputs = layer_and_input(name, dtype)
+    layer, inputs = layer.to(weight_dtype).eval(), [x.repeat(4, *[1] * (x.ndim - 1)) for x in inputs]
     try:
-        own = layer(x)
+        own = layer(*inputs)
     except RuntimeError:
         pytest.skip("torch takes no such pair")
     acceleration = accelerate(layer)
@@ -260,7 +298,7 @@ def test_half_precision_is_rounded_alike(name: str, dtype: Any, weight_dtype: An
         assert name in COARSE
         assert "rounds as no rule" in acceleration.left[""]
         return
-    ours = layer(x)
+    ours = layer(*inputs)
     assert ours.dtype == own.dtype
     assert (ours != own).float().mean() < (0.005 if own.dtype == dtype else 1)
     torch.testing.assert_close(ours.float(), own.float(), rtol=0.02, atol=0.02)
@@ -269,16 +307,16 @@ def test_half_precision_is_rounded_alike(name: str, dtype: Any, weight_dtype: An
 @each_convention
 def test_copies_and_files(name: str) -> None:
     """A copy and a file of a taken layer are taken too, a state goes both ways, and undo gives the class back."""
-    layer, x = layer_and_input(name)
+    layer, inputs = layer_and_input(name)
     state = layer.state_dict()
     acceleration = accelerate(layer)
-    expected = layer.eval()(x)
+    expected = layer.eval()(*inputs)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)):
         assert type(other) is type(layer)
-        assert torch.equal(other(x), expected)
+        assert torch.equal(other(*inputs), expected)
     assert layer.state_dict().keys() == state.keys()
     layer.load_state_dict(state)
     acceleration.undo()
@@ -288,18 +326,18 @@ def test_copies_and_files(name: str) -> None:
 @each_convention
 def test_compiles_and_exports(name: str) -> None:
     """A taken layer goes into one graph, compiled and exported, in training and evaluation."""
-    layer, x = layer_and_input(name)
+    layer, inputs = layer_and_input(name)
     accelerate(layer)
     for training in (True, False):
         layer.train(training)
         with torch.no_grad():
-            expected = copy.deepcopy(layer)(x)
-            compiled = torch.compile(copy.deepcopy(layer), backend="eager", fullgraph=True)(x)
+            expected = copy.deepcopy(layer)(*inputs)
+            compiled = torch.compile(copy.deepcopy(layer), backend="eager", fullgraph=True)(*inputs)
         torch.testing.assert_close(compiled, expected, rtol=0, atol=1e-5)
-    exported = torch.export.export(layer.eval(), (x,)).module()(x)
-    torch.testing.assert_close(exported, layer(x), rtol=0, atol=1e-5)
-    mapped = torch.func.vmap(layer)(torch.stack([x, x + 1]))
-    torch.testing.assert_close(mapped[1], layer(x + 1), rtol=0, atol=1e-5)
+    exported = torch.export.export(layer.eval(), tuple(inputs)).module()(*inputs)
+    torch.testing.assert_close(exported, layer(*inputs), rtol=0, atol=1e-5)
+    mapped = torch.func.vmap(layer)(*[torch.stack([x, x + 1]) for x in inputs])
+    torch.testing.assert_close(mapped[1], layer(*[x + 1 for x in inputs]), rtol=0, atol=1e-5)
 
 
 class OutsideTheRoot(Weighted):
@@ -391,10 +429,17 @@ class InPlace(Weighted):
 
 
 class TwoTensors(Llama):
-    """Another tensor."""
+    """Another tensor, and no function of it that is known."""
 
     def forward(self, x: Any, gate: Any) -> Any:  # type: ignore[override]
         return super().forward(x * gate)
+
+
+class ThreeTensors(Llama):
+    """Two more tensors."""
+
+    def forward(self, x: Any, scale: Any, shift: Any) -> Any:  # type: ignore[override]
+        return super().forward(x) * scale + shift
 
 
 class Detached(Weighted):
@@ -440,7 +485,8 @@ IMPOSTORS = {
     Dropped: "draws random numbers",
     Residual: "none of anynorm's norms",
     InPlace: "changes its input",
-    TwoTensors: "takes x and gate",
+    TwoTensors: "none of anynorm's norms",
+    ThreeTensors: "takes x, scale, shift",
     Detached: "its gradient is not",
     OtherInTraining: "none of anynorm's norms",
     Broken: "KeyError",
@@ -513,14 +559,20 @@ def test_model_is_not_touched() -> None:
 
 def test_other_calls_go_to_the_own_forward() -> None:
     """What was not tried out is computed by the layer's own forward: other arguments, dtypes and numbers of axes."""
-    layer, x = layer_and_input("optional argument")
+    layer, (x,) = layer_and_input("optional argument")
     mask, keyword = layer(x, torch.zeros(C)), layer(x, mask=torch.zeros(C))
     flat = layer(x[0, 0])
     accelerate(layer)
     assert torch.equal(layer(x, torch.zeros(C)), mask)
     assert torch.equal(layer(x, mask=torch.zeros(C)), keyword)
     assert torch.equal(layer(x[0, 0]), flat)
-    frozen, images = layer_and_input("frozen")
+    gated, (x, gate) = layer_and_input("gated by groups")
+    alone, by_name = gated(x), gated(x, gate=gate)
+    accelerate(gated)
+    assert torch.equal(gated(x), alone)
+    assert torch.equal(gated(x, gate=gate), by_name)
+    torch.testing.assert_close(gated(x, gate), by_name)
+    frozen, (images,) = layer_and_input("frozen")
     half = copy.deepcopy(frozen).bfloat16()(images.bfloat16())
     accelerate(frozen)
     assert torch.equal(frozen.bfloat16()(images.bfloat16()), half)
@@ -545,7 +597,7 @@ def test_lengths_share_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_autocast() -> None:
     """Under autocast a taken layer gives the dtype and the rounding that its own forward gives."""
-    layer, x = layer_and_input("llama")
+    layer, (x,) = layer_and_input("llama")
     block = nn.Sequential(nn.Linear(C, C), layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         own = block(x)

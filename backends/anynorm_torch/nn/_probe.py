@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anynorm_torch.nn._equal import Dtypes, condition, hostile, same, same_gradients, same_rounding
 from anynorm_torch.nn._operands import operands
-from anynorm_torch.nn._rules import ORDERS, TRACKING, Rule, by_rule
+from anynorm_torch.nn._rules import GATES, ORDERS, TRACKING, Rule, by_rule
 from anynorm_torch.nn._twins import Call, Odd, OtherShape, Twin, tensors_of
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -21,6 +21,8 @@ _DTYPES = (torch.float64, torch.float32, *_HALF)
 _MIXED = [*itertools.product(_HALF, [torch.float32]), *itertools.product([torch.float32], _HALF)]
 _RANKS = (4, 3, 2, 5)
 _ELEMENTS = 8192  # of which ties are counted
+# What is one in exact arithmetic.
+_SAME = {"after": ("after", "before", "promoted")}
 _NONE = "what it computes is none of anynorm's norms"
 
 
@@ -66,7 +68,7 @@ class _Search:
     """The search for one layer's rule, at its own length or a short one."""
 
     def __init__(self, layer: torch.nn.Module, *, full: bool) -> None:
-        _check_arguments(layer)
+        self.gated = _takes_gate(layer)
         self.layer: Any = layer
         self.own = type(layer)
         self.operands = operands(layer)
@@ -117,7 +119,8 @@ class _Search:
         return x * torch.linspace(1, 2, len(x), device="cpu").reshape(-1, *[1] * (site.rank - 1)) + 0.5
 
     def _call(self, cls: Any, x: Tensor, dtype: Any, training: bool = False, dy: Tensor | None = None) -> Call:
-        return self.twin.call(cls, x, dtype, training=training, dy=dy)
+        gate = [torch.linspace(-3, 4, x.numel(), dtype=x.dtype, device="cpu").reshape(x.shape)] * self.gated
+        return self.twin.call(cls, (x, *gate), dtype, training=training, dy=dy)
 
     def _at(self, site: _Site, dtype: torch.dtype) -> tuple[Rule, torch.dtype] | None:
         """Return the rule that holds for every input of one shape, and the dtype that the layer computes in."""
@@ -125,10 +128,14 @@ class _Search:
         owns = [self._call(self.own, x, dtype, training) for x, training in inputs]
         for compute in dict.fromkeys((dtype, torch.float32)):
             for rule in self._candidates(site, dtype, owns[0].log):
-                if self._agrees(by_rule(self.own, rule), rule, owns, inputs, compute):
+                if self._agrees(self._class(rule), rule, owns, inputs, compute):
                     self._check_gradients(rule, inputs[0][0], compute)
                     return rule, compute
         return None
+
+    def _class(self, rule: Rule) -> Any:
+        """Return a class that knows the rule alone: what it falls back to is no evidence."""
+        return by_rule(self.own, rule, _unknown)
 
     def _agrees(self, cls: Any, rule: Rule, owns: list[Call], inputs: list[Any], compute: torch.dtype) -> bool:
         """Return whether a candidate gives what the layer gives, for all inputs."""
@@ -144,7 +151,7 @@ class _Search:
     def _check_gradients(self, rule: Rule, x: Tensor, compute: torch.dtype) -> None:
         dy = torch.randn(x.shape, generator=self.generator, device="cpu", dtype=x.dtype)
         for training in (False, True):
-            own, ours = [self._call(cls, x, x.dtype, training, dy) for cls in (self.own, by_rule(self.own, rule))]
+            own, ours = [self._call(cls, x, x.dtype, training, dy) for cls in (self.own, self._class(rule))]
             if not same_gradients(own, ours, compute):
                 msg = f"its result is that of {rule.norm}, its gradient is not"
                 raise Odd(msg)
@@ -152,22 +159,40 @@ class _Search:
     def _candidates(self, site: _Site, dtype: torch.dtype, then: tuple[str, ...]) -> Iterator[Rule]:
         """Yield rules to try, the likely ones first."""
         at = self.operands
-        weight_dtype = None if at.weight is None else dtype
         common: dict[str, Any] = {"weight": at.weight, "bias": at.bias, "then": then, "ranks": (site.rank,)}
+        of_dtypes = dtype, None if at.weight is None else dtype
         for norm, (base, _) in TRACKING.items():
             if isinstance(self.layer, base):
-                yield Rule(norm, "eps", orders=(((dtype, weight_dtype), "after"),), **common)
-        axis = tuple(range(-max(1, self.twin.tensors[at.weight].ndim), 0)) if at.weight and site.last else (-1,)
-        for order, eps in itertools.product(["after", "plus one"][: 2 if at.weight else 1], at.eps):
-            options = {**common, "eps": eps, "orders": (((dtype, weight_dtype), order),)}
-            by_channel = not site.last or site.rank == 2
-            if at.mean and at.var:
-                yield from [Rule("batch_norm", mean=at.mean, var=at.var, **options)] * by_channel
-                continue
-            yield from [Rule(norm, axis=axis if site.last else (1,), **options) for norm in ("rms_norm", "layer_norm")]
-            if by_channel:
-                yield from [Rule("group_norm", groups=groups, **options) for groups in at.groups]
-                yield from [Rule(norm, **options) for norm in ("instance_norm", "batch_norm")]
+                yield Rule(norm, "eps", orders=((of_dtypes, "after"),), **common)
+        for order, gate, eps in itertools.product(*self._ways(), at.eps):
+            options = {**common, "gate": gate, "eps": eps, "orders": ((of_dtypes, order),)}
+            yield from [Rule(norm, **shape, **options) for norm, shape in self._norms(site)]
+        for eps in at.eps if at.weight or at.bias else ():  # tensors that the forward does not use
+            options = {"then": then, "ranks": (site.rank,), "eps": eps, "orders": (((dtype, None), "after"),)}
+            yield from [Rule(norm, **shape, **options) for norm, shape in self._norms(site)]
+
+    def _ways(self) -> tuple[list[str], list[str | None]]:
+        """Return the orders of weight and gate, and the functions of a gate, that differ in exact arithmetic."""
+        if self.gated:
+            return ["gated, after", "gated x, after"], list(GATES)
+        return ["after", "plus one"] if self.operands.weight else ["after"], [None]
+
+    def _norms(self, site: _Site) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the norms that may be meant by an input's shape and the layer's tensors, and what they reduce."""
+        at = self.operands
+        by_channel = not site.last or site.rank == 2
+        if at.mean and at.var:
+            yield from [("batch_norm", {"mean": at.mean, "var": at.var})] * by_channel
+            return
+        depth = max(1, self.twin.tensors[at.weight].ndim) if at.weight else 1
+        axis = tuple(range(-depth, 0)) if site.last else (1,)
+        yield from [("rms_norm", {"axis": axis}), ("layer_norm", {"axis": axis})]
+        if site.last:
+            names = ("rms_norm of groups", "rms_norm of groups by their size")
+            yield from [(norm, {"groups": groups}) for norm in names for groups in at.groups if isinstance(groups, str)]
+        if by_channel:
+            yield from [("group_norm", {"groups": groups}) for groups in at.groups]
+            yield from [("instance_norm", {}), ("batch_norm", {})]
 
     def _other_ranks(self, rule: Rule, site: _Site, dtype: torch.dtype, compute: torch.dtype) -> Iterator[int]:
         """Yield the other numbers of axes for which the rule holds."""
@@ -178,14 +203,14 @@ class _Search:
             except Exception:  # it takes no such input
                 continue
             inputs = [(x, training) for training in (False, True)]
-            if self._agrees(by_rule(self.own, replace(rule, ranks=(rank,))), rule, owns, inputs, compute):
+            if self._agrees(self._class(replace(rule, ranks=(rank,))), rule, owns, inputs, compute):
                 yield rank
 
     def _orders(self, rule: Rule, site: _Site, compute: torch.dtype) -> Iterator[tuple[Dtypes, str]]:
         """Yield pairs of dtypes and the order of rounding that is the layer's own, where there is one."""
         x = self._drawn(site, _ELEMENTS)
-        plus_one = rule.orders[0][1] != "after"
-        orders = [order for order in ORDERS if order.startswith("plus one") == plus_one]
+        kind = rule.orders[0][1].partition(",")[0]
+        orders = [order for order in ORDERS if order.partition(",")[0] in _SAME.get(kind, (kind,))]
         for dtypes in [*zip(_DTYPES, _DTYPES, strict=True), *(_MIXED if rule.weight else [])]:
             try:
                 own = self._call(self.own, x.to(dtypes[0]), dtypes[1])
@@ -200,7 +225,7 @@ class _Search:
     ) -> bool:
         """Return whether an order of rounding gives the layer's result."""
         try:
-            ours = self._call(by_rule(self.own, replace(rule, orders=((pair, order),))), x.to(pair[0]), dtype)
+            ours = self._call(self._class(replace(rule, orders=((pair, order),))), x.to(pair[0]), dtype)
         except Exception:  # an order that does not suit the layer
             return False
         return same_rounding(own, ours, pair, compute)
@@ -213,13 +238,18 @@ class _Search:
             raise Odd(msg)
 
 
-def _check_arguments(layer: torch.nn.Module) -> None:
-    """Raise Odd unless a layer's forward may be called with one tensor."""
+def _takes_gate(layer: torch.nn.Module) -> bool:
+    """Return whether a layer's forward takes a second tensor; raise Odd if it takes more."""
     parameters = list(inspect.signature(type(layer).forward).parameters.values())[1:]
     needed = [value.name for value in parameters if value.default is value.empty and value.kind < value.VAR_POSITIONAL]
-    if len(needed) > 1:
-        msg = f"its forward takes {' and '.join(needed)}"
+    if len(needed) > 2:
+        msg = f"its forward takes {', '.join(needed)}"
         raise Odd(msg)
+    return len(needed) == 2 or any("gate" in value.name for value in parameters[1:2])
+
+
+def _unknown(*args: Any) -> Any:
+    raise NotImplementedError
 
 
 def _words(error: Exception) -> str:

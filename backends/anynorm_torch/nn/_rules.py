@@ -36,7 +36,9 @@ class Rule:
     axis : tuple of int
         The axes that layer and RMS norm reduce.
     groups : str or int
-        An attribute, or a number: group norm's number of groups.
+        An attribute, or a number: of groups, or of what is in one.
+    gate : str or None
+        One of GATES, applied to a second tensor that the result, or x, is multiplied by.
     then : tuple of str
         Submodules that are called on the result, in turn.
     orders : tuple of pairs
@@ -54,6 +56,7 @@ class Rule:
     var: str | None = None
     axis: tuple[int, ...] = (-1,)
     groups: str | int = 1
+    gate: str | None = None
     then: tuple[str, ...] = ()
     orders: tuple[tuple[Dtypes, str], ...] = ()
     ranks: tuple[int, ...] = ()
@@ -64,9 +67,12 @@ class Rule:
         return self.norm != "rms_norm" and self.mean is None
 
     def __str__(self) -> str:
-        order = dict.fromkeys([ORDERS[order][1] for (x, weight), order in self.orders if x == weight])
-        words = [self.norm, *[words for words in order if words], *[f"then {name}" for name in self.then]]
-        return ", ".join(words)
+        alike = [order for (x, weight), order in self.orders if x == weight]
+        words = [self.norm, *[ORDERS[order][1] for order in dict.fromkeys(alike)]]
+        if self.gate is not None:
+            words.append(f"{'of x times' if alike[0].startswith('gated x') else 'times'} {self.gate} of a gate")
+        words += [f"then {name}" for name in self.then]
+        return ", ".join([word for word in dict.fromkeys(words) if word])
 
 
 def _value(layer: Any, name: str | None) -> Any:
@@ -86,9 +92,28 @@ def _rms_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tens
     return an.rms_norm(x, weight, bias, axis=rule.axis, eps=_eps(layer, rule, x))
 
 
+def _groups(layer: Any, rule: Rule) -> int:
+    return getattr(layer, rule.groups) if isinstance(rule.groups, str) else rule.groups
+
+
 def _group_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    groups = getattr(layer, rule.groups) if isinstance(rule.groups, str) else rule.groups
-    return an.group_norm(x, groups, weight, bias, eps=_eps(layer, rule, x))
+    return an.group_norm(x, _groups(layer, rule), weight, bias, eps=_eps(layer, rule, x))
+
+
+def _rms_norm_of_groups(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
+    groups = _groups(layer, rule)
+    return _grouped(layer, rule, x, (groups, x.shape[-1] // groups), weight, bias)
+
+
+def _rms_norm_of_groups_by_size(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
+    size = _groups(layer, rule)
+    return _grouped(layer, rule, x, (x.shape[-1] // size, size), weight, bias)
+
+
+def _grouped(layer: Any, rule: Rule, x: Tensor, parts: tuple[int, int], weight: Any, bias: Any) -> Tensor:
+    along = (1,) * (x.ndim - 1) + parts
+    weight, bias = [None if value is None else value.reshape(along) for value in (weight, bias)]
+    return an.rms_norm(x.reshape(*x.shape[:-1], *parts), weight, bias, eps=_eps(layer, rule, x)).reshape(x.shape)
 
 
 def _instance_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
@@ -117,6 +142,8 @@ NORMS: dict[str, Norm] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "rms_norm of groups": _rms_norm_of_groups,
+    "rms_norm of groups by their size": _rms_norm_of_groups_by_size,
     "instance_norm": _instance_norm,
     "batch_norm": _batch_norm,
     "tracking batch_norm": _tracking_batch_norm,
@@ -129,6 +156,10 @@ def _weighted(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return y if bias is None else y + bias
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _after(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
     return norm(layer, rule, x, weight, bias)
 
@@ -137,25 +168,43 @@ def _before(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: An
     return _weighted(norm(layer, rule, x, None, None), weight, bias)
 
 
-def _promoted(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return norm(layer, rule, x, weight, bias)
-
-
 def _before_in_weights(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return _weighted(norm(layer, rule, wide, None, None).to(weight.dtype), weight, bias)
+    return _weighted(norm(layer, rule, _wide(x), None, None).to(weight.dtype), weight, bias)
 
 
 def _plus_one(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return norm(layer, rule, x, wide + 1, bias)
+    return norm(layer, rule, x, _wide(weight) + 1, bias)
 
 
 def _plus_one_rounded(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
     return norm(layer, rule, x, weight + 1, bias)
 
 
+def _promoted(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
+    return norm(layer, rule, _wide(x), weight, bias)
+
+
+def _gated_x_after(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any, gate: Tensor) -> Tensor:
+    return norm(layer, rule, _wide(x) * _open(rule, gate), weight, bias).to(x.dtype)
+
+
+def _gated_x_before(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any, gate: Tensor) -> Tensor:
+    return _weighted(norm(layer, rule, _wide(x) * _open(rule, gate), None, None).to(x.dtype), weight, bias)
+
+
+def _gated_after(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any, gate: Tensor) -> Tensor:
+    return (norm(layer, rule, _wide(x), weight, bias) * _open(rule, gate)).to(x.dtype)
+
+
+def _gated_before(norm: Norm, layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any, gate: Tensor) -> Tensor:
+    return (_weighted(norm(layer, rule, x, None, None), weight, bias) * _open(rule, gate)).to(x.dtype)
+
+
+def _open(rule: Rule, gate: Tensor) -> Tensor:
+    return GATES[rule.gate or ""](_wide(gate))
+
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid}
 # How the function found, weight and rounding go together, with words for it: torch's own way, which is ours, has none.
 ORDERS: dict[str, tuple[Callable[..., Tensor], str]] = {
     "after": (_after, ""),
@@ -164,23 +213,26 @@ ORDERS: dict[str, tuple[Callable[..., Tensor], str]] = {
     "plus one, rounded": (_plus_one_rounded, "1 + weight"),
     "promoted": (_promoted, ""),
     "before, in the weight's": (_before_in_weights, "rounded before the weight"),
+    "gated x, after": (_gated_x_after, ""),
+    "gated x, before": (_gated_x_before, "rounded before the weight"),
+    "gated, after": (_gated_after, ""),
+    "gated, before": (_gated_before, "rounded before the weight"),
 }
 
 
-def by_rule(own: type[torch.nn.Module], rule: Rule) -> type[torch.nn.Module]:
-    """Return the subclass of a layer's class whose forward is anynorm's by a rule."""
-    norm, ranks = NORMS[rule.norm], rule.ranks
+def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any]) -> type[torch.nn.Module]:
+    """Return the subclass of a layer's class whose forward is anynorm's by a rule, and another where none is known."""
+    norm, ranks, tensors = NORMS[rule.norm], rule.ranks, 1 if rule.gate is None else 2
     orders = {dtypes: ORDERS[order][0] for dtypes, order in rule.orders}
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        x = args[0] if len(args) == 1 and not kwargs else None
-        if not isinstance(x, Tensor) or x.ndim not in ranks or x.is_nested:
-            return own.forward(self, *args, **kwargs)
-        weight = _value(self, rule.weight)
+        if kwargs or len(args) != tensors or not _tried(args, ranks):
+            return otherwise(self, *args, **kwargs)
+        x, weight = args[0], _value(self, rule.weight)
         order = orders.get((x.dtype, None if weight is None else weight.dtype))
         if order is None:
-            return own.forward(self, x)
-        y = order(norm, self, rule, x, weight, _value(self, rule.bias))
+            return otherwise(self, *args)
+        y = order(norm, self, rule, x, weight, _value(self, rule.bias), *args[1:])
         for name in rule.then:
             y = getattr(self, name)(y)
         return y
@@ -195,10 +247,21 @@ def by_rule(own: type[torch.nn.Module], rule: Rule) -> type[torch.nn.Module]:
     return new  # type: ignore[no-any-return]
 
 
+def _tried(tensors: tuple[Any, ...], ranks: tuple[int, ...]) -> bool:
+    """Return whether a layer was tried with such arguments: tensors of one shape and dtype."""
+    x = tensors[0]
+    if not isinstance(x, Tensor) or x.ndim not in ranks or x.is_nested:
+        return False
+    for gate in tensors[1:]:
+        if not isinstance(gate, Tensor) or gate.shape != x.shape or gate.dtype != x.dtype:
+            return False
+    return True
+
+
 @functools.cache
 def taken(own: Any, rule: Rule) -> type[torch.nn.Module]:
-    """Return `by_rule`'s class, the same one for all layers of a class that follow a rule."""
-    return by_rule(own, rule)
+    """Return the class for layers that follow a rule: one for all of them. Other input has their own forward."""
+    return by_rule(own, rule, own.forward)
 
 
 def _remade(own: Any, rule: Rule) -> torch.nn.Module:

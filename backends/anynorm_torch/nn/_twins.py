@@ -64,27 +64,33 @@ class Twin:
         }
 
     def call(
-        self, cls: type[torch.nn.Module], x: Tensor, dtype: Any, *, training: bool, dy: Tensor | None = None
+        self,
+        cls: type[torch.nn.Module],
+        tensors: tuple[Tensor, ...],
+        dtype: Any,
+        *,
+        training: bool,
+        dy: Tensor | None = None,
     ) -> Call:
-        """Return what the forward of a class does with x, with the parameters in a dtype; with dy, gradients too."""
+        """Return what a class's forward does with tensors, with the parameters in a dtype; with dy, gradients too."""
         log: list[str] = []
         twin = self._made(cls, dtype, log)
         twin.training = training
-        x = x.clone().requires_grad_(dy is not None)
-        version = x._version
+        given = [x.clone().requires_grad_(dy is not None) for x in tensors]
+        versions = [x._version for x in given]
         with _undisturbed(dy is not None):
             state = torch.get_rng_state()
-            y = cls.forward(twin, x)
+            y = cls.forward(twin, *given)
             if not torch.equal(state, torch.get_rng_state()):
                 msg = "it draws random numbers"
                 raise Odd(msg)
-            if x._version != version:
+            if [x._version for x in given] != versions:
                 msg = "it changes its input"
                 raise Odd(msg)
-            if not isinstance(y, Tensor) or y.shape != x.shape:
+            if not isinstance(y, Tensor) or y.shape != given[0].shape:
                 msg = "its result is not one tensor of its input's shape"
                 raise OtherShape(msg)
-            gradients = _gradients(y, x, twin, dy)
+            gradients = _gradients(y, given, twin, dy)
         buffers = {name: value for name, value in twin._buffers.items() if value is not None}
         return Call(y.detach(), buffers, tuple(log), gradients)
 
@@ -128,14 +134,14 @@ def _drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: tor
     return drawn.abs() + 0.25 if "var" in name else drawn
 
 
-def _gradients(y: Tensor, x: Tensor, twin: torch.nn.Module, dy: Tensor | None) -> list[Tensor | None]:
+def _gradients(y: Tensor, given: list[Tensor], twin: torch.nn.Module, dy: Tensor | None) -> list[Tensor | None]:
     if dy is None:
         return []
     if not y.requires_grad:
         msg = "its result has no gradient"
         raise Odd(msg)
     parameters = [value for value in twin._parameters.values() if value is not None]
-    return list(torch.autograd.grad((y * dy).sum(), [x, *parameters], allow_unused=True))
+    return list(torch.autograd.grad((y * dy).sum(), [*given, *parameters], allow_unused=True))
 
 
 @contextmanager

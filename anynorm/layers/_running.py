@@ -23,7 +23,6 @@ def entered(
     momentum: float | None,
     correction: int = 1,
     samples: tuple[int, ...] = (),
-    in_place: bool = False,
 ) -> RunningStatistics:
     """Return running statistics that the batch of a call has entered, whose forward pass left these residuals.
 
@@ -37,14 +36,23 @@ def entered(
         As in `update_running`; without momentum the statistics become the average of all batches that were counted.
     samples : tuple of int
         The axes of the moments along which each sample has its own: its mean over these enters.
-    in_place : bool
-        Whether `running` may be written to: then it is returned itself if that was done.
 
     """
+    found = None
     if not samples:
-        found = call.entry.executable.update_running(residuals, running, momentum, correction, in_place=in_place)
-        if found is not None:
-            return found
+        found = call.entry.executable.update_running(residuals, running, momentum, correction, in_place=False)
+    return found or entered_by_moments(call, residuals, running, momentum, correction, samples)
+
+
+def entered_by_moments(
+    call: Bound,
+    residuals: AnyResiduals,
+    running: RunningStatistics,
+    momentum: float | None,
+    correction: int,
+    samples: tuple[int, ...],
+) -> RunningStatistics:
+    """Return what `entered` does, where no engine moves running statistics."""
     ops = call.entry.backend.ops
     batch = over_samples(moments_of(call.entry.plan, ops, call.x, residuals), samples)
     mean, var, *counters = running

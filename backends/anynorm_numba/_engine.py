@@ -66,6 +66,11 @@ class Configs:
         """The view of all configs, once they are prepared."""
         return self._by_threads[1].view
 
+    @property
+    def sets(self) -> int:
+        """How many sets there are."""
+        return self._by_threads[1].sets
+
     def now(self) -> LaunchConfig:
         """Return the config for as many threads as a call of this moment may use."""
         threads = _threads.threads_for(self._elements)
@@ -268,8 +273,7 @@ def update_running(
     dtype: str,
     residuals: int,
     old: tuple[int, int],
-    new: tuple[int, int],
-    counters: tuple[int, int],
+    new: tuple[int, int, int, int],
     channels: int,
     divisor: int,
     momentum: float,
@@ -283,9 +287,8 @@ def update_running(
     residuals : int
         The address of the batch's (5, channels).
     old, new : tuple of int
-        The addresses of mean and var, (channels,) in the compute dtype; new ones may be the old ones.
-    counters : tuple of int
-        The addresses of two int64, which count the batches that entered and those that did not; or 0.
+        The addresses of mean and var, (channels,) in the compute dtype, the new ones perhaps the old ones; and of two
+        int64, or 0, which count the batches that entered and those that did not.
     channels, divisor : int
         How many statistics there are of each; n − correction.
     momentum : float
@@ -294,7 +297,7 @@ def update_running(
     """
     kernel = _kernel_named("update_running", dtype)
     running = np.empty(8)
-    _put_running(running, 0, *old, *new, *counters, channels, divisor)  # type: ignore[arg-type]  # an array is a buffer
+    _put_running(running, 0, *old, *new, channels, divisor)  # type: ignore[arg-type]  # an array is a buffer
     _threads.serial(kernel, at.WHOLE, 0, 1, address(running), residuals, 0, 0, 0, 0, 0, 0, momentum)
 
 

@@ -60,12 +60,15 @@ class Steps(Executable[Any], ABC):
         """Take note that `out` was written."""
 
     @abstractmethod
-    def _may_move(self, running: RunningStatistics, in_place: bool) -> bool:
-        """Say whether the kernel can read these running statistics, and write to them if that is asked."""
+    def _addresses_of(self, running: RunningStatistics, *, to_write: bool) -> tuple[int, int, int, int] | None:
+        """Return the addresses of running statistics, 0 for None; None if the kernel cannot read, or write to, them."""
 
     @abstractmethod
-    def _copy(self, array: Any) -> Any:
-        """Return a copy of an array."""
+    def _copies_of(self, running: RunningStatistics) -> RunningStatistics:
+        """Return a copy of each array."""
+
+    def _take_note(self, running: RunningStatistics) -> None:
+        """Take note that these were written."""
 
 
 class ForwardSteps(Steps):
@@ -103,27 +106,24 @@ class ForwardSteps(Steps):
     ) -> RunningStatistics | None:
         if not isinstance(residuals, PackedResiduals) or self.plan.function != "batch_norm" or self.plan.given:
             return None
-        channels: int = residuals.array.shape[1]
-        if running.running_mean.shape != (channels,) or running.running_var.shape != (channels,):
+        old = self._addresses_of(running, to_write=in_place)
+        if old is None or not (momentum is None or 0 <= momentum <= 1):
             return None
-        if not self._may_move(running, in_place) or not (momentum is None or 0 <= momentum <= 1):
-            return None
-        new = running if in_place else RunningStatistics(*[self._copy(array) for array in running])
-        at_mean, at_var, *_ = [self._address(array) for array in running]
-        at_new_mean, at_new_var, *counters = [self._address(array) for array in new]
+        new, at_new = running, old
+        if not in_place:
+            new = self._copies_of(running)
+            at_new = cast("tuple[int, int, int, int]", self._addresses_of(new, to_write=True))
         _engine.update_running(
             self._configs.dtype,
             self._address(residuals.array),
-            (at_mean, at_var),
-            (at_new_mean, at_new_var),
-            (counters[0], counters[1]),
-            channels,
+            old[:2],
+            at_new,
+            residuals.array.shape[1],
             self.plan.n - correction,
             -1.0 if momentum is None else momentum,
         )
         if in_place:
-            for array in running:
-                self._written(array)
+            self._take_note(running)
         return new
 
 

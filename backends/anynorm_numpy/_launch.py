@@ -46,15 +46,20 @@ class _Engine(Steps):
         found: Array | None = as_parameter(parameter, self._compute)
         return found
 
-    def _may_move(self, running: RunningStatistics, in_place: bool) -> bool:
-        arrays = [array for array in running if array is not None]
-        dtypes = [self._compute, self._compute, np.dtype(np.int64), np.dtype(np.int64)]
-        fit = [a is None or a.dtype == dtype for a, dtype in zip(running, dtypes, strict=True)]
-        plain = [type(a) in PLAIN and a.flags.aligned and a.flags.c_contiguous for a in arrays]
-        return not in_place and all(fit) and all(plain)
+    def _addresses_of(self, running: RunningStatistics, *, to_write: bool) -> tuple[int, int, int, int] | None:
+        wanted = ((self._configs.sets,), self._compute), ((), np.dtype(np.int64))
+        for array, (shape, dtype) in zip(running, (wanted[0], *wanted, wanted[1]), strict=True):
+            if array is None:
+                continue
+            flags = array.flags
+            if type(array) not in PLAIN or array.shape != shape or array.dtype != dtype:
+                return None
+            if not (flags.aligned and flags.c_contiguous and (flags.writeable or not to_write)):
+                return None
+        return addresses(*running)
 
-    def _copy(self, array: Array | None) -> Array | None:
-        return None if array is None else array.copy()
+    def _copies_of(self, running: RunningStatistics) -> RunningStatistics:
+        return RunningStatistics(*[None if array is None else array.copy() for array in running])
 
 
 class Launch(_Engine, ForwardSteps):

@@ -31,6 +31,8 @@ class TorchBackend(Backend):
         if watches():
             return None
         if mean is not None or out is not None:
+            if out is None and dy is None and weight is not None and bias is not None:
+                return signature_of("x, weight, bias, mean, var", x, weight, bias, mean, var)  # type: ignore[arg-type]
             return _signature_beside(x, weight, bias, mean, var, out, dy)
         if dy is not None:
             return signature_of("x, dy", x, dy) if weight is None else signature_of("x, dy, weight", x, dy, weight)

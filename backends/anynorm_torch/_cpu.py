@@ -52,24 +52,49 @@ class _Host(Steps):
         if out is not None:
             written(out)
 
-    def _may_move(self, running: RunningStatistics, in_place: bool) -> bool:
-        tensors = [tensor for tensor in running if tensor is not None]
-        signature = signature_of(f"{len(tensors)} running statistics", *tensors)
-        if signature is None or signature.recorded is not None:
-            return False
-        if signature is not self._running:
-            dtypes = self._compute, self._compute, torch.int64, torch.int64
-            fit = [t is None or t.dtype is dtype for t, dtype in zip(running, dtypes, strict=True)]
-            if not all(fit) or not all(t.is_contiguous() and t.device.type == "cpu" for t in tensors):
+    def _addresses_of(self, running: RunningStatistics, *, to_write: bool) -> tuple[int, int, int, int] | None:
+        mean, var, tracked, skipped = running
+        if skipped is not None:
+            signature = signature_of("running_mean, running_var, tracked, skipped", mean, var, tracked, skipped)
+        elif tracked is not None:
+            signature = signature_of("running_mean, running_var, tracked", mean, var, tracked)
+        else:
+            signature = signature_of("running_mean, running_var", mean, var)
+        if signature is None or (signature is not self._running and not self._fits(running)):
+            return None
+        self._running = signature
+        if to_write and mean.is_inference() and not torch.is_inference_mode_enabled():
+            return None
+        at_mean, at_var = mean.data_ptr(), var.data_ptr()
+        at_tracked = 0 if tracked is None else tracked.data_ptr()
+        at_skipped = 0 if skipped is None else skipped.data_ptr()
+        if self._cut(mean) or self._cut(var) or (tracked is not None and self._cut(tracked)):
+            check_storage(mean, var, tracked, skipped)
+        return at_mean, at_var, at_tracked, at_skipped
+
+    def _fits(self, running: RunningStatistics) -> bool:
+        """Say whether running statistics lie as the kernel needs them."""
+        wanted = ((self._configs.sets,), self._compute), ((), torch.int64)
+        for tensor, (shape, dtype) in zip(running, (wanted[0], *wanted, wanted[1]), strict=True):
+            if tensor is None:
+                continue
+            if tensor.shape != shape or tensor.dtype is not dtype or tensor.requires_grad:
                 return False
-            self._running = signature
-        if in_place and not torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors):
-            return False
-        check_storage(*tensors)
+            if not tensor.is_contiguous() or tensor.device.type != "cpu" or not tensor.data_ptr():
+                return False
         return True
 
-    def _copy(self, array: Tensor | None) -> Tensor | None:
-        return None if array is None else array.detach().clone()
+    @staticmethod
+    def _cut(tensor: Tensor) -> bool:
+        """Say whether a tensor without gaps reaches beyond its storage."""
+        return tensor.untyped_storage().nbytes() < (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+
+    def _copies_of(self, running: RunningStatistics) -> RunningStatistics:
+        return RunningStatistics(*[None if tensor is None else tensor.detach().clone() for tensor in running])
+
+    def _take_note(self, running: RunningStatistics) -> None:
+        if not running.running_mean.is_inference():
+            torch.autograd.graph.increment_version([tensor for tensor in running if tensor is not None])
 
 
 class CpuLaunch(_Host, ForwardSteps, Launch):
@@ -77,12 +102,13 @@ class CpuLaunch(_Host, ForwardSteps, Launch):
 
     def __init__(self, plan: Plan, operands: Operands, configs: Configs) -> None:
         super().__init__(plan, operands)
-        x, weight, bias, *_ = operands
+        x, weight, bias, mean, var, *_ = operands
         self._configs = configs
         self._compute = compute = DTYPES[x.dtype][1]
         self._array_dtype = engine.COMPUTE[DTYPES[x.dtype][0]]
         self._reads_weight = as_parameter(weight, compute) is weight
         self._reads_bias = as_parameter(bias, compute) is bias
+        self._reads_given = as_parameter(mean, compute) is mean and as_parameter(var, compute) is var
         self._upcast = upcast_together(x, weight, bias)
         self._y = strided_like(x)
 
@@ -152,7 +178,7 @@ class CpuLaunch(_Host, ForwardSteps, Launch):
     def _take_given(self, config: LaunchConfig, given: tuple[Tensor, Tensor], eps: float) -> Tensor:
         """Return the residuals of given statistics."""
         residuals = self._empty_residuals(config)
-        mean, var = [as_parameter(statistic, self._compute) for statistic in given]
+        mean, var = given if self._reads_given else [as_parameter(statistic, self._compute) for statistic in given]
         assert mean is not None
         assert var is not None
         at_mean, at_var = mean.data_ptr(), var.data_ptr()

@@ -40,19 +40,18 @@ def signature_of(names: str, *tensors: torch.Tensor) -> Signature | None:
     Whether each requires a gradient counts too, and whether autograd records. `names` says what each of them is.
     `watches` must be False.
     """
+    addresses = 0
     try:
         for tensor in tensors:
-            if type(tensor) not in PLAIN:
+            # Of a tensor without strides no guard may be asked: it would end the process.
+            if type(tensor) not in PLAIN or tensor.is_nested:
                 return None
-            tensor.stride()
-    except RuntimeError:  # it has none: a guard that is asked about it would end the process
+            addresses |= tensor.data_ptr()
+    except RuntimeError:  # sparse ones, and functional transforms' wrappers, have none
         return None
     key = names, tensors[0].numel()
     for alike, signature in _guarded.get(key, ()):
         if alike(*tensors):
-            addresses = 0
-            for tensor in tensors:
-                addresses |= tensor.data_ptr()
             found: Signature | None = signature
             if addresses & signature.mask:
                 found = _looked_up(key, tensors, guard=False)

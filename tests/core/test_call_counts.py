@@ -68,7 +68,7 @@ def _torch_backward() -> Callable[[], object]:
     ("prepare", "first", "limit"),
     [
         pytest.param(_numpy_forward, "layer_norm.layer_norm", 8, id="NumPy forward"),
-        pytest.param(_numpy_pullback, "vjp.vjp.<locals>.pullback", 15, id="NumPy pullback"),
+        pytest.param(_numpy_pullback, "vjp.pullback_of.<locals>.pullback", 15, id="NumPy pullback"),
         pytest.param(_torch_forward, "layer_norm.layer_norm", 14, id="torch forward, requires grad"),
         pytest.param(_torch_backward, "_autograd._Normalized.backward", 10, id="torch backward"),
     ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from anynorm_torch._backend import TorchBackend as TorchBackend
 
 # What `anynorm_torch.nn` has.
-_LAYERS = r"(Batch|Instance)Norm[123]d|(Layer|RMS|Group)Norm|Acceleration|accelerate|frozen_statistics"
+_LAYERS = r"(Batch|Instance)Norm[123]d|(Layer|RMS|Group)Norm|Acceleration|accelerate|frozen_statistics|torch_layers"
 
 if not TYPE_CHECKING:  # a type checker would take any name for an attribute
 

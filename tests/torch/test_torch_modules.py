@@ -289,15 +289,3 @@ def test_other_errors_stay() -> None:
     """An error of another cause than the channels is the function's own."""
     with pytest.raises(ValueError, match="has one value per channel"):
         anynorm_torch.nn.BatchNorm1d(6)(torch.randn(1, 6))
-
-
-def test_symbolic_tracing() -> None:
-    """A proxy is not told to become a tensor: torch's layers can be traced, and anynorm's exported."""
-    model = torch.nn.Sequential(torch.nn.LayerNorm(6))
-    acceleration = anynorm_torch.nn.accelerate(model)
-    with pytest.raises(TypeError, match=r"undo\(\) what accelerate\(model\) did first, or use torch\.export"):
-        torch.fx.symbolic_trace(model)
-    x = torch.randn(2, 6)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
-    acceleration.undo()
-    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))

@@ -15,6 +15,7 @@ from anynorm_torch.nn._modules import InstanceNorm3d as InstanceNorm3d
 from anynorm_torch.nn._modules import LayerNorm as LayerNorm
 from anynorm_torch.nn._modules import RMSNorm as RMSNorm
 from anynorm_torch.nn._modules import frozen_statistics as frozen_statistics
+from anynorm_torch.nn._torch_layers import torch_layers as torch_layers
 
 __all__ = [
     "Acceleration",
@@ -29,4 +30,5 @@ __all__ = [
     "RMSNorm",
     "accelerate",
     "frozen_statistics",
+    "torch_layers",
 ]

@@ -33,6 +33,8 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name: it may be passed by keyword
         """Normalize over the trailing axes of length `normalized_shape`."""
+        if not (isinstance(input, Tensor) and isinstance(self, LayerNorm)):
+            return _not_computed(self, LayerNorm, input)
         weight, bias = _affine(self)
         return normalized(_trailing(self, input, _LAYER_NORM), input, weight, bias, None, self.eps)  # type: ignore[no-any-return]
 
@@ -42,6 +44,8 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale over the trailing axes of length `normalized_shape`; eps=None is the compute dtype's own."""
+        if not (isinstance(x, Tensor) and isinstance(self, RMSNorm)):
+            return _not_computed(self, RMSNorm, x)
         head = _trailing(self, x, _RMS_NORM)
         eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if self.eps is None else self.eps
         return normalized(head, x, self.weight, None, None, eps)  # type: ignore[no-any-return]
@@ -52,7 +56,8 @@ class GroupNorm(torch.nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalize each of `num_groups` groups of channels of each sample."""
-        _check_tensor(self, input)
+        if not (isinstance(input, Tensor) and isinstance(self, GroupNorm)):
+            return _not_computed(self, GroupNorm, input)
         try:
             weight, bias = _affine(self)
             return an.group_norm(input, self.num_groups, weight, bias, eps=self.eps)
@@ -63,13 +68,11 @@ class GroupNorm(torch.nn.GroupNorm):
 class _BatchNorm(batchnorm._BatchNorm):
     """The forward pass that the three batch norms share."""
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's name
-        _check_tensor(self, input)
-        super()._check_input_dim(input)  # type: ignore[no-untyped-call]
-
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalize each channel: by the batch in training, else by the running statistics, where there are any."""
-        self._check_input_dim(input)
+        if not (isinstance(input, Tensor) and isinstance(self, _BatchNorm)):
+            return _not_computed(self, _BatchNorm, input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if not self.training:
             return _by_running(self, input)
         return _by_batch(self, an.batch_norm, input, self.momentum, self.num_batches_tracked)
@@ -78,9 +81,11 @@ class _BatchNorm(batchnorm._BatchNorm):
 class _InstanceNorm(instancenorm._InstanceNorm):
     """The forward pass that the three instance norms share. Unbatched input and its checks are torch's forward's."""
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's name
-        _check_tensor(self, input)
-        super()._check_input_dim(input)  # type: ignore[no-untyped-call]
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        """Normalize each channel of each sample: by its own statistics, or in evaluation by those that are tracked."""
+        if not (isinstance(input, Tensor) and isinstance(self, _InstanceNorm)):
+            return _not_computed(self, _InstanceNorm, input)
+        return super().forward(input)
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalize each channel of each sample of batched input; by running statistics in evaluation, if tracked."""
@@ -179,16 +184,22 @@ def _frozen(model: torch.nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
-def _check_tensor(layer: torch.nn.Module, value: object) -> None:
-    """Raise a TypeError unless a layer is given a tensor."""
-    if not isinstance(value, Tensor):
-        advice = "Convert it first, e.g. torch.as_tensor(input, dtype=torch.float32)."
-        if isinstance(value, torch.fx.Proxy):
-            advice = (
-                "torch.fx cannot trace anynorm's layers: undo() what accelerate(model) did first, or use torch.export."
-            )
-        msg = f"{type(layer).__name__}: input must be a tensor of torch, got {described(value)}. {advice}"
-        raise TypeError(msg)
+def _not_computed(layer: torch.nn.Module, ours: type[torch.nn.Module], value: Any) -> Any:
+    """Return what the forward of one of our classes gives where nothing is to be computed by it; or raise a TypeError.
+
+    Wrappers that were put around a layer's forward call ours also when the layer is torch's again. torch.fx takes
+    torch's own layers for one operation each, and so it does ours.
+    """
+    if not isinstance(layer, ours):
+        return type(layer).forward(layer, value)
+    if isinstance(value, torch.fx.Proxy):
+        tracer: Any = value.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(layer), (value,), {})
+    msg = (
+        f"{type(layer).__name__}: input must be a tensor of torch, got {described(value)}. "
+        "Convert it first, e.g. torch.as_tensor(input, dtype=torch.float32)."
+    )
+    raise TypeError(msg)
 
 
 def _of_channels(layer: torch.nn.Module, channels: int, x: Tensor, error: ValueError) -> ValueError:
@@ -218,8 +229,7 @@ def _running(layer: Any) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _trailing(layer: LayerNorm | RMSNorm, x: Tensor, heads: Mapping[int, Head]) -> Head:
-    """Return the call for as many trailing axes; raise an error unless x is a tensor of the layer's lengths there."""
-    _check_tensor(layer, x)
+    """Return the call for as many trailing axes; raise a ValueError unless x has the layer's lengths there."""
     ndim = len(layer.normalized_shape)
     if not x.is_nested and x.shape[-ndim:] != layer.normalized_shape:  # a nested one has no shape to show
         msg = (

@@ -226,7 +226,8 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
     orders = {dtypes: ORDERS[order][0] for dtypes, order in rule.orders}
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) != tensors or not _tried(args, ranks):
+        # A wrapper around the forward calls this one also when the layer is of its own class again.
+        if kwargs or len(args) != tensors or not _tried(args, ranks) or not isinstance(self, new):
             return otherwise(self, *args, **kwargs)
         x, weight = args[0], _value(self, rule.weight)
         order = orders.get((x.dtype, None if weight is None else weight.dtype))
@@ -262,6 +263,11 @@ def _tried(tensors: tuple[Any, ...], ranks: tuple[int, ...]) -> bool:
 def taken(own: Any, rule: Rule) -> type[torch.nn.Module]:
     """Return the class for layers that follow a rule: one for all of them. Other input has their own forward."""
     return by_rule(own, rule, own.forward)
+
+
+def own_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module] | None:
+    """Return the class that layers of a class which `taken` made had before; None for other classes."""
+    return cls.__bases__[-1] if "_anynorm" in vars(cls) else None
 
 
 def _remade(own: Any, rule: Rule) -> torch.nn.Module:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from anynorm_torch.nn._modules import check_module
-from anynorm_torch.nn._verdicts import Verdicts
+from anynorm_torch.nn._verdicts import Verdicts, named_layers
 
 
 class _Swap(NamedTuple):
@@ -40,13 +40,15 @@ class Acceleration:
         self._swapped: list[_Swap] = []
         self.left: dict[str, str] = {}
         verdicts = Verdicts()
-        for name, module in model.named_modules():  # a module registered twice comes once
-            verdict = verdicts.of(module)
+        seen: set[int] = set()
+        for name, module in named_layers(model):
+            verdict = None if id(module) in seen else verdicts.of(module)
+            seen.add(id(module))
             if isinstance(verdict, str):
                 self.left[name] = verdict
             elif verdict is not None:
                 self._swapped.append(_Swap(name, module, type(module), verdict))
-                module.__class__ = verdict
+                object.__setattr__(module, "__class__", verdict)  # Keras's layers have a __setattr__ of their own
 
     @property
     def swapped(self) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ class Acceleration:
         kept = []
         for swap in self._swapped:
             if type(swap.module) is swap.ours:
-                swap.module.__class__ = swap.own
+                object.__setattr__(swap.module, "__class__", swap.own)
             elif type(swap.module) is not swap.own:
                 kept.append(swap)
         self._swapped = kept

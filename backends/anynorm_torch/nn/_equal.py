@@ -37,6 +37,11 @@ def condition(x: Tensor, *, centres: bool) -> float:
     return 1 + (x.square().mean() / (x.var(correction=0) + 1e-6)).item()
 
 
+def resemble(own: Call, ours: Call) -> bool:
+    """Return whether another eps may make results equal: below 0.1, it changes values by a tenth if variances are 1."""
+    return own.log == ours.log and own.y.dtype == ours.y.dtype and _near(own.y, ours.y, 0.1)
+
+
 def same(own: Call, ours: Call, compute: torch.dtype, factor: float) -> bool:
     """Return whether results and buffers are equal up to rounding in the dtype that the layer computes in."""
     if own.log != ours.log or own.buffers.keys() != ours.buffers.keys():

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anynorm_torch.nn._equal import Dtypes, condition, hostile, same, same_gradients, same_rounding
+from anynorm_torch.nn._equal import Dtypes, condition, hostile, resemble, same, same_gradients, same_rounding
 from anynorm_torch.nn._operands import operands
 from anynorm_torch.nn._rules import GATES, ORDERS, TRACKING, Rule, by_rule
-from anynorm_torch.nn._twins import Call, Odd, OtherShape, Twin, tensors_of
+from anynorm_torch.nn._twins import Call, Odd, OtherShape, Twin, method_of, tensors_of
 
 _HALF = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float64, torch.float32, *_HALF)
@@ -80,38 +80,39 @@ class _Search:
 
     def rule(self) -> Rule:
         """Return the rule; raise Odd where there is none."""
-        dtype, sites = self._sites()
-        for site in sites:
-            found = self._at(site, dtype)
-            if found is not None:
-                rule, compute = found
-                rule = replace(rule, ranks=(site.rank, *self._other_ranks(rule, site, dtype, compute)))
-                rule = replace(rule, orders=tuple(self._orders(rule, site, compute)))
-                self._check_own_dtype(rule)
-                return rule
-        raise Odd(_NONE)
+        words: list[str] = []
+        for dtype in (torch.float64, torch.float32):  # in which layers of float32 alone are tried
+            for site in self._sites(dtype, words):
+                found = self._at(site, dtype)
+                if found is not None:
+                    rule, compute = found
+                    rule = replace(rule, ranks=(site.rank, *self._other_ranks(rule, site, dtype, compute)))
+                    rule = replace(rule, orders=tuple(self._orders(rule, site, compute)))
+                    self._check_own_dtype(rule)
+                    return rule
+        raise Odd(words[-1] if words[1:] else _NONE)
 
-    def _sites(self) -> tuple[torch.dtype, list[_Site]]:
-        """Return where the layer's forward runs at all, in float64 if it can."""
-        possible = itertools.product(_RANKS, (True, False), self.lengths)
-        sites = [_Site(rank, last, length) for rank, last, length in possible if last or rank > 2]
-        words = ""
-        for dtype in (torch.float64, torch.float32):
-            runs = []
-            for site in sites:
-                try:
-                    self._call(self.own, self._drawn(site).to(dtype), dtype)
-                    runs.append(site)
-                except OtherShape:  # by broadcasting: the features lie elsewhere
-                    continue
-                except Odd:
-                    raise
-                except Exception as error:  # whatever another's code raises
-                    words = _words(error)
-            if runs:
-                return dtype, runs
-        msg = f"its forward takes no tensor that a norm layer would. {words}"
-        raise Odd(msg)
+    def _sites(self, dtype: torch.dtype, words: list[str]) -> Iterator[_Site]:
+        """Yield where the layer's forward runs and returns the dtype that it is given; add why not, if nowhere."""
+        message, runs = "", False
+        for rank, last, length in itertools.product(_RANKS, (True, False), self.lengths):
+            site = _Site(rank, last, length)
+            if site.rank == 2 and not site.last:
+                continue
+            try:
+                own = self._call(self.own, self._drawn(site).to(dtype), dtype)
+            except OtherShape:  # by broadcasting: the features lie elsewhere
+                continue
+            except Odd:
+                raise
+            except Exception as error:  # whatever another's code raises
+                message = _words(error)
+                continue
+            runs = True
+            if own.y.dtype == dtype:
+                yield site
+        if not runs:
+            words.append(f"its forward takes no tensor that a norm layer would. {message}")
 
     def _drawn(self, site: _Site, elements: int = 1) -> Tensor:
         """Return numbers of mean 0.5 whose spread is another for each sample."""
@@ -125,28 +126,45 @@ class _Search:
     def _at(self, site: _Site, dtype: torch.dtype) -> tuple[Rule, torch.dtype] | None:
         """Return the rule that holds for every input of one shape, and the dtype that the layer computes in."""
         inputs = list(itertools.product(hostile(self._drawn(site).to(dtype)), (False, True)))
-        owns = [self._call(self.own, x, dtype, training) for x, training in inputs]
-        for compute in dict.fromkeys((dtype, torch.float32)):
-            for rule in self._candidates(site, dtype, owns[0].log):
-                if self._agrees(self._class(rule), rule, owns, inputs, compute):
+        owns = [self._call(self.own, inputs[0][0], dtype)]
+        for likely in self._candidates(site, dtype, owns[0].log):
+            if not self._resembles(likely, owns[0], inputs[0][0]):
+                continue
+            owns += [self._call(self.own, x, dtype, training) for x, training in inputs[len(owns) :]]
+            for eps in ("eps",) if likely.norm in TRACKING else self.operands.eps:
+                rule = replace(likely, eps=eps)
+                compute = self._agreement(rule, owns, inputs)
+                if compute is not None:
                     self._check_gradients(rule, inputs[0][0], compute)
                     return rule, compute
         return None
+
+    def _resembles(self, rule: Rule, own: Call, x: Tensor) -> bool:
+        """Return whether a candidate's result may become the layer's by another eps."""
+        try:
+            return resemble(own, self._call(self._class(rule), x, x.dtype))
+        except Exception:  # a candidate that does not suit the layer
+            return False
 
     def _class(self, rule: Rule) -> Any:
         """Return a class that knows the rule alone: what it falls back to is no evidence."""
         return by_rule(self.own, rule, _unknown)
 
-    def _agrees(self, cls: Any, rule: Rule, owns: list[Call], inputs: list[Any], compute: torch.dtype) -> bool:
-        """Return whether a candidate gives what the layer gives, for all inputs."""
+    def _agreement(self, rule: Rule, owns: list[Call], inputs: list[Any]) -> torch.dtype | None:
+        """Return the dtype to whose rounding a candidate gives what the layer gives for all inputs, if it does."""
+        cls = self._class(rule)
+        compute: torch.dtype = inputs[0][0].dtype
         for own, (x, training) in zip(owns, inputs, strict=True):
             try:
                 ours = self._call(cls, x, x.dtype, training)
             except Exception:  # a candidate that does not suit the layer
-                return False
-            if not same(own, ours, compute, condition(x, centres=rule.centres)):
-                return False
-        return True
+                return None
+            factor = condition(x, centres=rule.centres)
+            if not same(own, ours, compute, factor):
+                compute = torch.float32
+                if not same(own, ours, compute, factor):
+                    return None
+        return compute
 
     def _check_gradients(self, rule: Rule, x: Tensor, compute: torch.dtype) -> None:
         dy = torch.randn(x.shape, generator=self.generator, device="cpu", dtype=x.dtype)
@@ -157,42 +175,41 @@ class _Search:
                 raise Odd(msg)
 
     def _candidates(self, site: _Site, dtype: torch.dtype, then: tuple[str, ...]) -> Iterator[Rule]:
-        """Yield rules to try, the likely ones first."""
+        """Yield rules to try, but for eps, the likely ones first."""
         at = self.operands
-        common: dict[str, Any] = {"weight": at.weight, "bias": at.bias, "then": then, "ranks": (site.rank,)}
+        common: dict[str, Any] = {"eps": at.eps[0], "then": then, "ranks": (site.rank,)}
+        operands: dict[str, Any] = {"weight": at.weight, "bias": at.bias}
         of_dtypes = dtype, None if at.weight is None else dtype
         for norm, (base, _) in TRACKING.items():
             if isinstance(self.layer, base):
-                yield Rule(norm, "eps", orders=((of_dtypes, "after"),), **common)
-        for order, gate, eps in itertools.product(*self._ways(), at.eps):
-            options = {**common, "gate": gate, "eps": eps, "orders": ((of_dtypes, order),)}
-            yield from [Rule(norm, **shape, **options) for norm, shape in self._norms(site)]
-        for eps in at.eps if at.weight or at.bias else ():  # tensors that the forward does not use
-            options = {"then": then, "ranks": (site.rank,), "eps": eps, "orders": (((dtype, None), "after"),)}
-            yield from [Rule(norm, **shape, **options) for norm, shape in self._norms(site)]
+                yield Rule(norm, **common, **operands, orders=((of_dtypes, "after"),))
+        for (order, gate), (norm, shape) in itertools.product(self._ways(), list(self._norms(site))):
+            yield Rule(norm, **common, **operands, **shape, gate=gate, orders=((of_dtypes, order),))
+        if at.weight or at.bias:  # which the forward may leave unused
+            for norm, shape in self._norms(site):
+                yield Rule(norm, **common, **shape, orders=(((dtype, None), "after"),))
 
-    def _ways(self) -> tuple[list[str], list[str | None]]:
+    def _ways(self) -> list[tuple[str, str | None]]:
         """Return the orders of weight and gate, and the functions of a gate, that differ in exact arithmetic."""
         if self.gated:
-            return ["gated, after", "gated x, after"], list(GATES)
-        return ["after", "plus one"] if self.operands.weight else ["after"], [None]
+            return list(itertools.product(["gated, after", "gated x, after"], GATES))
+        return [("after", None), ("plus one", None)] if self.operands.weight else [("after", None)]
 
     def _norms(self, site: _Site) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the norms that may be meant by an input's shape and the layer's tensors, and what they reduce."""
         at = self.operands
-        by_channel = not site.last or site.rank == 2
+        channel: dict[str, Any] = {"axis": (-1,) if site.last and site.rank > 2 else (1,)}
         if at.mean and at.var:
-            yield from [("batch_norm", {"mean": at.mean, "var": at.var})] * by_channel
+            yield "batch_norm", {"mean": at.mean, "var": at.var, **channel}
             return
         depth = max(1, self.twin.tensors[at.weight].ndim) if at.weight else 1
         axis = tuple(range(-depth, 0)) if site.last else (1,)
         yield from [("rms_norm", {"axis": axis}), ("layer_norm", {"axis": axis})]
+        yield from [("group_norm", {"groups": groups, **channel}) for groups in at.groups]
+        yield from [("instance_norm", channel), ("batch_norm", channel)]
         if site.last:
             names = ("rms_norm of groups", "rms_norm of groups by their size")
             yield from [(norm, {"groups": groups}) for norm in names for groups in at.groups if isinstance(groups, str)]
-        if by_channel:
-            yield from [("group_norm", {"groups": groups}) for groups in at.groups]
-            yield from [("instance_norm", {}), ("batch_norm", {})]
 
     def _other_ranks(self, rule: Rule, site: _Site, dtype: torch.dtype, compute: torch.dtype) -> Iterator[int]:
         """Yield the other numbers of axes for which the rule holds."""
@@ -203,7 +220,8 @@ class _Search:
             except Exception:  # it takes no such input
                 continue
             inputs = [(x, training) for training in (False, True)]
-            if self._agrees(self._class(replace(rule, ranks=(rank,))), rule, owns, inputs, compute):
+            found = self._agreement(replace(rule, ranks=(rank,)), owns, inputs)
+            if found in (dtype, compute):
                 yield rank
 
     def _orders(self, rule: Rule, site: _Site, compute: torch.dtype) -> Iterator[tuple[Dtypes, str]]:
@@ -240,7 +258,7 @@ class _Search:
 
 def _takes_gate(layer: torch.nn.Module) -> bool:
     """Return whether a layer's forward takes a second tensor; raise Odd if it takes more."""
-    parameters = list(inspect.signature(type(layer).forward).parameters.values())[1:]
+    parameters = list(inspect.signature(getattr(type(layer), method_of(type(layer)))).parameters.values())[1:]
     needed = [value.name for value in parameters if value.default is value.empty and value.kind < value.VAR_POSITIONAL]
     if len(needed) > 2:
         msg = f"its forward takes {', '.join(needed)}"

@@ -6,6 +6,7 @@ No layer is looked at here: `_probe.py` finds the rule, `_accelerate.py` gives a
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from torch.nn.modules import batchnorm, instancenorm
 import anynorm as an
 from anynorm_torch.nn._equal import Dtypes
 from anynorm_torch.nn._modules import _BatchNorm, _InstanceNorm
+from anynorm_torch.nn._twins import method_of, tensor_in
 
 Norm: TypeAlias = Callable[[Any, "Rule", Tensor, Any, Any], Tensor]  # of layer, rule, x, weight, bias
 
@@ -34,7 +36,7 @@ class Rule:
     weight, bias, mean, var : str or None
         Parameters and buffers; mean and var are statistics given.
     axis : tuple of int
-        The axes that layer and RMS norm reduce.
+        The axes that layer and RMS norm reduce; that of the channels for the others.
     groups : str or int
         An attribute, or a number: of groups, or of what is in one.
     gate : str or None
@@ -76,7 +78,7 @@ class Rule:
 
 
 def _value(layer: Any, name: str | None) -> Any:
-    return None if name is None else getattr(layer, name)
+    return None if name is None else tensor_in(getattr(layer, name))
 
 
 def _eps(layer: Any, rule: Rule, x: Tensor) -> Any:
@@ -97,7 +99,7 @@ def _groups(layer: Any, rule: Rule) -> int:
 
 
 def _group_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    return an.group_norm(x, _groups(layer, rule), weight, bias, eps=_eps(layer, rule, x))
+    return an.group_norm(x, _groups(layer, rule), weight, bias, channel_axis=rule.axis[0], eps=_eps(layer, rule, x))
 
 
 def _rms_norm_of_groups(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
@@ -117,12 +119,12 @@ def _grouped(layer: Any, rule: Rule, x: Tensor, parts: tuple[int, int], weight: 
 
 
 def _instance_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    return an.instance_norm(x, weight=weight, bias=bias, eps=_eps(layer, rule, x))
+    return an.instance_norm(x, weight=weight, bias=bias, channel_axis=rule.axis[0], eps=_eps(layer, rule, x))
 
 
 def _batch_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    mean, var = _value(layer, rule.mean), _value(layer, rule.var)
-    return an.batch_norm(x, weight=weight, bias=bias, mean=mean, var=var, eps=_eps(layer, rule, x))
+    mean, var, axis = _value(layer, rule.mean), _value(layer, rule.var), rule.axis[0]
+    return an.batch_norm(x, weight=weight, bias=bias, channel_axis=axis, mean=mean, var=var, eps=_eps(layer, rule, x))
 
 
 def _tracking_batch_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:  # noqa: ARG001
@@ -222,18 +224,22 @@ ORDERS: dict[str, tuple[Callable[..., Tensor], str]] = {
 
 def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any]) -> type[torch.nn.Module]:
     """Return the subclass of a layer's class whose forward is anynorm's by a rule, and another where none is known."""
-    norm, ranks, tensors = NORMS[rule.norm], rule.ranks, 1 if rule.gate is None else 2
+    method, norm, ranks, tensors = method_of(own), NORMS[rule.norm], rule.ranks, 1 if rule.gate is None else 2
     orders = {dtypes: ORDERS[order][0] for dtypes, order in rule.orders}
+    more = list(inspect.signature(getattr(own, method)).parameters.values())[1 + tensors :]
+    optional = all(value.default is None or value.kind is value.VAR_KEYWORD for value in more)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plain = not kwargs and len(args) == tensors
+        given = args if plain else _said(args, kwargs) if optional else ()
         # A wrapper around the forward calls this one also when the layer is of its own class again.
-        if kwargs or len(args) != tensors or not _tried(args, ranks) or not isinstance(self, new):
+        if len(given) != tensors or not _tried(given, ranks) or not isinstance(self, new):
             return otherwise(self, *args, **kwargs)
-        x, weight = args[0], _value(self, rule.weight)
+        x, weight = given[0], _value(self, rule.weight)
         order = orders.get((x.dtype, None if weight is None else weight.dtype))
         if order is None:
-            return otherwise(self, *args)
-        y = order(norm, self, rule, x, weight, _value(self, rule.bias), *args[1:])
+            return otherwise(self, *args, **kwargs)
+        y = order(norm, self, rule, x, weight, _value(self, rule.bias), *given[1:])
         for name in rule.then:
             y = getattr(self, name)(y)
         return y
@@ -243,9 +249,20 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
         return _remade, (own, rule), *reduced[2:]
 
     bases = (TRACKING[rule.norm][1], own) if rule.norm in TRACKING else (own,)
-    names = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": own.__module__, "__doc__": own.__doc__}
+    names = {method: forward, "__reduce_ex__": __reduce_ex__, "__module__": own.__module__, "__doc__": own.__doc__}
     new: Any = type(own.__name__, bases, {**names, "__qualname__": own.__qualname__, "_anynorm": rule})
     return new  # type: ignore[no-any-return]
+
+
+def _said(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments without those that are None; none where one is given by name.
+
+    Keras says training=False of what is not trained.
+    """
+    for name, value in kwargs.items():
+        if value is not None and (name, value) != ("training", False):
+            return ()
+    return tuple([value for value in args if value is not None])
 
 
 def _tried(tensors: tuple[Any, ...], ranks: tuple[int, ...]) -> bool:
@@ -262,7 +279,7 @@ def _tried(tensors: tuple[Any, ...], ranks: tuple[int, ...]) -> bool:
 @functools.cache
 def taken(own: Any, rule: Rule) -> type[torch.nn.Module]:
     """Return the class for layers that follow a rule: one for all of them. Other input has their own forward."""
-    return by_rule(own, rule, own.forward)
+    return by_rule(own, rule, getattr(own, method_of(own)))
 
 
 def own_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module] | None:

@@ -58,6 +58,10 @@ class Twin:
     def __init__(self, layer: torch.nn.Module, length: int, short: int, generator: torch.Generator) -> None:
         self.layer = layer
         self.plain = {name: resized(value, length, short) for name, value in vars(layer).items()}
+        # Keras keeps running statistics as parameters; of others, one may be frozen now and learned later.
+        self.learned = {
+            name for name, value in tensors_of(layer).items() if value.requires_grad or name in layer._parameters
+        }
         self.tensors = {
             name: _drawn(name, resized(tuple(value.shape), length, short), value.dtype, generator)
             for name, value in tensors_of(layer).items()
@@ -80,7 +84,7 @@ class Twin:
         versions = [x._version for x in given]
         with _undisturbed(dy is not None):
             state = torch.get_rng_state()
-            y = cls.forward(twin, *given)
+            y = getattr(cls, method_of(cls))(twin, *given)
             if not torch.equal(state, torch.get_rng_state()):
                 msg = "it draws random numbers"
                 raise Odd(msg)
@@ -90,7 +94,8 @@ class Twin:
             if not isinstance(y, Tensor) or y.shape != given[0].shape:
                 msg = "its result is not one tensor of its input's shape"
                 raise OtherShape(msg)
-            gradients = _gradients(y, given, twin, dy)
+            parameters = [value for name, value in tensors_of(twin).items() if name in self.learned]
+            gradients = _gradients(y, [*given, *parameters], dy)
         buffers = {name: value for name, value in twin._buffers.items() if value is not None}
         return Call(y.detach(), buffers, tuple(log), gradients)
 
@@ -107,16 +112,29 @@ class Twin:
             if name in twin._buffers:
                 twin._buffers[name] = drawn
             else:
-                twin._parameters[name] = torch.nn.Parameter(drawn)
+                where = twin._parameters if name in twin._parameters else vars(twin)
+                where[name] = torch.nn.Parameter(drawn, requires_grad=name in self.learned)
         for number, name in enumerate(self.layer._modules):
             twin._modules[name] = Recorder(name, number, log)
         return twin
 
 
+def method_of(cls: type[torch.nn.Module]) -> str:
+    """Return the name of the method that computes: Keras's layers have a forward that calls another."""
+    return "call" if any(base.__module__.startswith("keras.") for base in cls.__mro__) else "forward"
+
+
 def tensors_of(layer: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers that a layer itself has."""
+    """Return the parameters and buffers that a layer itself has; of Keras's, the values of its variables."""
     own = {**layer._parameters, **layer._buffers}
-    return {name: value for name, value in own.items() if value is not None}
+    if method_of(type(layer)) == "call":
+        own |= {name: tensor_in(value) for name, value in vars(layer).items()}
+    return {name: value for name, value in own.items() if isinstance(value, Tensor)}
+
+
+def tensor_in(value: Any) -> Any:
+    """Return the tensor that a variable of Keras holds; anything else as it is."""
+    return value if value is None or isinstance(value, Tensor) else getattr(value, "value", value)
 
 
 def resized(value: Any, length: int, short: int) -> Any:
@@ -134,14 +152,13 @@ def _drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: tor
     return drawn.abs() + 0.25 if "var" in name else drawn
 
 
-def _gradients(y: Tensor, given: list[Tensor], twin: torch.nn.Module, dy: Tensor | None) -> list[Tensor | None]:
+def _gradients(y: Tensor, to: list[Tensor], dy: Tensor | None) -> list[Tensor | None]:
     if dy is None:
         return []
     if not y.requires_grad:
         msg = "its result has no gradient"
         raise Odd(msg)
-    parameters = [value for value in twin._parameters.values() if value is not None]
-    return list(torch.autograd.grad((y * dy).sum(), [*given, *parameters], allow_unused=True))
+    return list(torch.autograd.grad((y * dy).sum(), to, allow_unused=True))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ What a layer computes is found in `_probe.py`; here is what can be told without 
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from anynorm_torch.nn._modules import CLASSES
 from anynorm_torch.nn._probe import find
 from anynorm_torch.nn._rules import Rule, taken
-from anynorm_torch.nn._twins import resized, tensors_of
+from anynorm_torch.nn._twins import method_of, resized, tensors_of
 
 Verdict: TypeAlias = type[torch.nn.Module] | str | None
 
@@ -91,15 +91,29 @@ def _is_norm(module: torch.nn.Module) -> bool:
     if isinstance(module, NORMS):
         return True
     named = "norm" in type(module).__name__.lower() or any("eps" in name for name in vars(module))
-    if named and not any(True for child in module.children() for _ in child.parameters()):
+    if named and not any(True for child in _children(module) for _ in child.parameters()):
         return True
     own: Any = type(module)
-    return not _names_called(own) & _CALLS <= module._modules.keys()
+    return any(not hasattr(module, name) for name in _names_called(own) & _CALLS)
+
+
+def _children(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return submodules, without those that only hold tensors, as Keras's layers have one."""
+    holders = (torch.nn.ParameterDict, torch.nn.ParameterList)
+    return [child for child in module.children() if not isinstance(child, holders)]
+
+
+def named_layers(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield a model's modules with their names; those of Keras's models too, which torch does not know."""
+    for name, module in model.named_modules(prefix=prefix):
+        yield name, module
+        for layer in getattr(module, "layers", ()) if method_of(type(module)) == "call" else ():
+            yield from named_layers(layer, f"{name}.{layer.name}" if name else layer.name)
 
 
 def _has_norms(module: torch.nn.Module) -> bool:
-    inside = list(module.modules())[1:]
-    return any(isinstance(child, NORMS) or (not list(child.children()) and _is_norm(child)) for child in inside)
+    inside = [layer for _, layer in named_layers(module) if layer is not module]
+    return any(isinstance(child, NORMS) or (not _children(child) and _is_norm(child)) for child in inside)
 
 
 @functools.cache
@@ -117,7 +131,7 @@ def _why_left(module: torch.nn.Module) -> str | None:
     """Return why a norm layer stays as it is, whatever its class computes."""
     if type(module) in CLASSES.values() or hasattr(type(module), "_anynorm"):
         return "it is anynorm's already"
-    if "forward" in vars(module):
+    if vars(module).keys() & {"forward", "call"}:
         return "its forward was replaced on the object itself"
     if parametrize.is_parametrized(module):
         return "it is parametrized, which gives it a class of its own; accelerate first, parametrize then"

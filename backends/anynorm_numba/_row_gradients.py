@@ -10,9 +10,11 @@ from anynorm_numba import _compile
 from anynorm_numba._geometry import CHUNK, FINALIZE, PUT, REDUCE, SUM, WHOLE, WRITE
 from anynorm_numba._loops import gradient_sums_along, write_dx
 from anynorm_numba._parameter_sums import parameters_wanted, put_gradients, store_shares
-from anynorm_numba._records import behind, geometry_at, gradient_sums_at
+from anynorm_numba._records import behind, geometry_at, gradient_state_at, gradient_sums_at
 from anynorm_numba._rows import PAIR_BYTES, chunk_end, folded, load_pair, residuals_of_set, set_address, store_pair
 from anynorm_numba._run_gradients import (
+    NEAR,
+    STATE_BYTES,
     reduce_parts,
     run_sums_of_chunk,
     set_length,
@@ -24,6 +26,7 @@ from anynorm_numba._scalars import itemsize, load
 from anynorm_numba._set_sums import given_set_sums, means, store_set_sums
 from anynorm_numba._statistics import add_sums
 from anynorm_numba._sums import clear, scratch
+from anynorm_numba._vectors import LANES
 
 
 @_compile.part
@@ -34,7 +37,7 @@ def sums_of_chunk(dtype, geometry, x, dy, line, chunk, residuals, memory):
     i, last = chunk * CHUNK, chunk_end(geometry, chunk)
     x += line * geometry.x.s
     dy += line * geometry.dy.s
-    r, p = (0, i) if runs == 1 else (i // run, i % run)
+    r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
     clear(dtype, memory)
     while i < last:
         n = min(run - p, last - i)
@@ -58,7 +61,7 @@ def write_chunk(dtype, geometry, x, dy, dx, weight, line, chunk, residuals, mean
     dy += line * geometry.dy.s
     dx += line * geometry.dx.s
     w = load(dtype, weight + line * geometry.weight.s)
-    r, p = (0, i) if runs == 1 else (i // run, i % run)
+    r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
     while i < last:
         n = min(run - p, last - i)
         source = x + r * geometry.x.r + p * size
@@ -82,12 +85,11 @@ def add_line(dtype, geometry, weight, sums, u, line, dy, dy_xhat, g, g_xhat):
 
 
 @_compile.part
-def gradients_of_set(dtype, geometry, x, dy, dx, weight, residuals, sums, a, b, memory):
-    """Sum and write what is wanted of the set (a, b), whose lines have one weight each."""
+def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory):
+    """Return S(g) and S(g·x̂) of the set (a, b), whose lines have one weight each, and store the sums that are wanted."""
     u = a * geometry.lengths.b + b
     source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
-    target, weights = set_address(geometry.dx, dx, a, b), set_address(geometry.weight, weight, a, b)
-    of_set = residuals_of_set(dtype, geometry, residuals, u)
+    weights, of_set = set_address(geometry.weight, weight, a, b), residuals_of_set(dtype, geometry, residuals, u)
     lines, chunks = geometry.lines, geometry.chunks
     g = g_xhat = (0.0, 0.0)
     if sums.given:
@@ -100,13 +102,37 @@ def gradients_of_set(dtype, geometry, x, dy, dx, weight, residuals, sums, a, b, 
                 s, q = add_sums(s, more), add_sums(q, more_xhat)
             g, g_xhat = add_line(dtype, geometry, weights, sums, u, line, s, q, g, g_xhat)
         store_set_sums(dtype, geometry, sums, u, g, g_xhat)
-    if dx:
-        mean_g, mean_g_xhat = means(dtype, geometry, set_length(geometry), g, g_xhat)
-        for line in range(lines):
-            for chunk in range(chunks):
-                write_chunk(
-                    dtype, geometry, source, gradient, target, weights, line, chunk, of_set, mean_g, mean_g_xhat
-                )
+    return means(dtype, geometry, set_length(geometry), g, g_xhat)
+
+
+@_compile.part
+def write_set(dtype, geometry, x, dy, dx, weight, residuals, a, b, mean_g, mean_g_xhat):
+    """Write dx of the set (a, b)."""
+    source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
+    target, weights = set_address(geometry.dx, dx, a, b), set_address(geometry.weight, weight, a, b)
+    of_set = residuals_of_set(dtype, geometry, residuals, a * geometry.lengths.b + b)
+    for line in range(geometry.lines):
+        for chunk in range(geometry.chunks):
+            write_chunk(dtype, geometry, source, gradient, target, weights, line, chunk, of_set, mean_g, mean_g_xhat)
+
+
+@_compile.part
+def gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, first, count, memory):
+    """Sum up to LANES sets from number `first` on, and then write dx of them all.
+
+    A set's means wait for its sums' last additions, and its dx for the means: those of the next set are taken meanwhile.
+    Of 16 elements that takes half of the time.
+    """
+    inner, states = geometry.lengths.b, memory + 12 * 8 * LANES
+    for k in range(count):
+        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
+        state = gradient_state_at(states + STATE_BYTES * k)
+        found = means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory)
+        state.mean_g, state.mean_g_xhat = found
+    for k in range(count if dx else 0):
+        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
+        state = gradient_state_at(states + STATE_BYTES * k)
+        write_set(dtype, geometry, x, dy, dx, weight, residuals, a, b, state.mean_g, state.mean_g_xhat)
 
 
 @_compile.part
@@ -149,10 +175,12 @@ def row_gradients(
         if vector:
             write_part(dtype, geometry, index, x, dy, dx, weight, residuals, sums, workspace, memory)
             return
-        tasks = geometry.tasks
-        for u in range(index * sets // tasks, (index + 1) * sets // tasks):
-            a, b = (u, 0) if inner == 1 else (u // inner, u % inner)
-            gradients_of_set(dtype, geometry, x, dy, dx, weight, residuals, sums, a, b, memory)
+        tasks, set_bytes = geometry.tasks, geometry.lines * geometry.lengths.r * geometry.run * itemsize(dtype)
+        u, last, together = index * sets // tasks, (index + 1) * sets // tasks, min(LANES, max(1, NEAR // set_bytes))
+        while u < last:
+            count = min(together, last - u)
+            gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, u, count, memory)
+            u += count
         return
     if phase == REDUCE:
         reduce_parts(dtype, geometry, index, workspace, sums)

@@ -59,7 +59,7 @@ def deviations_of_chunk(dtype, geometry, x, line, chunk, scale, pivot, sums):
     """Return Σ(z − pivot) and Σ(z − pivot)² over a chunk of a line of the set at x."""
     runs, run, stride = geometry.lengths.r, geometry.run, geometry.x.r
     i, last = chunk * CHUNK, chunk_end(geometry, chunk)
-    r, p = (0, i) if runs == 1 else (i // run, i % run)
+    r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
     x += line * geometry.x.s
     clear(dtype, sums)
     while i < last:
@@ -89,7 +89,7 @@ def write_piece(dtype, geometry, line, i, last, x, y, weight, bias, residuals):
     size, compute_size = itemsize(dtype), compute_itemsize(dtype)
     x_stride, y_stride = geometry.x.r, geometry.y.r
     vector, past = geometry.vector, geometry.past_caches
-    r, p = (0, i) if runs == 1 else (i // run, i % run)
+    r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
     x += line * geometry.x.s
     y += line * geometry.y.s
     w = b = 0.0
@@ -150,18 +150,46 @@ def write_lines(dtype, geometry, source, y, weight, bias, a, b, i, last, residua
 
 
 @_compile.part
+def write_run(dtype, geometry, r, b, x, y, weight, bias, residuals):
+    """Write y of run r of all lines of the set (0, b), without the divisions that find an element's run."""
+    mean, correction, rstd, scale, _ = residuals
+    run, past = geometry.run, geometry.past_caches
+    source = set_address(geometry.x, x, 0, b) + r * geometry.x.r
+    target = set_address(geometry.y, y, 0, b) + r * geometry.y.r
+    weights, biases = set_address(geometry.weight, weight, 0, b), set_address(geometry.bias, bias, 0, b)
+    if geometry.vector:
+        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, weights, biases)
+        return
+    for _ in range(geometry.lines):
+        w, bias_of_line = load(dtype, weights), load(dtype, biases)
+        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, w, bias_of_line)
+        source += geometry.x.s
+        target += geometry.y.s
+        weights += geometry.weight.s
+        biases += geometry.bias.s
+
+
+@_compile.part
 def write_by_given(dtype, geometry, first, last, x, y, weight, bias, given):
     """Write y of the runs from first up to last of all sets, in the order of memory, by given residuals (5, sets)."""
     runs, run, inner = geometry.lengths.r, geometry.run, geometry.lengths.b
     sets = geometry.lengths.a * inner
     # The runs of a set are among those of other sets, as images of a channel are, or all before those of the next set.
     among = sets == inner and geometry.x.r > geometry.x.b
-    for i in range(first, last):
-        r, u = (i // sets, i % sets) if among else (i % runs, i // runs)
-        a, b = u // inner, u % inner
-        residuals = residuals_of_set(dtype, geometry, given, u)
-        source = set_address(geometry.x, x, a, b)
-        write_lines(dtype, geometry, source, y, weight, bias, a, b, r * run, (r + 1) * run, residuals)
+    i = first
+    while i < last:
+        if among:
+            r, u = i // sets, i % sets
+            count = min(sets - u, last - i)
+            for b in range(u, u + count):
+                write_run(dtype, geometry, r, b, x, y, weight, bias, residuals_of_set(dtype, geometry, given, b))
+        else:
+            u, r = i // runs, i % runs
+            count = min(runs - r, last - i)
+            a, b = u // inner, u % inner
+            residuals, source = residuals_of_set(dtype, geometry, given, u), set_address(geometry.x, x, a, b)
+            write_lines(dtype, geometry, source, y, weight, bias, a, b, r * run, (r + count) * run, residuals)
+        i += count
 
 
 @_compile.part
@@ -190,29 +218,38 @@ def measure_set(dtype, geometry, x, eps, sums):
 
 @_compile.part
 def normalize_short_sets(dtype, geometry, first, count, x, y, weight, bias, residuals, eps, memory):
-    """Normalize up to LANES sets of one run, no longer than a chunk: measure all, finalize them together, write all.
+    """Normalize up to LANES sets of one line, no longer than a chunk: measure all, finalize them together, write all.
 
-    `memory` is for 12 rows of LANES float64.
+    `memory` is for 16 rows of LANES float64.
     """
-    run, inner, size = geometry.run, geometry.lengths.b, compute_itemsize(dtype)
-    sets = geometry.lengths.a * inner
+    runs, run, inner, size = geometry.lengths.r, geometry.run, geometry.lengths.b, compute_itemsize(dtype)
+    sets, length = geometry.lengths.a * inner, runs * run
     stride = 8 * LANES
-    pivots, found = memory + 6 * stride, memory + 7 * stride  # `measure_set` needs the first six rows
+    # `measure_set` needs the first six rows.
+    pivots, found, sums_of_sets = memory + 6 * stride, memory + 7 * stride, memory + 12 * stride
     for k in range(count):
         a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
         source = set_address(geometry.x, x, a, b)
         pivot = pivot_of_set(dtype, geometry, source)
-        sums = raw_of_line(dtype, run, source) if pivot == 0.0 else deviations_of_line(dtype, run, source, 1.0, pivot)
-        store_float64(dtype, pivots + 8 * k, pivot)
-        store_float64(dtype, memory + 8 * k, sums[0])
-        if sum_parts(dtype) == 1:
-            store_float64(dtype, memory + stride + 8 * k, sums[2])
+        if runs > 1:
+            (d, d_lost), (squares, squares_lost) = deviations_of_chunk(
+                dtype, geometry, source, 0, 0, 1.0, pivot, memory
+            )
+        elif pivot == 0.0:
+            d, d_lost, squares, squares_lost = raw_of_line(dtype, run, source)
         else:
-            store_float64(dtype, memory + stride + 8 * k, sums[1])
-            store_float64(dtype, memory + 2 * stride + 8 * k, sums[2])
-            store_float64(dtype, memory + 3 * stride + 8 * k, sums[3])
+            d, d_lost, squares, squares_lost = deviations_of_line(dtype, run, source, 1.0, pivot)
+        target = sums_of_sets + 8 * k
+        store_float64(dtype, pivots + 8 * k, pivot)
+        store_float64(dtype, target, d)
+        if sum_parts(dtype) == 1:
+            store_float64(dtype, target + stride, squares)
+        else:
+            store_float64(dtype, target + stride, d_lost)
+            store_float64(dtype, target + 2 * stride, squares)
+            store_float64(dtype, target + 3 * stride, squares_lost)
     special = finalize_ordinary(
-        dtype, count, float(run), eps, geometry.centres, memory, stride, 1.0, pivots, found, stride
+        dtype, count, float(length), eps, geometry.centres, sums_of_sets, stride, 1.0, pivots, found, stride
     )
     for k in range(count):
         if special and load(dtype, found + 2 * stride + k * size) == SPECIAL:
@@ -220,14 +257,15 @@ def normalize_short_sets(dtype, geometry, first, count, x, y, weight, bias, resi
             of_set = measure_set(dtype, geometry, set_address(geometry.x, x, a, b), eps, memory)
             store_residuals(dtype, found + k * size, stride, of_set)
     if y:
-        for i in range(0, run, PIECE):
+        piece = length if runs > 1 else PIECE
+        for i in range(0, length, piece):
             for k in range(count):
                 a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
                 source, target = set_address(geometry.x, x, a, b), set_address(geometry.y, y, a, b)
                 weights = set_address(geometry.weight, weight, a, b)
                 biases = set_address(geometry.bias, bias, a, b)
                 of_set = load_residuals(dtype, found + k * size, stride)
-                write_piece(dtype, geometry, 0, i, min(i + PIECE, run), source, target, weights, biases, of_set)
+                write_piece(dtype, geometry, 0, i, min(i + piece, length), source, target, weights, biases, of_set)
     if residuals:
         for field in range(5):
             for k in range(count):
@@ -262,7 +300,7 @@ def rows(
             write_by_given(dtype, geometry, first, last, x, y, weight, bias, given)
             return
         u, last = index * sets // tasks, (index + 1) * sets // tasks
-        if pieces == 1 and geometry.lengths.r == 1:
+        if pieces == 1:
             while u < last:
                 count = min(LANES, last - u)
                 normalize_short_sets(dtype, geometry, u, count, x, y, weight, bias, residuals, eps, memory)

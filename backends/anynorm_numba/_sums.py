@@ -304,7 +304,7 @@ fold = loop(["sums"], _emit_fold, types.UniTuple(types.float64, 2))
 
 
 def _emit_scratch(emitter: Emitter, _: Sequence[ir.Value]) -> ir.Value:
-    memory = cgutils.alloca_once(emitter.builder, ir.ArrayType(DOUBLE, 12 * LANES))
+    memory = cgutils.alloca_once(emitter.builder, ir.ArrayType(DOUBLE, 16 * LANES))
     return emitter.builder.ptrtoint(memory, I64)
 
 

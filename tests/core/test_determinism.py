@@ -31,8 +31,8 @@ needs_engine = pytest.mark.skipif(anynorm_numba.missing() is not None, reason="n
 
 BY_NAME = {arrangement.name: arrangement for arrangement in ARRANGEMENTS}
 
-# As anynorm_numba._configs.SHORT.
-SHORT_RUN = 64
+# As anynorm_numba._configs.SHORTEST.
+SHORT_RUN = 8
 
 # Those that can hold one set alone.
 ONE_SET = ("layer", "layer-leading", "rms", "batch", "batch-last")

@@ -6,6 +6,7 @@ test_numba_hostile.py.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,17 @@ def test_lengths(form: Form, length: int, dtype: str) -> None:
     jobs = judge(case)
     if length > 1:  # one element is a run and a column
         assert [job.rows for job in jobs] == [form.rows(length)] * 2
+
+
+@pytest.mark.parametrize("samples", [2, 63, 64, 65])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 49, 63, 64])
+@each_dtype
+def test_short_runs(length: int, samples: int, dtype: str) -> None:
+    """Channels of small images are within the bounds: a few as runs, many and the shortest place by place."""
+    form = dataclasses.replace(FORMS["batch"], shape=lambda n, m: (samples, n, m), runs=samples)
+    jobs = judge(form.case(dtype, 5, length))
+    as_runs = length >= 64 or (length >= 8 and samples < 64)
+    assert [job.rows for job in jobs] == [as_runs] * 2
 
 
 @pytest.mark.parametrize("name", [name for name in FORMS if not FORMS[name].rows(64)])

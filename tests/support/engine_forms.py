@@ -96,7 +96,7 @@ _FORMS = (
     # Two channels to a group, so two lines to a set.
     Form("group", "group_norm", lambda n, m: (2, n, m), {}, _second, pairs=True, runs=2),
     # Two samples, so a line of two runs to a set.
-    Form("batch", "batch_norm", lambda n, m: (2, n, m), {}, _second, lambda m: m >= 64, runs=2),
+    Form("batch", "batch_norm", lambda n, m: (2, n, m), {}, _second, lambda m: m >= 8, runs=2),
     Form("batch-last", "batch_norm", lambda n, m: (m, n), _LAST, _last, _never),
     # The weight varies from row to row of the table.
     Form("columns", "layer_norm", lambda n, m: (m, n), {"axis": 0}, lambda shape: shape[:1], _never),

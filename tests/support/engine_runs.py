@@ -82,9 +82,10 @@ def runs_of(job: Any) -> tuple[int, ...]:
 
 def in_short_runs(job: Any) -> bool:
     """Say whether a set lies in several runs so short that it is summed place by place."""
-    from anynorm_numba._configs import SHORT
+    from anynorm_numba._configs import sets_are_runs
 
-    return len(runs_of(job)) > 1 and runs_of(job)[-1] < SHORT
+    _, r, _, s, p = job.view.lengths
+    return p > 1 and not sets_are_runs(r, s, p)
 
 
 def laid_alike(case: Case) -> dict[tuple[Any, ...], list[str]]:

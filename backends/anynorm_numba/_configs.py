@@ -21,9 +21,9 @@ SIZES = {"float16": (2, 4), "bfloat16": (2, 4), "float32": (4, 4), "float64": (8
 # The compute dtype by the name of a dtype.
 COMPUTE = {dtype: np.dtype(np.float64 if dtype == "float64" else np.float32) for dtype in SIZES}
 
-# Sets of several runs, each shorter than SHORT, are computed as columns: but for FEW runs, where what a column costs
-# beside its elements counts, unless they are shorter than SHORTEST. Backward of (4, 512, 7, 7), by channel, takes a sixth
-# of the time as runs; of (64, 512, 4, 4) 1.4 times as long.
+# Sets of several runs, each shorter than SHORT, are computed as columns; but not fewer runs than FEW, where what a
+# column costs beside its elements counts, unless they are shorter than SHORTEST. Backward of (4, 512, 7, 7), by
+# channel, takes a sixth of the time as runs; of (64, 512, 4, 4) 1.4 times as long.
 SHORT, SHORTEST, FEW = 64, 8, 64
 
 # Columns of a block: of 256 float32 the lanes of their sums take 32 KiB. Fewer would be read in shorter pieces: blocks

@@ -86,7 +86,7 @@ def add_line(dtype, geometry, weight, sums, u, line, dy, dy_xhat, g, g_xhat):
 
 @_compile.part
 def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory):
-    """Return S(g) and S(g·x̂) of the set (a, b), whose lines have one weight each, and store the sums that are wanted."""
+    """Return S(g) and S(g·x̂) of the set (a, b), whose lines have one weight each, and store what sums are wanted."""
     u = a * geometry.lengths.b + b
     source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
     weights, of_set = set_address(geometry.weight, weight, a, b), residuals_of_set(dtype, geometry, residuals, u)
@@ -120,8 +120,7 @@ def write_set(dtype, geometry, x, dy, dx, weight, residuals, a, b, mean_g, mean_
 def gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, first, count, memory):
     """Sum up to LANES sets from number `first` on, and then write dx of them all.
 
-    A set's means wait for its sums' last additions, and its dx for the means: those of the next set are taken meanwhile.
-    Of 16 elements that takes half of the time.
+    A set's means wait for the last additions of its sums, and its dx for the means: meanwhile others are summed.
     """
     inner, states = geometry.lengths.b, memory + 12 * 8 * LANES
     for k in range(count):

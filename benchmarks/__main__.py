@@ -30,6 +30,7 @@ def main() -> int:
             "fuzz": _fuzz,
             "bits": _bits,
             "before": _before,
+            "autograd": _autograd,
         }
         return piped(lambda: commands[options.what](options))
     except UsageError as error:
@@ -61,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     fuzzer.add_argument("--libraries", metavar="NAMES", help="with commas between; default: all")
     grid = commands.add_parser("bits", help="hashes of the results of a grid of calls, compared with another version's")
     bits.add_arguments(grid)
+    ways = commands.add_parser("autograd", help="what recording an operation for torch's autograd takes, in every way")
+    ways.add_argument("--rounds", type=int, default=101, help="more are quieter (101)")
     before = commands.add_parser("before", help="calls of a previous version and of this one, timed in turn")
     before.add_argument("previous", type=Path, metavar="PREVIOUS", help="a checkout, or a folder with the packages")
     before.add_argument("--rounds", type=int, default=150, help="more are quieter (150)")
@@ -251,6 +254,13 @@ def _before(options: argparse.Namespace) -> int:
             print(before.line(row), flush=True)
     except FileNotFoundError as error:
         raise UsageError(str(error)) from None
+    return 0
+
+
+def _autograd(options: argparse.Namespace) -> int:
+    from benchmarks import autograd
+
+    autograd.report(autograd.measure(options.rounds))
     return 0
 
 

@@ -32,6 +32,7 @@ class Row(NamedTuple):
 
 def measure(rounds: int) -> Iterator[Row]:
     """Time every way in turn with torch's own layer norm, in one thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     x = torch.randn(SHAPE, requires_grad=True)
     weight, bias = [torch.nn.Parameter(torch.ones(SHAPE[-1])) for _ in range(2)]
@@ -49,6 +50,7 @@ def measure(rounds: int) -> Iterator[Row]:
         forward = interleaved(partial(way, x, weight, bias), partial(own, x, weight, bias), **_at(rounds))
         both = interleaved(with_backward(way), with_backward(own), **_at(rounds))
         yield Row(name, forward.ours * 1e6, both.ours * 1e6, 1 / forward.ratio, 1 / both.ratio)
+    torch.set_num_threads(threads)
 
 
 def _at(rounds: int) -> dict[str, Any]:

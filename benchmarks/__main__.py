@@ -16,6 +16,7 @@ from anynorm._cli import UsageError, piped
 from benchmarks import bits, rows
 
 _RESULTS = Path(__file__).parent / "results"
+_DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 
 
 def main() -> int:
@@ -26,6 +27,7 @@ def main() -> int:
             "numpy": _numpy,
             "cpu": _cpu,
             "gpu": _gpu,
+            "models": _models,
             "prove": _prove,
             "fuzz": _fuzz,
             "bits": _bits,
@@ -47,9 +49,19 @@ def _parser() -> argparse.ArgumentParser:
     alone.add_argument("--json", type=_file, help="write the results to this file, as JSON Lines")
     cpu = commands.add_parser("cpu", help="NumPy arrays and torch tensors, against torch, others, and a copy")
     gpu = commands.add_parser("gpu", help="CuPy arrays and torch's CUDA tensors, against a copy, torch, and others")
+    whole = commands.add_parser(
+        "models", help="steps of whole models of timm, transformers, ..., before and after accelerate"
+    )
     _choices(cpu, "cpu", "fewer rounds, and no large data: a minute or two")
     _choices(gpu, "gpu", "fewer shapes, dtypes and peers: a minute and a half, instead of eight")
+    _choices(whole, "models", "two seconds for each step, instead of twelve")
     gpu.add_argument("--seconds", type=float, help="stop after about so many, the least important left out")
+    whole.add_argument("--seconds", type=float, help="for each step")
+    whole.add_argument("--threads", type=int, help="2; one is timed in CPU time, which others disturb less")
+    whole.add_argument("--compiled", action="store_true", help="under torch.compile too, which takes half an hour")
+    whole.add_argument(
+        "--docs", type=_file, nargs="?", const=_DOCS, metavar="FILE", help=f"put the table into: {_DOCS}"
+    )
     proof = commands.add_parser("prove", help="all that is to be proved on a machine with a GPU, in ten minutes")
     proof.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the results are written")
     fuzzer = commands.add_parser("fuzz", help="calls drawn by chance, judged by the exact reference")
@@ -178,6 +190,32 @@ def _gpu(options: argparse.Namespace) -> int:
     return _show(options, "gpu_picture", "gpu_report", result)
 
 
+def _models(options: argparse.Namespace) -> int:
+    from benchmarks import machine
+
+    if options.read:
+        return _show(options, "models_picture", "models_report")
+    machine.use_cores()  # before anything starts threads
+
+    import torch
+
+    from benchmarks import models
+
+    items = _chosen(models.plan(only=options.only, compiled=options.compiled), options)
+    if options.list:
+        print(*items, sep="\n")
+        return 0
+    _check_installed("rich", "matplotlib")
+    from anynorm._cli.show import progress
+
+    torch.set_num_threads(options.threads or machine.THREADS)
+    seconds = models.QUICK_SECONDS if options.quick else models.SECONDS
+    with progress(lines=True) as steps:
+        result = models.measure(items, options.seconds or seconds, steps.step)
+    wrong = any(row["reason"].startswith(models.WRONG) for row in result["left_out"])
+    return _show(options, "models_picture", "models_report", result) or int(wrong)
+
+
 def _show(options: argparse.Namespace, picture: str, report: str, result: dict[str, Any] | None = None) -> int:
     """Write and print results as asked: those measured, or those of a file."""
     _check_installed("rich", "matplotlib")
@@ -191,7 +229,10 @@ def _show(options: argparse.Namespace, picture: str, report: str, result: dict[s
         rows.write(options.json, result)
     if options.picture:
         import_module(f"benchmarks.{picture}").draw(options.picture, result)
-    import_module(f"benchmarks.{report}").report(result)
+    shown = import_module(f"benchmarks.{report}")
+    if getattr(options, "docs", None):
+        shown.write(options.docs, result)
+    shown.report(result)
     return 0
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,15 @@ def _used() -> tuple[float, float, float] | None:
             user, nice, system, _idle, _waiting, interrupt, soft_interrupt, stolen = map(int, counts[:8])
             ticks += user + nice + system + interrupt + soft_interrupt + stolen
     return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+def waited() -> float:
+    """Return how many seconds this process's threads have waited for a core; 0 where the system does not tell."""
+    nanoseconds = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended meanwhile
+            nanoseconds += int(file.read_text().split()[1])
+    return nanoseconds * 1e-9
 
 
 def disturbed(others: float | None) -> bool:

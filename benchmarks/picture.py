@@ -1,10 +1,11 @@
-"""The picture of the CPU benchmark: how many times as fast as torch's own operators, for the shapes of its first table.
+"""Pictures of ratios to torch's own operators; that of the CPU benchmark, for the shapes of its first table.
 
 Draws results; measures nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from benchmarks.peers import TORCH
 from benchmarks.problems import NAMED
 from benchmarks.summary import ARRAYS, DIRECTIONS
 
-_COLOURS = {"numpy": "#c8502b", "torch": "#2f6690"}
+_COLOURS = ("#c8502b", "#2f6690")
 _GREY, _PALE = "#8a94a3", "#f0f2f5"
 
 # Where ratios are read; fewer where they lie far apart, so that the numbers do not meet.
 _TICKS, _FEW_TICKS, _FAR = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), (0.01, 0.1, 1, 10, 100), 100
+# And more where they lie close.
+_CLOSE_TICKS, _CLOSE = (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 2), 3
 
 
 def draw(target: Path, result: dict[str, Any]) -> None:
@@ -30,14 +33,31 @@ def draw(target: Path, result: dict[str, Any]) -> None:
     named = [str(problem) for problem in NAMED]
     rows = [row for row in result["pairs"] if row["peer"] == TORCH.name and row["dtype"] == "float32"]
     rows = [row for row in rows if row["problem"] in named]
-    shown = [problem for problem in named if any(row["problem"] == problem for row in rows)]
+    title = "Times as fast as torch's own operators, float32"
+    dots(target, title, rows, named, result["machine"], ("arrays", ARRAYS))
+
+
+def dots(
+    target: Path,
+    title: str,
+    rows: list[dict[str, Any]],
+    problems: Sequence[str],
+    machine: dict[str, Any],
+    series: tuple[str, dict[str, str]],
+    panels: dict[str, str] = DIRECTIONS,
+) -> None:
+    """Draw ratios as dots: a panel for each direction, a line for each problem, a colour for each of two series.
+
+    `series` is the key that tells them apart, and the words for its values; `panels` are the words for the directions.
+    """
+    shown = [problem for problem in problems if any(row["problem"] == problem for row in rows)]
     # 900 pixels wide where it is shown; twice as fine for screens that can.
     figure = Figure(figsize=(9.0, 1.7 + 0.32 * len(shown)), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     both = figure.subplots(1, 2, sharey=True, sharex=True)
-    figure.suptitle("Times as fast as torch's own operators, float32", fontsize=13, fontweight="bold")
-    for axes, (direction, words) in zip(both, DIRECTIONS.items(), strict=True):
-        _panel(axes, [row for row in rows if row["direction"] == direction], shown)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    for axes, (direction, words) in zip(both, panels.items(), strict=True):
+        _panel(axes, [row for row in rows if row["direction"] == direction], shown, *series)
         axes.set_title(words, fontsize=11)
     _scale(both[0], rows)
     both[0].set_yticks(range(len(shown)), shown, fontsize=9.5)
@@ -45,23 +65,23 @@ def draw(target: Path, result: dict[str, Any]) -> None:
     handles, labels = both[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False, fontsize=10)
-    figure.supxlabel(_machine(result["machine"]), fontsize=9, color="#3d4550", x=0.01, ha="left")
+    figure.supxlabel(_machine(machine), fontsize=9, color="#3d4550", x=0.01, ha="left")
     write_png(target, figure)
 
 
-def _panel(axes: Axes, rows: list[dict[str, Any]], shown: list[str]) -> None:
+def _panel(axes: Axes, rows: list[dict[str, Any]], shown: list[str], key: str, names: dict[str, str]) -> None:
     """Draw a dot for each ratio, and a line from its first to its third quartile."""
     for band in range(0, len(shown), 2):
         axes.axhspan(band - 0.5, band + 0.5, color=_PALE, zorder=0)
     axes.axvline(1, color="black", linewidth=1.2, zorder=1)
-    for offset, (arrays, words) in zip((-0.17, 0.17), ARRAYS.items(), strict=True):
-        of_kind = [row for row in rows if row["arrays"] == arrays]
+    for offset, colour, (name, words) in zip((-0.17, 0.17), _COLOURS, names.items(), strict=True):
+        of_kind = [row for row in rows if row[key] == name]
         heights = [shown.index(row["problem"]) + offset for row in of_kind]
         axes.hlines(
             heights, [row["spread"][0] for row in of_kind], [row["spread"][1] for row in of_kind],
-            color=_COLOURS[arrays], linewidth=2.2, alpha=0.45, zorder=2,
+            color=colour, linewidth=2.2, alpha=0.45, zorder=2,
         )  # fmt: skip
-        axes.scatter([row["ratio"] for row in of_kind], heights, s=30, color=_COLOURS[arrays], label=words, zorder=3)
+        axes.scatter([row["ratio"] for row in of_kind], heights, s=30, color=colour, label=words, zorder=3)
     axes.tick_params(axis="x", labelsize=9.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=_GREY, alpha=0.35, linewidth=0.6)
@@ -74,7 +94,8 @@ def _scale(axes: Axes, rows: list[dict[str, Any]]) -> None:
     ends = [1.0, *[end for row in rows for end in (row["ratio"], *row["spread"])]]
     low, high = min(ends) / 1.2, max(ends) * 1.2
     axes.set_xscale("log")
-    axes.set_xticks([tick for tick in (_TICKS if high / low < _FAR else _FEW_TICKS) if low <= tick <= high])
+    ticks = _CLOSE_TICKS if high / low < _CLOSE else _TICKS if high / low < _FAR else _FEW_TICKS
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
     axes.set_xlim(low, high)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -24,7 +24,7 @@ def report(result: dict[str, Any]) -> None:
     _copies([row for row in pairs if row["peer"] == COPY])
     _bounds([row for row in pairs if row["peer"] == BOUND])
     left_out(result["left_out"])
-    _summary(result["summary"])
+    numbers(result["summary"])
     lines = [[name, f"{microseconds:.2f}"] for name, microseconds in result["calls"].items()]
     if lines:
         table("Layer norm of (8, 64) float32 with weight and bias, and what it is made of", ["call", "µs"], lines)
@@ -85,8 +85,9 @@ def left_out(rows: Sequence[Row]) -> None:
         table("Not timed", ["peer", "why", "what (pairs)"], lines)
 
 
-def _summary(rows: Sequence[Row]) -> None:
-    header = ["number", "at least", "measured", "", "by copies", "pairs", "the worst"]
+def numbers(rows: Sequence[Row], bound: str = "by copies") -> None:
+    """Print the numbers to reach; `bound` says what bounds them."""
+    header = ["number", "at least", "measured", "", bound, "pairs", "the worst"]
     lines = []
     for row in rows:
         figure, bound = ["-" if row[name] is None else f"{row[name]:.2f}" for name in ("figure", "bound")]

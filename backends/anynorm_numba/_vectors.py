@@ -134,6 +134,7 @@ class Emitter:
         self.stored = STORED[dtype.dtype]
         self.computed = DOUBLE if self.stored == DOUBLE else FLOAT
         self.sum_parts = 2 if self.stored == DOUBLE else 1  # a sum, and what it lost
+        self.step = 2 * STEP if BYTES[self.stored] == 2 else STEP
 
     def splat(self, value: ir.Value, width: int) -> ir.Value:
         """Return a vector of equal elements."""
@@ -212,18 +213,33 @@ class Emitter:
 
     def as_stored(self, x: Vector) -> ir.Value:
         """Return values in the compute dtype rounded to elements of the array."""
-        builder, width = self.builder, x.value.type.count
         if self.stored == HALF:
             x = x.to(HALF)
-        if self.stored != I16:
-            return x.value
-        bits = builder.bitcast(x.value, ir.VectorType(I32, width))
-        last = builder.and_(builder.lshr(bits, self.integer(16, width)), self.integer(1, width))
-        rounded = builder.add(bits, builder.add(last, self.integer(0x7FFF, width)))  # to nearest, ties to even
-        quiet = builder.or_(bits, self.integer(0x400000, width))  # rounding could make a NaN an infinity
-        chosen = builder.select(builder.fcmp_unordered("uno", x.value, x.value), quiet, rounded)
-        high = builder.lshr(chosen, self.integer(16, width))
-        return builder.trunc(high, ir.VectorType(I16, width))
+        return x.value if self.stored != I16 else self._bfloat16(x)
+
+    def _bfloat16(self, x: Vector) -> ir.Value:
+        """Return the bits of float32 rounded to bfloat16, to nearest, ties to even.
+
+        All is done in words, half as many instructions as in the numbers' 32 bits: the high words plus the carry of
+        low + 0x7fff + (the last bit of high). A NaN stays one: no sum leaves its sign's half or becomes 0.
+        """
+        builder, width = self.builder, x.value.type.count
+        words = builder.bitcast(x.value, ir.VectorType(I16, 2 * width))
+        low, high = [
+            builder.shuffle_vector(words, words, ir.Constant(ir.VectorType(I32, width), list(range(i, 2 * width, 2))))
+            for i in range(2)
+        ]
+
+        def word(value: int) -> ir.Constant:
+            return ir.Constant(high.type, [value] * width)
+
+        least = builder.or_(builder.and_(builder.not_(high), word(1)), word(0x8000))
+        minus_carry = builder.sext(builder.icmp_unsigned(">=", low, least), high.type)
+        for name, other in (("umin", word(0xFFFE)), ("ssub.sat", minus_carry)):
+            signature = ir.FunctionType(high.type, [high.type] * 2)
+            function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.{name}.v{width}i16")
+            high = builder.call(function, [high, other])
+        return high
 
     def over(self, start: ir.Value, stop: ir.Value, width: int, step: Step) -> None:
         """Emit step(j, mask) for j = start, start + width, ...; the mask is None but for the last step, if partial."""
@@ -334,20 +350,20 @@ def elementwise(roles: str, expression: Callable[..., Vector], *, rows: int = 1)
     """
 
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-        builder, size = emitter.builder, BYTES[emitter.stored]
+        builder, size, step = emitter.builder, BYTES[emitter.stored], emitter.step
         n, past, target, *rest = values
         stride = rest.pop(0) if rows > 1 else I64(0)
         operands = operands_of(emitter, roles, rest, emitter.computed, rows=rows)
         # If all rows are aligned alike, the elements before the first multiple of a vector's size are written alone.
-        even = builder.icmp_signed("==", builder.and_(stride, I64(STEP * size - 1)), I64(0))
+        even = builder.icmp_signed("==", builder.and_(stride, I64(step * size - 1)), I64(0))
         past = builder.and_(builder.icmp_signed("!=", past, I64(0)), even)
-        before = builder.sdiv(builder.and_(builder.neg(target), I64(STEP * size - 1)), I64(size))
+        before = builder.sdiv(builder.and_(builder.neg(target), I64(step * size - 1)), I64(size))
         head = builder.select(past, emitter.smaller(before, n), I64(0))
 
         def take(j: ir.Value, mask: ir.Value | None) -> None:
-            shared = {operand: operand.load(j, mask, STEP, 0) for operand in operands if operand.role not in "xr"}
+            shared = {operand: operand.load(j, mask, step, 0) for operand in operands if operand.role not in "xr"}
             for row in range(rows):
-                arguments = [shared.get(operand) or operand.load(j, mask, STEP, row) for operand in operands]
+                arguments = [shared.get(operand) or operand.load(j, mask, step, row) for operand in operands]
                 found = emitter.as_stored(expression(*arguments))
                 address = emitter.at(builder.add(target, builder.mul(stride, I64(row))), j, size)
                 if mask is not None:
@@ -360,7 +376,7 @@ def elementwise(roles: str, expression: Callable[..., Vector], *, rows: int = 1)
                         emitter.write(found, address)
 
         with builder.if_then(builder.icmp_signed(">", head, I64(0))):
-            take(I64(0), emitter.first_lanes(head, STEP))
-        emitter.over(head, n, STEP, take)
+            take(I64(0), emitter.first_lanes(head, step))
+        emitter.over(head, n, step, take)
 
     return loop(["n", "past_caches", "target", *(["target_stride"] if rows > 1 else []), *names_of(roles, rows)], emit)

@@ -192,17 +192,17 @@ def write_block(dtype, geometry, x, dy, dx, weight, sums, block, row, last, tabl
     rstd, scale = table + RSTD * stride, table + SCALE * stride
     weights, mean_g, mean_g_xhat = table + WEIGHT * stride, table + MEAN_G * stride, table + MEAN_G_XHAT * stride
     past, together = geometry.past_caches, LANES if geometry.narrow else 1
-    while together == 1 and not in_order(geometry) and row + GROUP <= last:
+    while not in_order(geometry) and row + GROUP * together <= last:
         write_dx_rows(
             dtype,
-            width,
+            together * width,
             past,
             target + row * dx_stride,
-            dx_stride,
+            together * dx_stride,
             x + row * x_stride,
-            x_stride,
+            together * x_stride,
             dy + row * dy_stride,
-            dy_stride,
+            together * dy_stride,
             weights,
             scale,
             mean,
@@ -211,7 +211,7 @@ def write_block(dtype, geometry, x, dy, dx, weight, sums, block, row, last, tabl
             mean_g,
             mean_g_xhat,
         )
-        row += GROUP
+        row += GROUP * together
     while row < last:
         count = min(together, last - row)
         write_dx(

@@ -32,9 +32,13 @@ from anynorm_numba._statistics import SPECIAL, add_sums, finalize, finalize_ordi
 from anynorm_numba._sums import merge_sums
 from anynorm_numba._vectors import GROUP, LANES
 
-# Sums of an array that no cache holds prefetch a group of each lane, and at least so many bytes, ahead. Hardware
-# prefetches a few streams, but here eight rows are read at once: 100352 rows of 64 float32 are summed in half the time.
-BYTES_AHEAD = 2**15
+# Sums of a table of more than FAR bytes, or of an array that no cache holds, prefetch a group of each lane, and at
+# least so many bytes, ahead. Hardware prefetches a few streams, but here eight rows are read at once: 100352 rows of
+# 64 float32 are summed in half the time, and so are gradients of as many bfloat16, which the third cache holds.
+BYTES_AHEAD, FAR = 2**15, 2**21
+
+# Rows of an array of more bytes are written one by one: see `in_order`.
+ORDERED = 2**22
 
 # Rows of a block's table: float64 for the pivot and its scale; then five of residuals, weight and bias in the compute
 # dtype; then the sums.
@@ -104,8 +108,8 @@ def gather_parameter(dtype, geometry, strides, address, a, first, width, row):
 
 @_compile.part
 def bytes_ahead(geometry):
-    """Return how far ahead of what is summed elements are prefetched: 0 where some cache has them."""
-    if not geometry.past_caches:
+    """Return how far ahead of what is summed elements are prefetched: 0 where a near cache has them."""
+    if not geometry.past_caches and geometry.lengths.r * geometry.x.r <= FAR:
         return 0
     return max(LANES * GROUP * geometry.x.r, BYTES_AHEAD)
 
@@ -257,11 +261,13 @@ def recall_block(dtype, geometry, residuals, a, first, target, stride, width):
 
 @_compile.part
 def in_order(geometry):
-    """Say whether rows are written one by one: memory that no cache holds is best read and written in order.
+    """Say whether rows are written one by one: memory that no near cache holds is best read and written in order.
 
-    Of 65536 rows of 256 float32, dx takes 0.7 of the time. A block that is not all of a row has no such order.
+    Of 65536 rows of 256 float32, dx takes 0.7 of the time, of 8 times 1024 such rows half, of 100352 rows of 64
+    bfloat16 0.6. A block that is not all of a row has no such order.
     """
-    return geometry.past_caches != 0 and geometry.blocks == 1
+    large = geometry.lengths.a * geometry.lengths.r * geometry.x.r > ORDERED
+    return geometry.blocks == 1 and (large or geometry.past_caches != 0)
 
 
 @_compile.part
@@ -284,13 +290,12 @@ def write_rows(dtype, geometry, x, y, weight, bias, block, row, last, table, str
         return
     weights, biases = table + WEIGHT * stride, table + BIAS * stride
     together = LANES if geometry.narrow else 1
-    # Eight rows share what is read from the table.
-    while together == 1 and not in_order(geometry) and row + GROUP <= last:
+    # Eight rows, or eight times eight, share what is read from the table.
+    n, x_group, y_group = together * width, together * x_stride, together * y_stride
+    while not in_order(geometry) and row + GROUP * together <= last:
         target, source = y + row * y_stride, x + row * x_stride
-        write_y_rows(
-            dtype, width, past, target, y_stride, source, x_stride, scale, mean, correction, rstd, weights, biases
-        )
-        row += GROUP
+        write_y_rows(dtype, n, past, target, y_group, source, x_group, scale, mean, correction, rstd, weights, biases)
+        row += GROUP * together
     while row < last:
         rows = min(together, last - row)
         target, source = y + row * y_stride, x + row * x_stride

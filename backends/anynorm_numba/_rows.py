@@ -45,7 +45,8 @@ def set_address(strides, address, a, b):
 @_compile.part
 def folded(dtype, sums):
     """Return two sums from their lanes."""
-    return fold(dtype, sums), fold(dtype, sums + 8 * LANES * (1 + sum_parts(dtype)))
+    first, first_lost, second, second_lost = fold(dtype, sums)
+    return (first, first_lost), (second, second_lost)
 
 
 @_compile.part
@@ -55,8 +56,8 @@ def chunk_end(geometry, chunk):
 
 
 @_compile.part
-def deviations_of_chunk(dtype, geometry, x, line, chunk, scale, pivot, sums):
-    """Return Σ(z − pivot) and Σ(z − pivot)² over a chunk of a line of the set at x."""
+def deviations_of_chunk(dtype, geometry, x, line, chunk, attempt, scale, pivot, sums):
+    """Return Σ(z − pivot) and Σ(z − pivot)² over a chunk of a line of the set at x, as `attempt` number so many."""
     runs, run, stride = geometry.lengths.r, geometry.run, geometry.x.r
     i, last = chunk * CHUNK, chunk_end(geometry, chunk)
     r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
@@ -65,7 +66,7 @@ def deviations_of_chunk(dtype, geometry, x, line, chunk, scale, pivot, sums):
     while i < last:
         n = min(run - p, last - i)
         source = x + r * stride + p * itemsize(dtype)
-        if pivot == 0.0 and scale == 1.0:
+        if attempt == 0.0 and pivot == 0.0:
             raw_along(dtype, n, i, sums, source)
         else:
             deviations_along(dtype, n, i, sums, source, scale, pivot)
@@ -200,19 +201,17 @@ def measure_set(dtype, geometry, x, eps, sums):
     first = load_element(dtype, x)
     again, pivot, scale = True, pivot_of_set(dtype, geometry, x), 1.0
     residuals = (0.0, 0.0, 0.0, 1.0, 0.0)
-    attempt = 0
+    attempt = 0.0
     while again:
         d = squares = (0.0, 0.0)
         for line in range(lines):
             d_of_line = squares_of_line = (0.0, 0.0)
             for chunk in range(chunks):
-                more, more_squares = deviations_of_chunk(dtype, geometry, x, line, chunk, scale, pivot, sums)
+                more, more_squares = deviations_of_chunk(dtype, geometry, x, line, chunk, attempt, scale, pivot, sums)
                 d_of_line, squares_of_line = add_sums(d_of_line, more), add_sums(squares_of_line, more_squares)
             d, squares = add_sums(d, d_of_line), add_sums(squares, squares_of_line)
-        (again, pivot, scale), residuals = finalize(
-            dtype, centres, n, eps, float(attempt), first, pivot, scale, d, squares
-        )
-        attempt += 1
+        (again, pivot, scale), residuals = finalize(dtype, centres, n, eps, attempt, first, pivot, scale, d, squares)
+        attempt += 1.0
     return rounded_residuals(dtype, residuals)
 
 
@@ -233,7 +232,7 @@ def normalize_short_sets(dtype, geometry, first, count, x, y, weight, bias, resi
         pivot = pivot_of_set(dtype, geometry, source)
         if runs > 1:
             (d, d_lost), (squares, squares_lost) = deviations_of_chunk(
-                dtype, geometry, source, 0, 0, 1.0, pivot, memory
+                dtype, geometry, source, 0, 0, 0.0, 1.0, pivot, memory
             )
         elif pivot == 0.0:
             d, d_lost, squares, squares_lost = raw_of_line(dtype, run, source)
@@ -327,8 +326,9 @@ def rows(
         state.pivot, state.scale = pivot_of_set(dtype, geometry, source), 1.0
     elif phase == SUM:
         if state.finalized == 0.0:
+            line, chunk, attempt = piece // chunks, piece % chunks, state.attempt
             d, squares = deviations_of_chunk(
-                dtype, geometry, source, piece // chunks, piece % chunks, state.scale, state.pivot, scratch(dtype)
+                dtype, geometry, source, line, chunk, attempt, state.scale, state.pivot, scratch(dtype)
             )
             store_pair(behind(state) + PAIR_BYTES * piece, d, squares)
     elif phase == FINALIZE:

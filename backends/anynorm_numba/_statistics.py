@@ -13,12 +13,13 @@ from numba.core import cgutils
 from anynorm_numba import _compile, _vectors
 from anynorm_numba._scalars import load_element, square_root, sum_parts
 from anynorm_numba._sums import Columns
-from anynorm_numba._vectors import BOOL, DOUBLE, I64, LANES, Emitter, Vector, select
+from anynorm_numba._vectors import BOOL, DOUBLE, I16, I64, LANES, Emitter, Vector, select
 
 # A set is measured from a pivot p: mean = p + c, var = Σ(z − p)²/n − c². Where c is large beside the deviation, that
 # difference has lost digits, and the set is measured again from p + c. These are the limits of c²/var. Elements below
 # float64 are measured from p = 0 first: in float64 their squares are exact and a sum is within 2^-46 of itself, so var
-# is within 2^-26. Squares of float64 are rounded: there p is first one of the elements.
+# is within 2^-26, but for what sums of bfloat16 lose in float32. Squares of float64 are rounded: there p is first one
+# of the elements.
 ROUGH_FLOAT32, ROUGH_FLOAT64 = 2.0**20, 0.25
 
 # float64 elements are scaled where squares overflow, or underflow while they still matter. See RESCUES in
@@ -26,6 +27,10 @@ ROUGH_FLOAT32, ROUGH_FLOAT64 = 2.0**20, 0.25
 LARGE, SHRINK = 2.0**900, 2.0**-640
 SMALL, GROW = 2.0**-900, 2.0**576
 SMALL_PIVOT = 2.0**-192
+
+# Sums of bfloat16 are first taken in float32 within groups (`INEXACT` in `_loops`). A variance within these limits has
+# lost nothing to float32's range; beyond them a set is measured again, in float64.
+LEAST_BFLOAT16, MOST_BFLOAT16 = 2.0**-100, 2.0**100
 
 # Beyond this, or below its reciprocal, rstd of elements below float64 hardly fits float32: then z is x·scale.
 EXTREME = 2.0**50
@@ -37,6 +42,10 @@ ATTEMPTS = 4
 
 # Stands for rstd, which is never negative, where `finalize_ordinary` leaves a set to `finalize`.
 SPECIAL = -1.0
+
+
+# in_groups(dtype): whether sums from a pivot of 0 are in float32 within groups.
+in_groups = _vectors.loop([], lambda emitter, _: I64(int(emitter.stored == I16)), types.int64)
 
 
 @_compile.part
@@ -105,6 +114,8 @@ def finalize(dtype, centres, n, eps, attempt, first, pivot, scale, sum_d, sum_sq
     if v < 0.0:
         v = 0.0
     if attempt < ATTEMPTS:
+        if attempt == 0.0 and in_groups(dtype) and not LEAST_BFLOAT16 <= v <= MOST_BFLOAT16:
+            return (True, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0, 0.0)
         if in_float64 and scale == 1.0:
             if not v <= LARGE:  # NaN too: infinity less infinity
                 return (True, first * SHRINK if centres else 0.0, SHRINK), (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -211,6 +222,8 @@ def _emit_finalize_ordinary(emitter: Emitter, values: Sequence[ir.Value]) -> ir.
             tests += [v <= splat(LARGE), v + splat(eps) > splat(SMALL)]
         else:
             tests += [rstd > splat(1.0 / EXTREME), splat(EXTREME) > rstd]
+        if emitter.stored == I16:
+            tests += [splat(LEAST_BFLOAT16) <= v, v <= splat(MOST_BFLOAT16)]
         ordinary = tests[0]
         for test in tests[1:]:
             ordinary = builder.and_(ordinary, test)

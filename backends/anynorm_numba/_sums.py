@@ -1,11 +1,13 @@
 """Sums, emitted as LLVM: along a line and down the columns of a table, in one order for both.
 
-A lane adds up its elements in groups, and then the groups; the lanes are added up by halves. Knows no norm.
+A lane adds up its elements in groups, and then the groups; the lanes are added up by halves. A loop says of which
+elements it computes terms, and adds them up within a group, in float64; of others it does in the compute dtype. Knows
+no norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +37,22 @@ from anynorm_numba._vectors import (
 )
 
 
+def _terms_of(emitter: Emitter, in_float64: Collection[ir.Type]) -> tuple[ir.Type, int]:
+    """Return the type that terms are computed in, and in how many parts a group of them is added up."""
+    return (DOUBLE, 1) if emitter.stored in in_float64 else (emitter.computed, emitter.parts)
+
+
+def _sum_of(parts: Sequence[Vector]) -> Vector:
+    """Return the sum of a group's parts in float64."""
+    first, *others = [part.to(DOUBLE) for part in parts]
+    return first + others[0] if others else first
+
+
+def _closed(group: Vector) -> Vector:
+    """Return the sum of a group along a line in float64."""
+    return _sum_of([group] if group.value.type.count == LANES else [group.half(part) for part in range(2)])
+
+
 class _Running:
     """The sums of an expression's terms while a loop runs: of each the open group, and the sum of closed groups."""
 
@@ -44,7 +62,9 @@ class _Running:
         """Continue from an open group and a sum for each term."""
         builder = emitter.builder
         self.emitter, self.operands, self.expression = emitter, operands, expression
-        self.nothing = ir.Constant(begun[0][0].value.type, [0.0] * LANES)
+        vector = begun[0][0].value.type
+        self.width = vector.count
+        self.nothing = ir.Constant(vector, [0.0] * self.width)
         self.groups = [cgutils.alloca_once_value(builder, group.value) for group, _ in begun]
         self.totals = [[cgutils.alloca_once_value(builder, part.value) for part in total] for _, total in begun]
 
@@ -52,7 +72,7 @@ class _Running:
         return Vector(self.emitter.builder, self.emitter.builder.load(cell))
 
     def _terms(self, j: ir.Value, mask: ir.Value | None) -> Sequence[Term]:
-        return self.expression(*[operand.load(j, mask, LANES, 0) for operand in self.operands])
+        return self.expression(*[operand.load(j, mask, self.width, 0) for operand in self.operands])
 
     def take(self, j: ir.Value, mask: ir.Value | None) -> None:
         """Add the terms of one step to the open group."""
@@ -74,15 +94,15 @@ class _Running:
         end = builder.add(start, builder.and_(builder.sub(stop, start), I64(-LANES * GROUP)))
         with cgutils.for_range_slice(builder, start, end, I64(LANES * GROUP), I64) as (j, _):
             running = [Vector(builder, self.nothing)] * len(self.groups)
-            for step in range(GROUP):
-                each_term = self._terms(builder.add(j, I64(LANES * step)), None)
+            for step in range(0, LANES * GROUP, self.width):
+                each_term = self._terms(builder.add(j, I64(step)), None)
                 running = [plus(total, term) for total, term in zip(running, each_term, strict=True)]
             self._add(running)
         return end
 
     def _add(self, groups: Sequence[Vector]) -> None:
         for cells, group in zip(self.totals, groups, strict=True):
-            total = merge(tuple([self._load(cell) for cell in cells]), (group.to(DOUBLE),))
+            total = merge(tuple([self._load(cell) for cell in cells]), (_closed(group),))
             for cell, part in zip(cells, total, strict=True):
                 self.emitter.builder.store(part.value, cell)
 
@@ -92,42 +112,43 @@ class _Running:
         return list(zip([self._load(cell) for cell in self.groups], totals, strict=True))
 
 
-def sums_along(roles: str, terms: int, expression: Expression, *, in_float64: bool) -> Any:
+def sums_along(roles: str, terms: int, expression: Expression, *, in_float64: Collection[ir.Type]) -> Any:
     """Make a loop f(dtype, n, first, sums, *operands) that adds the terms of an expression over n elements of a line.
 
     `first` is the index in the line of the first of them. `sums` is the address of lanes in memory, for each term
-    (1 + sum_parts, LANES) float64: the open group, and then the sum.
+    (parts + sum_parts, LANES) float64: the open group, and then the sum.
     """
 
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
         builder = emitter.builder
         n, first, sums, *rest = values
-        element = DOUBLE if in_float64 else emitter.computed
+        element, parts = _terms_of(emitter, in_float64)
         operands = operands_of(emitter, roles, rest, element)
         memory = [_Lanes(emitter, sums, term) for term in range(terms)]
-        begun = [(lanes.group().to(element), lanes.total()) for lanes in memory]
+        begun = [(lanes.group(parts).to(element), lanes.total()) for lanes in memory]
         running = _Running(emitter, operands, expression, begun)
+        width = running.width
         # A step that begins within the lanes; steps to the end of the group; whole groups; what is left.
         position = builder.and_(first, I64(LANES * GROUP - 1))
-        lane = builder.and_(first, I64(LANES - 1))
-        head = emitter.smaller(builder.and_(builder.neg(lane), I64(LANES - 1)), n)
+        lane = builder.and_(first, I64(width - 1))
+        head = emitter.smaller(builder.and_(builder.neg(lane), I64(width - 1)), n)
         with builder.if_then(builder.icmp_signed(">", head, I64(0))):
-            before = builder.not_(emitter.first_lanes(lane, LANES))
-            mask = builder.and_(before, emitter.first_lanes(builder.add(lane, head), LANES))
+            before = builder.not_(emitter.first_lanes(lane, width))
+            mask = builder.and_(before, emitter.first_lanes(builder.add(lane, head), width))
             running.take(builder.neg(lane), mask)
         to_end = builder.and_(builder.neg(position), I64(LANES * GROUP - 1))
         with builder.if_then(builder.icmp_signed(">", to_end, I64(0))):
-            emitter.over(head, emitter.smaller(to_end, n), LANES, running.take)
+            emitter.over(head, emitter.smaller(to_end, n), width, running.take)
             with builder.if_then(builder.icmp_signed("<=", to_end, n)):
                 running.end_group()
-        emitter.over(running.whole_groups(emitter.smaller(to_end, n), n), n, LANES, running.take)
+        emitter.over(running.whole_groups(emitter.smaller(to_end, n), n), n, width, running.take)
         for lanes, (group, total) in zip(memory, running.result(), strict=True):
             lanes.store(group.to(DOUBLE).value, [part.value for part in total])
 
     return loop(["n", "first", "sums", *names_of(roles)], emit)
 
 
-def sums_of_line(roles: str, terms: int, expression: Expression, *, in_float64: bool) -> Any:
+def sums_of_line(roles: str, terms: int, expression: Expression, *, in_float64: Collection[ir.Type]) -> Any:
     """Make a loop f(dtype, n, *operands) that returns the sums of an expression's terms over a chunk of a line.
 
     For each term it returns the sum and what it lost: those of `sums_along` over all elements, without a detour through
@@ -137,13 +158,13 @@ def sums_of_line(roles: str, terms: int, expression: Expression, *, in_float64: 
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
         builder = emitter.builder
         n, *rest = values
-        element = DOUBLE if in_float64 else emitter.computed
+        element, parts = _terms_of(emitter, in_float64)
         operands = operands_of(emitter, roles, rest, element)
-        nothing = emitter.zeros(element), (emitter.zeros(DOUBLE),) * emitter.sum_parts
+        nothing = emitter.zeros(element, LANES * parts), (emitter.zeros(DOUBLE),) * emitter.sum_parts
         running = _Running(emitter, operands, expression, [nothing] * terms)
         end = running.whole_groups(I64(0), n)
         with builder.if_then(builder.icmp_signed("<", end, n)):
-            emitter.over(end, n, LANES, running.take)
+            emitter.over(end, n, running.width, running.take)
             running.end_group()
         return cgutils.pack_array(builder, [part for _, total in running.result() for part in _folded(emitter, total)])
 
@@ -155,7 +176,7 @@ def sums_across(
     terms: int,
     expression: Expression,
     *,
-    in_float64: bool,
+    in_float64: Collection[ir.Type],
     rows: int = GROUP,
     ahead: bool = False,
     sums_in_compute: bool = False,
@@ -172,9 +193,9 @@ def sums_across(
         builder = emitter.builder
         n, count, sums, stride, *rest = values
         distance = rest.pop(0) if ahead else None
-        element = DOUBLE if in_float64 else emitter.computed
+        element, parts = _terms_of(emitter, in_float64)
         operands = operands_of(emitter, roles, rest, element, rows=rows)
-        columns = ComputeColumns if sums_in_compute else Columns
+        columns, parts = (ComputeColumns, 1) if sums_in_compute else (Columns, parts)
         memory = [columns(emitter, sums, term, stride, STEP) for term in range(terms)]
 
         def take(j: ir.Value, mask: ir.Value | None, *, upto: int) -> None:
@@ -183,13 +204,14 @@ def sums_across(
                     for operand in operands:
                         for row in range(rows if operand.role == "x" else 0):
                             emitter.fetch(builder.add(operand.address(j, row), distance))
-            running = [emitter.zeros(element, STEP)] * terms
+            running = [[emitter.zeros(element, STEP)] * terms for _ in range(min(parts, upto))]
             shared = {operand: operand.load(j, mask, STEP, 0) for operand in operands if operand.role not in "xr"}
             for row in range(upto):
                 arguments = [shared.get(operand) or operand.load(j, mask, STEP, row) for operand in operands]
-                running = [plus(total, term) for total, term in zip(running, expression(*arguments), strict=True)]
-            for sums_of_term, total in zip(memory, running, strict=True):
-                more = total if sums_in_compute else total.to(DOUBLE)
+                part = running[row % len(running)]
+                part[:] = [plus(total, term) for total, term in zip(part, expression(*arguments), strict=True)]
+            for sums_of_term, *of_parts in zip(memory, *running, strict=True):
+                more = of_parts[0] if sums_in_compute else _sum_of(of_parts)
                 sums_of_term.store(j, mask, merge(sums_of_term.load(j, mask), (more,)))
 
         chosen = builder.switch(count, builder.append_basic_block("none"))
@@ -214,12 +236,12 @@ class _Lanes:
 
     def __init__(self, emitter: Emitter, sums: ir.Value, term: int) -> None:
         self.emitter = emitter
-        parts = 1 + emitter.sum_parts
-        offsets = [8 * LANES * (parts * term + part) for part in range(parts)]
+        rows = emitter.parts + emitter.sum_parts
+        offsets = [8 * LANES * (rows * term + row) for row in (0, *range(emitter.parts, rows))]
         self.addresses = [emitter.builder.add(sums, I64(offset)) for offset in offsets]
 
-    def group(self) -> Vector:
-        return self.emitter.read(self.addresses[0], DOUBLE, LANES)
+    def group(self, parts: int) -> Vector:
+        return self.emitter.read(self.addresses[0], DOUBLE, LANES * parts)
 
     def total(self) -> Sum:
         return tuple([self.emitter.read(address, DOUBLE, LANES) for address in self.addresses[1:]])
@@ -281,26 +303,21 @@ merge_sums = loop(["n", "target", "target_stride", "source", "source_stride"], _
 def _folded(emitter: Emitter, total: Sum) -> list[ir.Value]:
     """Return the sum of the lanes of a sum, and what it lost: 0 where that is not kept."""
     builder = emitter.builder
-    width = LANES
-    while width > 1:
-        width //= 2
-        halves: list[Any] = []
-        for start in (0, width):
-            pick = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
-            halves.append(
-                tuple([Vector(builder, builder.shuffle_vector(part.value, part.value, pick)) for part in total])
-            )
-        total = merge(*halves)
+    for _ in range(LANES.bit_length() - 1):
+        total = merge(*[tuple([part.half(number) for part in total]) for number in range(2)])
     return [*[builder.extract_element(part.value, I32(0)) for part in total], DOUBLE(0.0)][:2]
 
 
 def _emit_fold(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-    lanes = _Lanes(emitter, values[0], 0)
-    return cgutils.pack_array(emitter.builder, _folded(emitter, merge(lanes.total(), (lanes.group(),))))
+    folded = []
+    for term in range(2):
+        lanes = _Lanes(emitter, values[0], term)
+        folded += _folded(emitter, merge(lanes.total(), (_closed(lanes.group(emitter.parts)),)))
+    return cgutils.pack_array(emitter.builder, folded)
 
 
-# fold(dtype, sums) adds up the lanes of one sum and returns it with what it lost, 0 where that is not kept.
-fold = loop(["sums"], _emit_fold, types.UniTuple(types.float64, 2))
+# fold(dtype, sums) adds up the lanes of two sums and returns each with what it lost, 0 where that is not kept.
+fold = loop(["sums"], _emit_fold, types.UniTuple(types.float64, 4))
 
 
 def _emit_scratch(emitter: Emitter, _: Sequence[ir.Value]) -> ir.Value:
@@ -315,7 +332,8 @@ scratch = loop([], _emit_scratch, types.int64)
 def _emit_clear(emitter: Emitter, values: Sequence[ir.Value]) -> None:
     for term in range(2):
         nothing = emitter.zeros(DOUBLE).value
-        _Lanes(emitter, values[0], term).store(nothing, [nothing] * emitter.sum_parts)
+        group = emitter.zeros(DOUBLE, LANES * emitter.parts).value
+        _Lanes(emitter, values[0], term).store(group, [nothing] * emitter.sum_parts)
 
 
 # clear(dtype, sums) makes the lanes of two sums 0: in whole vectors, since a processor waits for single numbers to

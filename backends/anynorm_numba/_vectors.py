@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 # A sum is taken in this many lanes: element i of a line goes to lane i modulo LANES. A lane adds up its elements in
 # groups of this many, and then the groups. So errors do not pile up along the lane, and a processor need not wait for
 # one addition before it begins the next: of float32 in the cache, layer norm takes 0.75 of the time without groups.
+# Of two-byte elements, of which a step takes twice as many, a group is added up in two parts, every other element.
 LANES, GROUP = 8, 8
 
 # Elements per step of a loop without sums; of float32 a cache line.
@@ -63,6 +64,12 @@ class Vector:
 
     def __neg__(self) -> Vector:
         return Vector(self.builder, self.builder.fneg(self.value))
+
+    def half(self, number: int) -> Vector:
+        """Return the first or the second half of the elements."""
+        count = self.value.type.count // 2
+        pick = ir.Constant(ir.VectorType(I32, count), list(range(number * count, (number + 1) * count)))
+        return Vector(self.builder, self.builder.shuffle_vector(self.value, self.value, pick))
 
     def to(self, element: ir.Type) -> Vector:
         """Return the elements in another floating type."""
@@ -134,7 +141,8 @@ class Emitter:
         self.stored = STORED[dtype.dtype]
         self.computed = DOUBLE if self.stored == DOUBLE else FLOAT
         self.sum_parts = 2 if self.stored == DOUBLE else 1  # a sum, and what it lost
-        self.step = 2 * STEP if BYTES[self.stored] == 2 else STEP
+        self.parts = 2 if BYTES[self.stored] == 2 else 1  # of a group
+        self.step = self.parts * STEP
 
     def splat(self, value: ir.Value, width: int) -> ir.Value:
         """Return a vector of equal elements."""
@@ -193,8 +201,9 @@ class Emitter:
             return found.to(FLOAT)
         if self.stored != I16:
             return found
-        extended = self.builder.zext(found.value, ir.VectorType(I32, width))
-        bits = self.builder.shl(extended, self.integer(16, width))
+        none = ir.Constant(found.value.type, [0] * width)
+        pick = [index for i in range(width) for index in (width, i)]
+        bits = self.builder.shuffle_vector(found.value, none, ir.Constant(ir.VectorType(I32, 2 * width), pick))
         return Vector(self.builder, self.builder.bitcast(bits, ir.VectorType(FLOAT, width)))
 
     def fetch(self, address: ir.Value) -> None:

@@ -33,6 +33,7 @@ def main() -> int:
             "bits": _bits,
             "before": _before,
             "autograd": _autograd,
+            "reach": _reach,
         }
         return piped(lambda: commands[options.what](options))
     except UsageError as error:
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     before.add_argument("--rounds", type=int, default=150, help="more are quieter (150)")
     before.add_argument("--only", metavar="PATTERN", default="", type=_expression, help="only calls that match")
     before.add_argument("--cells", action="store_true", help="the cells of the command cpu instead of small calls")
+    reached = commands.add_parser("reach", help="how many norm layers of other libraries accelerate takes")
+    reached.add_argument("--only", metavar="PATTERN", default="", type=_expression, help="only names that match")
     return parser
 
 
@@ -302,6 +305,19 @@ def _autograd(options: argparse.Namespace) -> int:
     from benchmarks import autograd
 
     autograd.report(autograd.measure(options.rounds))
+    return 0
+
+
+def _reach(options: argparse.Namespace) -> int:
+    from benchmarks import reach
+
+    libraries = reach.libraries()
+    if not libraries:
+        msg = "none of timm, transformers, diffusers and torch_geometric is installed."
+        raise UsageError(msg)
+    for library in libraries:
+        for line in reach.lines(library, list(reach.rows(library, options.only))):
+            print(line, flush=True)
     return 0
 
 

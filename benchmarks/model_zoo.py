@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.machine import installed
+from benchmarks.torchvision_import import import_torchvision
 
 Inputs = dict[str, torch.Tensor]
-
-# Keeps the operators declared for as long as the process runs.
-_DECLARED: list[torch.library.Library] = []
 
 
 class Model(NamedTuple):
@@ -28,8 +26,7 @@ class Model(NamedTuple):
 
     def make(self) -> tuple[torch.nn.Module, Inputs]:
         """Return the model with random weights, the same each time, and its input."""
-        if installed("torchvision"):
-            _import_torchvision()
+        import_torchvision()
         torch.manual_seed(0)
         return self.build()
 
@@ -44,22 +41,6 @@ def _random(*shape: int) -> torch.Tensor:
 
 def _tokens(vocabulary: int, *shape: int) -> torch.Tensor:
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
-
-
-def _import_torchvision() -> None:
-    """Import torchvision, also where its binary does not load, as one built for CUDA beside a torch without it.
-
-    timm, transformers and diffusers import it, and no model calls its operators; but its Python refuses to be imported
-    until they are declared.
-    """
-    try:
-        import torchvision
-    except RuntimeError:
-        library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _DECLARED.append(library)
-        import torchvision  # noqa: F401
 
 
 def _timm(name: str, *shape: int) -> tuple[torch.nn.Module, Inputs]:

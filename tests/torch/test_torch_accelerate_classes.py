@@ -400,6 +400,17 @@ class ClampedVariance(Weighted):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True).clamp(min=self.variance_epsilon))
 
 
+class Normalized(Weighted):
+    """A division by the norm itself, which is clamped where it is very small; and a number that is no eps."""
+
+    def __init__(self) -> None:
+        super().__init__(eps=0.0)
+        self.dropout = 0.0
+
+    def forward(self, x: Any) -> Any:
+        return functional.normalize(x, dim=-1) * C**0.5 * self.weight
+
+
 class Absolute(Weighted):
     """The weight's absolute value."""
 
@@ -481,6 +492,7 @@ IMPOSTORS = {
     OtherEps: "none of anynorm's norms",
     ClampedInput: "none of anynorm's norms",
     ClampedVariance: "none of anynorm's norms",
+    Normalized: "none of anynorm's norms",
     Absolute: "none of anynorm's norms",
     Dropped: "draws random numbers",
     Residual: "none of anynorm's norms",

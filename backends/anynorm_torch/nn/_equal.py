@@ -22,8 +22,8 @@ _GRADIENT_ULPS = 2048
 
 
 def hostile(x: Tensor) -> list[Tensor]:
-    """Return inputs that tell norms apart: ordinary, of about eps, below it, large, far from 0, equal, 0."""
-    return [x, x * 1e-3, x * 1e-5, x * 3e4, x + 100, torch.full_like(x, 3), torch.zeros_like(x)]
+    """Return inputs that tell norms apart: ordinary, of about eps, below it, far below, large, far from 0, equal, 0."""
+    return [x, x * 1e-3, x * 1e-5, x * 1e-15, x * 3e4, x + 100, torch.full_like(x, 3), torch.zeros_like(x)]
 
 
 def condition(x: Tensor, *, centres: bool) -> float:

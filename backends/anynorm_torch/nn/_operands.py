@@ -72,4 +72,6 @@ def _is_size(value: Any) -> bool:
 
 
 def _may_be_eps(name: str, value: Any) -> bool:
-    return (type(value) is float and 0 <= value < 0.1) or (value is None and "eps" in name)
+    if type(value) is float:
+        return 0 < value < 0.1 or (value == 0 and "eps" in name)
+    return value is None and "eps" in name

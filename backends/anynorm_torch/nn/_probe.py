@@ -106,7 +106,7 @@ class _Search:
             except Odd:
                 raise
             except Exception as error:  # whatever another's code raises
-                message = _words(error)
+                message = message or _words(error)
                 continue
             runs = True
             if own.y.dtype == dtype:

@@ -46,7 +46,10 @@ class Verdicts:
         if reason is not None:
             return reason
         rule = self._rule(module)
-        return taken(own, rule) if isinstance(rule, Rule) else f"{own.__module__}.{own.__qualname__}: {rule}"
+        if isinstance(rule, Rule):
+            return taken(own, rule)
+        amid = "" if _is_called_norm(module) else "a norm amid other things: "
+        return f"{own.__module__}.{own.__qualname__}: {amid}{rule}"
 
     def _rule(self, module: torch.nn.Module) -> Rule | str:
         values = [(name, value) for name, value in vars(module).items() if name not in _FRESH]
@@ -88,13 +91,16 @@ def _is_plain(value: Any) -> bool:
 
 def _is_norm(module: torch.nn.Module) -> bool:
     """Return whether a module that has no norm layer in it is called one, has an eps, or computes one."""
+    own: Any = type(module)
+    return _is_called_norm(module) or any(not hasattr(module, name) for name in _names_called(own) & _CALLS)
+
+
+def _is_called_norm(module: torch.nn.Module) -> bool:
+    """Return whether a module without other layers in it is called a norm, or has an eps."""
     if isinstance(module, NORMS):
         return True
     named = "norm" in type(module).__name__.lower() or any("eps" in name for name in vars(module))
-    if named and not any(True for child in _children(module) for _ in child.parameters()):
-        return True
-    own: Any = type(module)
-    return any(not hasattr(module, name) for name in _names_called(own) & _CALLS)
+    return named and not any(True for child in _children(module) for _ in child.parameters())
 
 
 def _children(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from anynorm.backend import Ints, Plan
-from anynorm_numpy._arrays import Array
+from anynorm_numba.engine import Array
 from anynorm_numpy._sets import Sets
 
 # A factor of normalization and weight within these bounds, or their inverse, loses neither range nor precision; by the

@@ -19,10 +19,8 @@ from anynorm.backend import (
     refuses_out,
     unsuited,
 )
-from anynorm_numba.engine import address
-from anynorm_numpy._arrays import PLAIN, Array, Maybe
+from anynorm_numba.engine import PLAIN, Array, Gradient, Launch, Maybe, address
 from anynorm_numpy._blocks import Blocks
-from anynorm_numpy._launch import Gradient, Launch
 from anynorm_numpy._ops import OPS
 from anynorm_numpy._slices import Slices
 
@@ -66,9 +64,9 @@ class NumPyBackend(Backend):
                     f"{type(array).__name__} is a subclass of ndarray, whose own arithmetic the formula respects"
                 )
         if operands.dy is not None:
-            found = Gradient.compiled(plan, operands)
+            found = Gradient.compiled(plan, operands, self.ops)
             return Slices(plan, self.ops, found) if isinstance(found, str) else found
-        launch = Launch.compiled(plan, operands)
+        launch = Launch.compiled(plan, operands, self.ops)
         return Blocks(plan, self.ops, launch) if isinstance(launch, str) else launch
 
     def refuses_out(self, out: Array, x: Array | None, others: dict[str, Array]) -> str | None:

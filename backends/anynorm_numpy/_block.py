@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from anynorm_numpy._arrays import Array
+from anynorm_numba.engine import Array
 from anynorm_numpy._sets import Sets
 
 # A chunk is summed in the block's dtype by NumPy's pairwise sum, which takes up to 128 contiguous elements at once, in

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from anynorm.backend import FLOAT32, FLOAT64, Executable, Format, Plan, Residuals, Statistics, formula
+from anynorm_numba.engine import Array, Given, Maybe
 from anynorm_numpy._affine import Affine
-from anynorm_numpy._arrays import Array, Given, Maybe
 from anynorm_numpy._block import Block, buffers, partition
 from anynorm_numpy._sets import Sets
 

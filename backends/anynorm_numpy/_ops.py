@@ -9,7 +9,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from anynorm.backend import ArrayOps
-from anynorm_numpy._arrays import Array
+from anynorm_numba.engine import Array
 
 
 class NumPyOps(ArrayOps[Array]):

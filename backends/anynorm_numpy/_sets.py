@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from anynorm.backend import Plan
-from anynorm_numpy._arrays import Array
+from anynorm_numba.engine import Array
 
 Index = tuple[slice, ...]
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from anynorm.backend import AnyResiduals, Executable, Ints, Ops, PackedResiduals, Plan, Residuals, formula
-from anynorm_numpy._arrays import Array
+from anynorm_numba.engine import Array
 
 # Elements in a slice; the formula makes about eight arrays of that size. On five shapes of 4 to 8 million float32, half
 # of it takes 1.0 to 1.3 times as long, twice of it 0.9 to 1.1 times, the whole array at once 1.0 to 2.5 times.

@@ -1,4 +1,4 @@
-"""What both ways of computing know of NumPy's arrays: their types, dtypes and layouts. Computes nothing."""
+"""What is known of NumPy's arrays: their types, dtypes and layouts. Computes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""NumPy arrays by the CPU engine: which kernel serves a signature, and its launch on their addresses."""
+"""NumPy arrays by the engine: which kernel serves a signature, and its launch on their addresses.
+
+Adapters of other libraries whose memory NumPy can view without a copy launch it on such views.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ from typing import Any, cast
 import numpy as np
 
 import anynorm_numba
-from anynorm.backend import AnyResiduals, Ints, Operands, PackedResiduals, Plan, RunningStatistics
-from anynorm_numba import engine
-from anynorm_numba.engine import BackwardSteps, Configs, ForwardSteps, Steps, address, addresses
-from anynorm_numpy._arrays import PLAIN, Array, Given, Maybe, as_parameter, dtypes_of, layout_of
-from anynorm_numpy._ops import OPS
+from anynorm.backend import AnyResiduals, Ints, Operands, Ops, PackedResiduals, Plan, RunningStatistics
+from anynorm_numba import _engine
+from anynorm_numba._address import address, addresses
+from anynorm_numba._arrays import PLAIN, Array, Given, Maybe, as_parameter, dtypes_of, layout_of
+from anynorm_numba._engine import Configs
+from anynorm_numba._steps import BackwardSteps, ForwardSteps, Steps
 
 
-class _Engine(Steps):
+class _Pass(Steps):
     """What the engine's two passes share."""
 
     def __init__(
-        self, plan: Plan, x: Array, beside: tuple[Array, ...], weight: Array | None, bias: Array | None
+        self, plan: Plan, ops: Ops, x: Array, beside: tuple[Array, ...], weight: Array | None, bias: Array | None
     ) -> None:
-        super().__init__(plan, OPS, None)
+        super().__init__(plan, ops, None)
         dtype, self._compute = dtypes_of(x)
         strides = (x.strides, *[array.strides for array in beside])
         self._configs = Configs(plan, dtype, x.shape, strides, layout_of(weight), layout_of(bias))
@@ -62,11 +66,11 @@ class _Engine(Steps):
         return RunningStatistics(*[None if array is None else array.copy() for array in running])
 
 
-class Launch(_Engine, ForwardSteps):
+class Launch(_Pass, ForwardSteps):
     """A forward pass by the engine."""
 
     @classmethod
-    def compiled(cls, plan: Plan, operands: Operands) -> Launch | str:
+    def compiled(cls, plan: Plan, operands: Operands, ops: Ops) -> Launch | str:
         """Return what serves calls like this one, or why the engine does not."""
         missing = anynorm_numba.missing()
         if missing is not None:
@@ -75,7 +79,7 @@ class Launch(_Engine, ForwardSteps):
         y = x if plan.function == "moments" else np.empty_like(x, subok=False) if out is None else out
         _, compute = dtypes_of(x)
         read = as_parameter(weight, compute), as_parameter(bias, compute)
-        launch = cls(plan, x, (y,), *read)
+        launch = cls(plan, ops, x, (y,), *read)
         launch._reads_weight, launch._reads_bias = read[0] is weight, read[1] is bias
         return launch.why_not(x, y) or launch
 
@@ -99,20 +103,20 @@ class Launch(_Engine, ForwardSteps):
         at_x, at_y, at_weight, at_bias = addresses(x, y, weight, bias)
         at_weight, at_bias = at_weight or config.absent_weight, at_bias or config.absent_bias
         if given is None:
-            engine.forward(config, at_x, at_y, at_weight, at_bias, at_packed, eps)
+            _engine.forward(config, at_x, at_y, at_weight, at_bias, at_packed, eps)
         else:
             mean, var = [as_parameter(statistic, self._compute) for statistic in given]
             at_mean, at_var, *_ = addresses(mean, var, None, None)
-            engine.take_given(config.dtype, config.sets, at_mean, at_var, at_packed, eps)
-            engine.apply(config, at_x, at_y, at_weight, at_bias, at_packed)
+            _engine.take_given(config.dtype, config.sets, at_mean, at_var, at_packed, eps)
+            _engine.apply(config, at_x, at_y, at_weight, at_bias, at_packed)
         return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
 
 
-class Gradient(_Engine, BackwardSteps):
+class Gradient(_Pass, BackwardSteps):
     """A backward pass by the engine."""
 
     @classmethod
-    def compiled(cls, plan: Plan, operands: Operands) -> Gradient | str:
+    def compiled(cls, plan: Plan, operands: Operands, ops: Ops) -> Gradient | str:
         """Return what serves backward passes like this one, or why the engine does not."""
         x, weight, bias, _, _, out, dy, residuals = operands
         if dy.dtype != x.dtype:
@@ -127,7 +131,7 @@ class Gradient(_Engine, BackwardSteps):
         reason = None
         # A copy of dy costs one pass over it, the formula about ten.
         for source in (dy,) if dy.strides == dx.strides else (dy, np.empty_like(dx)):
-            found = cls(plan, x, (source, dx), read, dbias)
+            found = cls(plan, ops, x, (source, dx), read, dbias)
             found._reads_weight = read is weight
             found._copy_strides = None if source is dy else source.strides
             found._shapes = [None if parameter is None else parameter.shape for parameter in (weight, bias)]
@@ -154,7 +158,7 @@ class Gradient(_Engine, BackwardSteps):
         at_x, at_dy, at_dx, at_weight = addresses(x, dy, dx, weight)
         _, at_residuals, at_dweight, at_dbias = addresses(None, residuals.array, dweight, dbias)  # type: ignore[union-attr]  # `compiled` took no others
         at_weight = at_weight or config.absent_weight
-        engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
+        _engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
         return dx, dweight, dbias
 
     def _as_dy(self, dy: Array, x: Array) -> Array:  # noqa: ARG002

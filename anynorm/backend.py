@@ -37,7 +37,7 @@ from anynorm._core.formula import GradientSums, Residuals, Statistics
 from anynorm._core.frames import users_level
 from anynorm._core.memory import Memory, apart, may_be_written, reach, refuses_out
 from anynorm._core.ops import ArrayOps, Derivable, Ops
-from anynorm._core.packed import PackedResiduals, pack_fields, pack_statistics, pack_sums, unpack_sums
+from anynorm._core.packed import PackedResiduals, PackedStatistics, pack_fields, pack_statistics, pack_sums, unpack_sums
 from anynorm._core.plan import Plan
 from anynorm._core.unsuited import conversion, type_name, unsuited
 from anynorm._core.view import Five, Ints, Layout, View, view, why_apart
@@ -60,6 +60,7 @@ __all__ = [
     "Operands",
     "Ops",
     "PackedResiduals",
+    "PackedStatistics",
     "Plan",
     "Residuals",
     "RunningStatistics",

@@ -1,3 +1,6 @@
-"""JAX arrays: the formula, compiled once per signature for eager arrays; traced ones see the formula itself."""
+"""JAX arrays: those on the CPU by the engine on their own memory, others by the formula, which XLA compiles.
+
+What JAX traces sees the formula itself.
+"""
 
 from anynorm_jax._backend import JaxBackend as JaxBackend

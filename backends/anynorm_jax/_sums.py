@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from anynorm.backend import tree_sum
 
 # Where JAX keeps this depends on its version, and neither place is annotated; nor are these.
-_with_float64: Any = getattr(jax if hasattr(jax, "enable_x64") else experimental, "enable_x64")  # noqa: B009
+with_float64: Any = getattr(jax if hasattr(jax, "enable_x64") else experimental, "enable_x64")  # noqa: B009
 _ad: Any = ad
 _PartitionSpec: Any = PartitionSpec
 _jax: Any = jax
@@ -47,7 +47,7 @@ def _sum_in_float64(x: jax.Array, axes: tuple[int, ...]) -> Any:
     """
     if x.dtype != jnp.float32:
         return _sum_by_halves(x, axes)
-    with _with_float64(True):
+    with with_float64(True):
         return _plain_sum(x.astype(jnp.float64), axes).astype(jnp.float32)
 
 

@@ -24,7 +24,7 @@ class Home:
     make: Callable[[Placed, Random], Any]
     read: Callable[[Any], NumPyArray]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    flushes: bool = False  # subnormal numbers are taken as 0
+    flushes: bool = False  # subnormal numbers are taken as 0, but by the CPU engine
     strided: bool = False  # arrays lie in memory of our own
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import ONE_OF_EACH, ArrayLibrary, each_library, nothing_known
+from libraries import ONE_OF_EACH, ArrayLibrary, each_library, nothing_known, without_engine
 
 import anynorm as an
 from anynorm._core import backends, dispatch, formula
@@ -267,7 +267,7 @@ def test_jax_tracers() -> None:
 
     assert [route.path for route in routes] == ["formula"] * 3
     assert all("tracing" in str(route.reason) for route in routes)
-    assert an.explain(an.layer_norm, x) == ("anynorm_jax", None)
+    assert an.explain(an.layer_norm, x) == ("anynorm_numba", None)
 
 
 def test_jax_is_compiled_once_for_each_plan(ran: list[str]) -> None:
@@ -281,7 +281,8 @@ def test_jax_is_compiled_once_for_each_plan(ran: list[str]) -> None:
         return ran.count("formula")
 
     x, other = jnp.ones((3, 17, 11)), jnp.zeros((3, 17, 11))
-    assert (traces(x), traces(other), traces(x + 1, axis=2)) == (1, 0, 0)
-    assert (traces(x, eps=0.0173), traces(other, eps=0.0173)) == (1, 0)
-    assert (traces(x[:2]), traces(other[1:])) == (1, 0)
-    assert (traces(x.astype("float16")), traces(other.astype("float16"))) == (1, 0)
+    with without_engine():
+        assert (traces(x), traces(other), traces(x + 1, axis=2)) == (1, 0, 0)
+        assert (traces(x, eps=0.0173), traces(other, eps=0.0173)) == (1, 0)
+        assert (traces(x[:2]), traces(other[1:])) == (1, 0)
+        assert (traces(x.astype("float16")), traces(other.astype("float16"))) == (1, 0)

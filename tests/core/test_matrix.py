@@ -11,7 +11,7 @@ import itertools
 import pytest
 from inputs import NORMS, Norm, check, make_case
 from layouts import LAYOUTS, layouts_of
-from libraries import DTYPE_FEATURES, HALVES, LIBRARIES, ArrayLibrary, marks_of
+from libraries import DTYPE_FEATURES, HALVES, JAX_X64, LIBRARIES, ArrayLibrary, marks_of
 
 import anynorm as an
 
@@ -98,9 +98,8 @@ PARAMETERS = [
     pytest.param(name, dtype, parameters, norm, id=f"{name}-{dtype}-{parameters}-{norm.name}")
     for name, library in LIBRARIES.items()
     for i, (dtype, parameters) in enumerate(
-        # JAX has float64 only with 64-bit numbers turned on, where it has the other dtypes as well.
         itertools.permutations(library.dtypes, 2)
-        if name != "jax_x64"
+        if name not in JAX_X64
         else [("float64", value) for value in (*HALVES, "float32")]
     )
     for j, norm in enumerate([value for value in NORMS if value.name in FUNCTIONS_ONCE])

@@ -110,11 +110,13 @@ def test_moments_are_accurate(library: ArrayLibrary, dtype: str, hostile: str, a
     """Mean and m2 are right to the compute dtype's rounding, whatever the mean, the scale or the axis."""
     rows = HOSTILE[hostile].rows(dtype)
     laid = {"last": rows, "leading": rows.T, "apart": rows.reshape(4, 2, -1).transpose(1, 0, 2)}[axis]
-    found = an.moments(library.make(np.ascontiguousarray(laid)), axis=AXES[axis])
+    x = library.make(np.ascontiguousarray(laid))
+    found = an.moments(x, axis=AXES[axis])
     mean, m2 = library.to_numpy(found.mean), library.to_numpy(found.m2)
     assert (found.n, mean.shape, m2.shape) == (480, (4,), (4,))
     assert mean.dtype == m2.dtype == _compute_dtype(dtype)
-    _verify(mean, m2, flushed(rows) if library.flushes else rows)
+    flushes = library.flushes and an.explain(an.moments, x, axis=AXES[axis]).path != "anynorm_numba"
+    _verify(mean, m2, flushed(rows) if flushes else rows)
 
 
 @each_library_and_dtype()
@@ -287,7 +289,8 @@ def test_variance(library: ArrayLibrary, correction: float) -> None:
     else:
         assert np.isnan(var).all()
     counted = an.Moments(library.make(np.full(3, 5, "float32")), found.mean, found.m2).var(correction)
-    np.testing.assert_array_equal(library.to_numpy(counted), var)
+    # XLA multiplies by the inverse of a divisor that is one number, and divides by one that is an array.
+    np.testing.assert_array_max_ulp(library.to_numpy(counted), var, maxulp=int(library.family == "jax"))
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])

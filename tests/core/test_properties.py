@@ -14,7 +14,8 @@ from libraries import EACH_WAY, ArrayLibrary, each_library, numpy_dtype
 import anynorm as an
 
 # JAX compiles and Dask schedules each example anew.
-EXAMPLES = {"numpy": 300, "numpy_alone": 200, "torch": 100, "strict_CPU_DEVICE": 100, "dask": 12, "jax": 12}
+EXAMPLES = {"numpy": 300, "numpy_alone": 200, "torch": 100, "strict_CPU_DEVICE": 100, "dask": 12, "jax": 50}
+EXAMPLES["jax_xla"] = 12
 
 
 @st.composite

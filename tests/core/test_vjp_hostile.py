@@ -37,7 +37,7 @@ PAIRS = [(name, dtype) for name, library in LIBRARIES.items() for dtype in libra
 QUICK = (*BOTH_NUMPY, "torch")
 IN_FULL = (*BOTH_NUMPY, "cupy", "torch_cuda")
 EAGER = (*IN_FULL, "torch")
-SLOW = ("jax", "jax_x64", "dask")
+SLOW = ("jax", "jax_x64", "jax_xla", "jax_xla_x64", "dask")
 FOR_SLOW = ("layer-leading", "rms", "batch")
 
 # NumPy warns wherever an infinity or NaN comes out, also where it has to.

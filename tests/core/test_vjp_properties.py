@@ -22,7 +22,7 @@ from anynorm import _reference
 from tests.core.test_properties import _arrays, _calls
 
 FAST = (*BOTH_NUMPY, "torch", "strict_CPU_DEVICE", "cupy", "torch_cuda")
-EXAMPLES = {"numpy": 200, "numpy_alone": 100, "torch": 50, "strict_CPU_DEVICE": 25, "dask": 8, "jax": 8}
+EXAMPLES = {"numpy": 200, "numpy_alone": 100, "torch": 50, "strict_CPU_DEVICE": 25, "dask": 8, "jax": 8, "jax_xla": 8}
 
 needs_wide_longdouble = pytest.mark.skipif(
     not _reference.CHECKS_FLOAT64, reason="longdouble is no wider than double here"

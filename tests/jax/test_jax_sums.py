@@ -14,7 +14,7 @@ import anynorm as an
 
 jax = pytest.importorskip("jax", reason="jax is not installed")
 
-EPS = {"jax": ("float32", 2.0**-23), "jax_x64": ("float64", 2.0**-52)}
+EPS = {"jax_xla": ("float32", 2.0**-23), "jax_xla_x64": ("float64", 2.0**-52)}
 
 # (shape, reduced axes): runs shorter and longer than XLA's blocks of 16, several short axes, and leading ones.
 SHAPES = {
@@ -49,7 +49,7 @@ def test_one_element_dominates_its_set(library: ArrayLibrary, shape: str) -> Non
 
 @pytest.mark.parametrize("way", ["_sum_by_halves", "_sum_in_float64"])
 @pytest.mark.parametrize("shape", list(SHAPES))
-@each_library(["jax"])
+@each_library(["jax_xla"])
 def test_each_way_to_sum(library: ArrayLibrary, way: str, shape: str) -> None:
     """Each of the programs of a sum, on one device and on several, is right to two ulps; a plain one is 7 off."""
     from anynorm_jax import _sums
@@ -64,7 +64,7 @@ def test_each_way_to_sum(library: ArrayLibrary, way: str, shape: str) -> None:
 
 @pytest.mark.feature("hostile inputs")
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
-@each_library(["jax"])
+@each_library(["jax_xla"])
 def test_elements_over_sixty_decades(library: ArrayLibrary, jitted: bool) -> None:
     """Sets whose elements spread evenly over 60 decades keep the bound where XLA merges sums over two axes."""
     random = np.random.default_rng(2)
@@ -107,7 +107,7 @@ def test_one_gradient_dominates_a_parameter(library: ArrayLibrary, derive: Any) 
 
 
 @pytest.mark.feature("autodiff")
-@each_library(["jax"])
+@each_library(["jax_xla"])
 def test_sums_in_every_transformation(library: ArrayLibrary) -> None:
     """Batched, linearized, transposed, twice differentiated, without jit: one value, whichever way it comes about."""
     random = np.random.default_rng(6)
@@ -127,7 +127,7 @@ def test_sums_in_every_transformation(library: ArrayLibrary) -> None:
 
 
 @pytest.mark.parametrize("sharded_axis", [0, 2])
-@each_library(["jax"])
+@each_library(["jax_xla"])
 def test_explicit_sharding(library: ArrayLibrary, sharded_axis: int) -> None:
     """On a mesh whose axes are part of the type, gradients have the types of their arguments, batched or not."""
     if not hasattr(jax.sharding, "AxisType") or not hasattr(jax, "set_mesh"):
@@ -151,7 +151,7 @@ def test_explicit_sharding(library: ArrayLibrary, sharded_axis: int) -> None:
     np.testing.assert_allclose(rows[0], expected[0], rtol=1e-4, atol=1e-4)
 
 
-@each_library(["jax"])
+@each_library(["jax_xla"])
 def test_norms_without_jit(library: ArrayLibrary) -> None:
     """`jax.disable_jit`, for debugging, changes nothing but the time."""
     x = library.make(np.random.default_rng(6).normal(size=(2, 3)).astype("float32"))

@@ -99,7 +99,7 @@ def check_gradients(case: Case, library: ArrayLibrary, dy: NumPyArray, exact: Gr
             msg = f"d{name} is a {type(array)} on {_device(array)}, {name} a {type(argument)} on {_device(argument)}"
             raise AssertionError(msg)
     verified = to_numpy(found, library)
-    verify_gradients(verified, case, exact or exact_gradients(case, dy, library.flushes))
+    verify_gradients(verified, case, exact or exact_gradients(case, dy, case.flushes(library)))
     return verified
 
 

@@ -48,7 +48,7 @@ class ArrayLibrary:
     layouts: str = (
         "any"  # "numpy": all of inputs.LAYOUTS; "strided": those without NumPy's own; "any": one is as another
     )
-    flushes: bool = False  # subnormal numbers are taken as 0
+    flushes: bool = False  # subnormal numbers are taken as 0, but by the CPU engine
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     device_missing: Callable[[], str | None] = lambda: None
 
@@ -122,10 +122,17 @@ def _make_jax(array: NumPyArray) -> Any:
     return jax.device_put(array.copy())
 
 
-def _jax_precision(enabled: bool) -> AbstractContextManager[Any]:
+@contextmanager
+def _jax_settings(x64: bool, engine: bool) -> Iterator[None]:
     import jax
 
-    return jax.enable_x64(enabled)  # type: ignore[no-any-return]
+    with jax.enable_x64(x64), nullcontext() if engine else without_engine():
+        yield
+
+
+def _jax(name: str, dtypes: tuple[str, ...], *, x64: bool, engine: bool = True) -> ArrayLibrary:
+    context = partial(_jax_settings, x64, engine)
+    return ArrayLibrary(name, "jax", "jax", dtypes, _make_jax, np.asarray, flushes=True, context=context)
 
 
 def _make_dask(array: NumPyArray) -> Any:
@@ -191,26 +198,10 @@ _TABLE = (
     ArrayLibrary("numpy", "numpy", "numpy", ALL_DTYPES, _same, _same, "numpy"),
     ArrayLibrary("numpy_alone", "numpy", "numpy", ALL_DTYPES, _same, _same, "numpy", context=without_engine),
     ArrayLibrary("torch", "torch", "torch", ALL_DTYPES, _make_torch, _from_torch, "strided"),
-    ArrayLibrary(
-        "jax",
-        "jax",
-        "jax",
-        (*HALVES, "float32"),
-        _make_jax,
-        np.asarray,
-        flushes=True,
-        context=partial(_jax_precision, False),
-    ),
-    ArrayLibrary(
-        "jax_x64",
-        "jax",
-        "jax",
-        ("float64",),
-        _make_jax,
-        np.asarray,
-        flushes=True,
-        context=partial(_jax_precision, True),
-    ),
+    _jax("jax", (*HALVES, "float32"), x64=False),
+    _jax("jax_x64", ("float64",), x64=True),
+    _jax("jax_xla", (*HALVES, "float32"), x64=False, engine=False),
+    _jax("jax_xla_x64", ("float64",), x64=True, engine=False),
     # Its threads, which cost more than what is computed in them, are test_ways_dask.py's.
     ArrayLibrary(
         "dask", "dask", "dask", ("float16", "float32", "float64"), _make_dask, _from_dask, context=_one_thread_of_dask
@@ -251,8 +242,11 @@ ONE_OF_EACH = ("numpy", "torch", "jax", "dask", "strict_CPU_DEVICE", "cupy", "to
 # NumPy's two ways: the CPU engine, wherever it takes the array, and NumPy alone.
 BOTH_NUMPY = ("numpy", "numpy_alone")
 
-# One of each, and both ways of NumPy: for what depends on how a result is computed.
-EACH_WAY = (*BOTH_NUMPY, *ONE_OF_EACH[1:])
+# One of each, and both ways of NumPy and of JAX: for what depends on how a result is computed.
+EACH_WAY = (*BOTH_NUMPY, *ONE_OF_EACH[1:], "jax_xla")
+
+# JAX has float64 only with 64-bit numbers turned on, where it has the other dtypes as well.
+JAX_X64 = ("jax_x64", "jax_xla_x64")
 
 DTYPE_FEATURES = {name: [pytest.mark.feature(name)] if name != "float32" else [] for name in ALL_DTYPES}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anynorm.backend import ArrayOps, Plan, Residuals, formula
+from anynorm_torch import _compiled
 from anynorm_torch._memory import jit
 from anynorm_torch._sums import accurate_sum
 
@@ -18,7 +19,7 @@ functorch: Any = torch._C._functorch
 def normalize(plan: Plan, z: Tensor, eps: float, *, ops: ArrayOps[Tensor]) -> tuple[Tensor, Residuals]:
     """Return the normalized z, x̂, and the residuals, with the formula's own derivative."""
     if not _differentiated(z):
-        return formula.normalize(plan, z, eps, ops=ops)
+        return _normalize(plan, z, eps, ops)
     function: Any = _Normalize if torch.compiler.is_compiling() else _NormalizeWithTangent
     xhat, *residuals = function.apply(z, plan, eps, ops)
     if plan.weight is None and plan.bias is None:
@@ -51,13 +52,25 @@ def _differentiated(x: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():
         # Neither can its compiler within torch.func.
-        return functorch.peek_interpreter_stack() is None
+        return not _transformed()
     return not jit.is_tracing()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _transformed() -> bool:
+    """Say whether torch.func is transforming what torch.compile traces, to which an object stands for no transform."""
+    return functorch.peek_interpreter_stack() is not None
 
 
 def _plus(a: Tensor | None, b: Tensor) -> Any:
     """Return a + b, where a may be missing."""
     return b if a is None else a + b
+
+
+def _normalize(plan: Plan, z: Tensor, eps: float, ops: ArrayOps[Tensor]) -> tuple[Tensor, Residuals]:
+    if _compiled.fits(z) and not _transformed():
+        return _compiled.normalize(plan, z, eps)
+    return formula.normalize(plan, z, eps, ops=ops)
 
 
 class _Normalize(torch.autograd.Function):
@@ -68,7 +81,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, plan: Plan, eps: float, ops: ArrayOps[Tensor]) -> Any:
-        xhat, residuals = formula.normalize(plan, z, eps, ops=ops)
+        xhat, residuals = _normalize(plan, z, eps, ops)
         return xhat, *residuals
 
     @staticmethod

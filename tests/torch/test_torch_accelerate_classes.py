@@ -549,6 +549,19 @@ def test_norm_in_a_larger_forward_is_listed() -> None:
     assert list(acceleration.left) == ["block"]
 
 
+def test_what_is_no_norm_is_not_listed() -> None:
+    """Losses, layers with steps, and norms of weights are no norm layers."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.steps = nn.Parameter(torch.ones(C)), 3
+
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Linear(C, C))
+    model = nn.Sequential(nn.CosineSimilarity(), nn.GaussianNLLLoss(), Steps(), weight_norm)
+    assert not accelerate(model).left
+
+
 def test_model_is_not_touched() -> None:
     """Trying a layer out changes no parameter, buffer, gradient, hook or random state, and calls none of its hooks."""
     layer = BatchNormAct(C, p=0.5).to(torch.bfloat16)

@@ -6,6 +6,7 @@ Guesses, by names and shapes, of what to try; whether they are right is decided 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,12 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def is_eps_name(name: str) -> bool:
+    """Return whether an attribute is called eps, variance_epsilon and the like; steps is not."""
+    return re.search(r"(^|_)eps(ilon)?(_|$)", name) is not None
+
+
 def _may_be_eps(name: str, value: Any) -> bool:
     if type(value) is float:
-        return 0 < value < 0.1 or (value == 0 and "eps" in name)
-    return value is None and "eps" in name
+        return 0 < value < 0.1 or (value == 0 and is_eps_name(name))
+    return value is None and is_eps_name(name)

@@ -15,6 +15,7 @@ from torch.nn.modules import batchnorm, lazy
 from torch.nn.utils import parametrize
 
 from anynorm_torch.nn._modules import CLASSES
+from anynorm_torch.nn._operands import is_eps_name
 from anynorm_torch.nn._probe import find
 from anynorm_torch.nn._rules import Rule, taken
 from anynorm_torch.nn._twins import method_of, resized, tensors_of
@@ -96,10 +97,13 @@ def _is_norm(module: torch.nn.Module) -> bool:
 
 
 def _is_called_norm(module: torch.nn.Module) -> bool:
-    """Return whether a module without other layers in it is called a norm, or has an eps."""
+    """Return whether a module without other layers in it is called a norm, or has tensors and an eps."""
+    own = type(module)
     if isinstance(module, NORMS):
         return True
-    named = "norm" in type(module).__name__.lower() or any("eps" in name for name in vars(module))
+    if own.__module__.startswith("torch.nn.utils."):  # norms of weights, which are tensors that a layer has
+        return False
+    named = "norm" in own.__name__.lower() or (any(map(is_eps_name, vars(module))) and bool(tensors_of(module)))
     return named and not any(True for child in _children(module) for _ in child.parameters())
 
 

@@ -562,8 +562,9 @@ def test_what_is_no_norm_is_not_listed() -> None:
     assert not accelerate(model).left
 
 
-def test_model_is_not_touched() -> None:
+def test_model_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trying a layer out changes no parameter, buffer, gradient, hook or random state, and calls none of its hooks."""
+    monkeypatch.setattr(_verdicts.Verdicts, "known", {})
     layer = BatchNormAct(C, p=0.5).to(torch.bfloat16)
     objects, state = [*layer.parameters(), *layer.buffers()], copy.deepcopy(layer.state_dict())
     calls: list[Any] = []
@@ -572,6 +573,7 @@ def test_model_is_not_touched() -> None:
     random = torch.get_rng_state()
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode(), torch.device("meta"):
         assert accelerate(layer).swapped == ("",)
+    assert accelerate(Dropped()).left
     assert torch.equal(random, torch.get_rng_state())
     assert calls == []
     assert all(a is b for a, b in zip(objects, [*layer.parameters(), *layer.buffers()], strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 from anynorm_torch.nn._equal import Dtypes, condition, hostile, resemble, same, same_gradients, same_rounding
 from anynorm_torch.nn._operands import operands
 from anynorm_torch.nn._rules import GATES, ORDERS, TRACKING, Rule, by_rule
-from anynorm_torch.nn._twins import Call, Odd, OtherShape, Twin, method_of, tensors_of
+from anynorm_torch.nn._twins import Call, Odd, OtherShape, Twin, method_of, tensors_of, undisturbed
 
 _HALF = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float64, torch.float32, *_HALF)
@@ -47,21 +47,16 @@ class _Site:
 
 def find(layer: torch.nn.Module) -> Rule | str:
     """Return the rule by which anynorm computes what a layer does, or why there is none."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # tensors are small: with other processes about, threads wait ten times as long as they work
     try:
-        try:
-            return _Search(layer, full=False).rule()
-        except Odd:  # some have a number that depends on their length
-            return _Search(layer, full=True).rule()
+        with undisturbed():
+            try:
+                return _Search(layer, full=False).rule()
+            except Odd:  # some have a number that depends on their length
+                return _Search(layer, full=True).rule()
     except Odd as reason:
         return str(reason)
     except Exception as error:  # whatever another's code raises
         return f"trying it out failed: {_words(error)}"
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Search:

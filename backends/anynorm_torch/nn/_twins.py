@@ -82,7 +82,7 @@ class Twin:
         twin.training = training
         given = [x.clone().requires_grad_(dy is not None) for x in tensors]
         versions = [x._version for x in given]
-        with _undisturbed(dy is not None):
+        with torch.set_grad_enabled(dy is not None):
             state = torch.get_rng_state()
             y = getattr(cls, method_of(cls))(twin, *given)
             if not torch.equal(state, torch.get_rng_state()):
@@ -162,14 +162,14 @@ def _gradients(y: Tensor, to: list[Tensor], dy: Tensor | None) -> list[Tensor | 
 
 
 @contextmanager
-def _undisturbed(gradients: bool) -> Iterator[None]:
-    """Call a layer so that it finds and leaves none of the modes, devices and random states around."""
-    state = torch.get_rng_state()
+def undisturbed() -> Iterator[None]:
+    """Try layers out so that they find and leave none of the modes, devices and random states around."""
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors are small: among other processes threads wait ten times as long as they work
     try:
         with (
             warnings.catch_warnings(),
             torch.inference_mode(False),
-            torch.set_grad_enabled(gradients),
             torch.autocast("cpu", enabled=False),
             torch.device("cpu"),
             an.fast_paths(False),
@@ -178,3 +178,4 @@ def _undisturbed(gradients: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_rng_state(state)
+        torch.set_num_threads(threads)

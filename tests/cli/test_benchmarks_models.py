@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import time
@@ -30,6 +31,12 @@ def _build() -> tuple[torch.nn.Module, Inputs]:
 
 SMALL = Model("small (4, 3, 9, 9)", "torch", _build)
 MISSING = Model("missing (1,)", "no-such-package", _build)
+
+
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave this process's allocator as it is."""
+    monkeypatch.setattr(models, "keep_memory", lambda: None)
 
 
 @pytest.fixture
@@ -180,6 +187,25 @@ if child:
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert 0.1 < float(done.stdout) < 60
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="options of glibc")
+def test_memory_is_kept() -> None:
+    """What is freed is not given back to the system, which would map it anew page by page."""
+    code = """
+import torch
+from benchmarks import models
+models.keep_memory()
+def step():
+    blocks = [torch.ones(2**24), torch.ones(2**20), torch.ones(2**24)]
+for _ in range(5):
+    step()
+print(models._faults(step))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert int(done.stdout) < 1000
 
 
 class _Slow(torch.autograd.Function):

@@ -38,6 +38,19 @@ def counted(monkeypatch: pytest.MonkeyPatch, layer: Any) -> list[Any]:
     return calls
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+def test_fusing_within_torch_layers() -> None:
+    """Within torch_layers torch.ao.quantization folds a batch norm, and the folded model computes the same."""
+    quantization = pytest.importorskip("torch.ao.quantization", reason="this torch has no quantization of its own")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    accelerate(model)
+    with torch_layers(model):
+        fused = quantization.fuse_modules(model, [["0", "1"]])
+    x = torch.randn(2, 3, 5, 5)
+    assert type(fused[1]) is nn.Identity
+    torch.testing.assert_close(fused(x), model(x))
+
+
 def wrap(layer: Any) -> None:
     """Put a wrapper around a layer's forward on the layer itself, as offloading hooks do."""
     own = layer.forward

@@ -34,6 +34,7 @@ def main() -> int:
             "before": _before,
             "autograd": _autograd,
             "reach": _reach,
+            "jax": _jax,
         }
         return piped(lambda: commands[options.what](options))
     except UsageError as error:
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     bits.add_arguments(grid)
     ways = commands.add_parser("autograd", help="what recording an operation for torch's autograd takes, in every way")
     ways.add_argument("--rounds", type=int, default=101, help="more are quieter (101)")
+    eager = commands.add_parser("jax", help="eager JAX arrays on the CPU, by the engine and by XLA, timed in turn")
+    eager.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float32")
+    eager.add_argument("--seconds", type=float, default=3.0, help="for each call")
     before = commands.add_parser("before", help="calls of a previous version and of this one, timed in turn")
     before.add_argument("previous", type=Path, metavar="PREVIOUS", help="a checkout, or a folder with the packages")
     before.add_argument("--rounds", type=int, default=150, help="more are quieter (150)")
@@ -305,6 +309,14 @@ def _autograd(options: argparse.Namespace) -> int:
     from benchmarks import autograd
 
     autograd.report(autograd.measure(options.rounds))
+    return 0
+
+
+def _jax(options: argparse.Namespace) -> int:
+    _check_installed("jax", "numba")
+    from benchmarks import jax_eager
+
+    jax_eager.report(jax_eager.rows(options.dtype, options.seconds))
     return 0
 
 

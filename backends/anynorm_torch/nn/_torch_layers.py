@@ -9,6 +9,7 @@ import torch
 
 from anynorm_torch.nn._modules import CLASSES, check_module
 from anynorm_torch.nn._rules import own_class
+from anynorm_torch.nn._verdicts import named_layers
 
 _OWN = {ours: own for own, ours in CLASSES.items()}
 
@@ -50,16 +51,16 @@ def torch_layers(model: torch.nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _torch_layers(model: torch.nn.Module) -> Iterator[None]:
-    classes = [(layer, type(layer), _own(type(layer))) for layer in model.modules()]
+    classes = [(layer, type(layer), _own(type(layer))) for _, layer in named_layers(model)]
     changed = [(layer, ours, own) for layer, ours, own in classes if own is not None]
     for layer, _, own in changed:
-        layer.__class__ = own
+        object.__setattr__(layer, "__class__", own)  # Keras's layers have a __setattr__ of their own
     try:
         yield
     finally:
         for layer, ours, own in changed:
             if type(layer) is own:
-                layer.__class__ = ours
+                object.__setattr__(layer, "__class__", ours)
 
 
 def _own(cls: type[torch.nn.Module]) -> type[torch.nn.Module] | None:

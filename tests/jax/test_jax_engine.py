@@ -199,6 +199,8 @@ def test_constants_of_what_is_traced(library: ArrayLibrary, known: bool) -> None
     for array, expected in zip(found, (y, pullback(x).x, moments.mean, dx), strict=True):
         np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(again, y)
+    for call in (lambda: an.layer_norm(x, weight), lambda: pullback(x).x, lambda: an.moments(x, axis=1).mean):
+        assert "anynorm_sum" in str(jax.make_jaxpr(call)())
 
 
 @each_library(["jax"])
@@ -257,7 +259,11 @@ for default in (None, devices[2]):
                 pass
         if own != expected:
             found[f"{i}, {j}, {k}, {default}"] = own, expected
-print(json.dumps([found, by_engine]))
+moved = [str(an.explain(an.layer_norm, elsewhere))]
+stays = str(an.explain(an.layer_norm, x := jnp.ones((4, 8))))
+with jax.default_device(devices[2]):
+    moved.append(str(an.explain(an.layer_norm, x)))
+print(json.dumps([found, by_engine, stays, moved]))
 """
 
 
@@ -269,6 +275,8 @@ def test_placement_is_that_of_xla() -> None:
         [sys.executable, "-c", PLACES], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    found, by_engine = json.loads(done.stdout.splitlines()[-1])
+    found, by_engine, stays, moved = json.loads(done.stdout.splitlines()[-1])
     assert found == {}
     assert by_engine > 40
+    assert stays == "anynorm_numba"
+    assert all("JAX moves x to its default device" in route for route in moved)

@@ -10,7 +10,7 @@ from anynorm._core.checks import check_companion, option_argument, real_number
 from anynorm._core.dispatch import norm
 from anynorm._core.merge import mean_in
 from anynorm._core.ops import Ops
-from anynorm._core.plan import by_channel, index_argument, show
+from anynorm._core.plan import activation_argument, by_channel, index_argument, show
 from anynorm.backend import Backend
 from anynorm.moments import (
     Count,
@@ -32,6 +32,7 @@ class _Arguments(TypedDict, Generic[A], total=False):
     bias: Array | None
     channel_axis: SupportsIndex
     eps: Number
+    activation: Literal["relu"] | None
     out: A | None
 
 
@@ -67,6 +68,7 @@ def batch_norm(
     mean: Array | None = None,
     var: Array | None = None,
     eps: Number = 1e-5,
+    activation: Literal["relu"] | None = None,
     out: A | None = None,
     return_moments: bool = False,
 ) -> Any:
@@ -98,6 +100,9 @@ def batch_norm(
         with as many axes as x and length 1 along all but the channels'. Constants to differentiation.
     eps : float
         Added to the variance, in x's units squared. 0, or at least the smallest normal number of the compute dtype.
+    activation : "relu" or None
+        What y goes through in the same pass, for the time of the norm alone: max(y, 0). It keeps NaN, and its gradient
+        at 0 is 0.
     out : array or None
         Where to put y: x itself, or an array with x's shape, dtype and device that overlaps no argument.
     return_moments : bool
@@ -119,8 +124,8 @@ def batch_norm(
         channel_axis is out of range. It is a ValueError and an IndexError.
     ValueError
         There is one value per channel and no mean and var; only one of mean and var is given, or both and
-        return_moments; an argument does not fit; x is 0-d; eps is negative, NaN or too small; devices differ; out is
-        read-only or overlaps an argument.
+        return_moments; activation is not known; an argument does not fit; x is 0-d; eps is negative, NaN or too small;
+        devices differ; out is read-only or overlaps an argument.
 
     References
     ----------
@@ -150,7 +155,9 @@ def batch_norm(
         )
         raise ValueError(msg)
     channel = channel_axis if type(channel_axis) is int else index_argument("batch_norm", "channel_axis", channel_axis)
-    numbers = channel, None, None, given is not None
+    if activation is not None:
+        activation_argument("batch_norm", activation)
+    numbers = channel, None, None, given is not None, activation
     return "batch_norm", by_channel, numbers, x, weight, bias, given, eps, out, return_moments
 
 

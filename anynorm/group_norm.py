@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, SupportsIndex, TypedDict, Unpack, over
 
 from anynorm._core.arrays import A, Array, Number
 from anynorm._core.dispatch import norm
-from anynorm._core.plan import Axes, AxesLike, axes_argument, by_channel, index_argument
+from anynorm._core.plan import Axes, AxesLike, activation_argument, axes_argument, by_channel, index_argument
 from anynorm.moments import Moments, moments_of
 
 
@@ -21,6 +21,7 @@ def group_norm(
     channel_axis: SupportsIndex = 1,
     batch_axis: AxesLike = 0,
     eps: Number = 1e-5,
+    activation: Literal["relu"] | None = None,
     out: A | None = None,
 ) -> A:
     """Normalize each sample over groups of adjacent channels and all other axes, then scale and shift by channel.
@@ -45,6 +46,9 @@ def group_norm(
         The axes of the batch; None for unbatched input.
     eps : float
         Added to the variance, in x's units squared. 0, or at least the smallest normal number of the compute dtype.
+    activation : "relu" or None
+        What y goes through in the same pass, for the time of the norm alone: max(y, 0). It keeps NaN, and its gradient
+        at 0 is 0.
     out : array or None
         Where to put y: x itself, or an array with x's shape, dtype and device that overlaps no argument.
 
@@ -62,7 +66,8 @@ def group_norm(
         An axis is out of range. It is a ValueError and an IndexError.
     ValueError
         num_groups does not divide the channels; batch_axis contains channel_axis; x is 0-d; weight or bias does not
-        fit; eps is negative, NaN or too small; devices differ; out does not fit, is read-only or overlaps an argument.
+        fit; activation is not known; eps is negative, NaN or too small; devices differ; out does not fit, is read-only
+        or overlaps an argument.
 
     References
     ----------
@@ -78,7 +83,9 @@ def group_norm(
 
     """
     groups = index_argument("group_norm", "num_groups", num_groups)
-    numbers = (*_axes("group_norm", channel_axis, batch_axis), groups, False)
+    numbers = (*_axes("group_norm", channel_axis, batch_axis), groups, False, activation)
+    if activation is not None:
+        activation_argument("group_norm", activation)
     call: Any = "group_norm", by_channel, numbers, x, weight, bias, None, eps, out, False
     return call  # type: ignore[no-any-return]
 
@@ -91,6 +98,7 @@ class _Arguments(TypedDict, Generic[A], total=False):
     channel_axis: SupportsIndex
     batch_axis: AxesLike
     eps: Number
+    activation: Literal["relu"] | None
     out: A | None
 
 
@@ -116,6 +124,7 @@ def instance_norm(
     channel_axis: SupportsIndex = 1,
     batch_axis: AxesLike = 0,
     eps: Number = 1e-5,
+    activation: Literal["relu"] | None = None,
     out: A | None = None,
     return_moments: bool = False,
 ) -> Any:
@@ -128,7 +137,7 @@ def instance_norm(
 
     Parameters
     ----------
-    x, weight, bias, channel_axis, batch_axis, eps, out
+    x, weight, bias, channel_axis, batch_axis, eps, activation, out
         As in `group_norm`.
     return_moments : bool
         Return (y, Moments) from the same pass; the moments, per sample and channel, are constants to differentiation.
@@ -157,7 +166,9 @@ def instance_norm(
     [[[-1.0, 1.0], [-1.0, 1.0]]]
 
     """
-    numbers = (*_axes("instance_norm", channel_axis, batch_axis), None, False)
+    numbers = (*_axes("instance_norm", channel_axis, batch_axis), None, False, activation)
+    if activation is not None:
+        activation_argument("instance_norm", activation)
     return "instance_norm", by_channel, numbers, x, weight, bias, None, eps, out, return_moments
 
 

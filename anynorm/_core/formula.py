@@ -7,7 +7,7 @@ With S(a) = sum(a)/n over the elements that share a statistic, all in the comput
     e = d − S(d)        and this takes its rounding error out: constants become exactly 0
     v = S(e²) + eps·s²
     r = 1/√v
-    y = e·r·weight + bias
+    y = e·r·weight + bias      max(y, 0) where ReLU follows
 
 RMS norm: e = z. Given statistics: e = x − mean, v = var + eps.
 
@@ -17,7 +17,7 @@ And backwards, with x̂ = e·r and g = dy·weight:
     dweight = Σ dy·x̂
     dbias = Σ dy        over every axis along which the parameter does not vary
 
-RMS norm: no S(g). Given statistics: dx = r·s·g.
+RMS norm: no S(g). Given statistics: dx = r·s·g. Where ReLU follows, dy counts as 0 where y is not above 0.
 
 Both directions are two steps, with one number or four per set between them:
 
@@ -64,6 +64,7 @@ class Residuals(NamedTuple):
     rstd: Any  # what z − mean − correction is multiplied by
     scale: Any
     m2: Any  # None where the statistics were given
+    bias: Any = None  # the caller's, where an activation follows: its gradient depends on y
 
 
 class GradientSums(NamedTuple):
@@ -138,6 +139,8 @@ def forward(
     else:
         residuals = residuals_of_given(plan, given, eps, x, ops=ops)
         xhat = (z * residuals.scale - residuals.mean) * residuals.rstd
+    if plan.activation is not None:
+        residuals = residuals._replace(bias=bias)
     return _scale_and_shift(plan, xhat, x, weight, bias, out, ops), residuals
 
 
@@ -242,17 +245,25 @@ def _scale_and_shift(
     out: Operand | None,
     ops: Ops,
 ) -> Any:
-    """Return y = x̂·weight + bias in x's dtype and layout, or in `out`."""
-    y = xhat
-    if weight is not None:
-        y = y * ops.broadcast(_upcast(weight, plan.weight, x, ops), plan.shape)
-    if bias is not None:
-        y = y + ops.broadcast(_upcast(bias, plan.bias, x, ops), plan.shape)
+    """Return y = x̂·weight + bias, through the activation, in x's dtype and layout, or in `out`."""
+    y = _affine(plan, xhat, x, weight, bias, ops)
+    if plan.activation is not None:
+        y = ops.xp.where(y <= 0, ops.xp.zeros_like(y), y)
     y = ops.reshape(ops.astype(y, x.dtype), ops.shape(x))
     if out is None:
         return ops.with_layout_of(y, x)
     out[...] = y
     return out
+
+
+def _affine(plan: Plan, xhat: Operand, x: Operand, weight: Operand | None, bias: Operand | None, ops: Ops) -> Any:
+    """Return x̂·weight + bias in the compute dtype."""
+    y = xhat
+    if weight is not None:
+        y = y * ops.broadcast(_upcast(weight, plan.weight, x, ops), plan.shape)
+    if bias is not None:
+        y = y + ops.broadcast(_upcast(bias, plan.bias, x, ops), plan.shape)
+    return y
 
 
 # Backward.
@@ -274,6 +285,7 @@ def backward(
         dx = ops.xp.empty_like(x) if out is None else out
         return dx, *[_sum_of_nothing(dy, shape, ops) for shape in (plan.weight, plan.bias)]
     xhat = _xhat(plan, z, residuals)
+    dy = _through_activation(plan, dy, xhat, x, weight, residuals, ops)
     g = dy if weight is None else dy * _upcast(weight, plan.weight, x, ops)
     dz = dz_of(plan, g, xhat, residuals, ops=ops)
     dweight, dbias = _parameter_sums(plan, dy, xhat, ops)
@@ -286,6 +298,7 @@ def gradient_sums(
     """Return what `gradient` needs of each set, and dweight and dbias. No set may be empty."""
     dy, z = [_upcast(array, plan.shape, x, ops) for array in (dy, x)]
     xhat = _xhat(plan, z, residuals)
+    dy = _through_activation(plan, dy, xhat, x, weight, residuals, ops)
     g = dy if weight is None else dy * _upcast(weight, plan.weight, x, ops)
     return GradientSums(*_set_sums(plan, g, xhat, ops), *_parameter_sums(plan, dy, xhat, ops))
 
@@ -303,8 +316,10 @@ def gradient(
 ) -> Any:
     """Return dx by sums over the sets."""
     dy, z = [_upcast(array, plan.shape, x, ops) for array in (dy, x)]
+    xhat = _xhat(plan, z, residuals)
+    dy = _through_activation(plan, dy, xhat, x, weight, residuals, ops)
     g = dy if weight is None else dy * _upcast(weight, plan.weight, x, ops)
-    projected = _project(plan, g, _xhat(plan, z, residuals), sums.g, sums.g_xhat, ops)
+    projected = _project(plan, g, xhat, sums.g, sums.g_xhat, ops)
     return _like_x(times_rstd(plan, projected, residuals, ops=ops), x, out, ops)
 
 
@@ -333,6 +348,16 @@ def times_rstd(plan: Plan, a: Operand, residuals: Residuals, *, ops: Ops) -> Any
 def drstd(residuals: Residuals) -> Any:
     """Return by how much `rstd` changes where the mean of x̂·dz is 1."""
     return -residuals.rstd * residuals.rstd * residuals.scale
+
+
+def _through_activation(
+    plan: Plan, dy: Operand, xhat: Operand, x: Operand, weight: Operand | None, residuals: Residuals, ops: Ops
+) -> Any:
+    """Return the gradient of what the activation was given; a NaN lets it through, as it does in torch."""
+    if plan.activation is None:
+        return dy
+    y = _affine(plan, xhat, x, weight, residuals.bias, ops)
+    return ops.xp.where(y <= 0, ops.xp.zeros_like(dy), dy)
 
 
 def _xhat(plan: Plan, z: Operand, residuals: Residuals) -> Any:

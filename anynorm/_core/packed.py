@@ -21,13 +21,14 @@ class PackedResiduals:
     A field is reshaped when it is read.
     """
 
-    __slots__ = ("array", "eps", "plan", "view")
+    __slots__ = ("array", "bias", "eps", "plan", "view")
 
-    def __init__(self, array: Any, plan: Plan, view: View, eps: float) -> None:
+    def __init__(self, array: Any, plan: Plan, view: View, eps: float, bias: Any = None) -> None:
         self.array = array  # (mean, correction, rstd, scale, m2) × sets, in the compute dtype
         self.plan = plan
         self.view = view
         self.eps = eps
+        self.bias = bias if plan.activation is not None else None  # the caller's, as `Residuals` has it
 
     mean = property(lambda self: self._field(0))
     correction = property(lambda self: self._field(1))
@@ -46,7 +47,7 @@ class PackedResiduals:
 
     def residuals(self) -> Residuals:
         """Return them as the formula reads them."""
-        return Residuals(self.mean, self.correction, self.rstd, self.scale, self.m2)
+        return Residuals(self.mean, self.correction, self.rstd, self.scale, self.m2, self.bias)
 
     def statistics(self) -> PackedStatistics:
         """Return the statistics among them."""
@@ -83,7 +84,7 @@ def pack_statistics(
     mean = ops.astype(found.mean, compute)
     if found.mean.dtype != compute:  # what the mean loses goes into its correction
         found = found._replace(correction=found.correction + (found.mean - ops.astype(mean, found.mean.dtype)))
-    fields = [ops.astype(field, compute) for field in found._replace(mean=mean)]
+    fields = [ops.astype(field, compute) for field in found._replace(mean=mean)[:5]]
     return PackedResiduals(ops.on_device(x, pack_fields, fields, plan, view, ops), plan, view, eps)
 
 

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple, SupportsIndex
 from anynorm._core.advice import for_number
 from anynorm._core.arrays import Shape, described
 
+# What may follow a channel norm in the same pass.
+ACTIVATIONS = ("relu",)
+
 Axes = int | tuple[int, ...] | None
 
 # What callers may pass for such an argument.
@@ -43,6 +46,7 @@ class Plan(NamedTuple):
     bias: Shape | None = None
     kept: tuple[int, ...] = ()
     statistic: Shape = ()
+    activation: str | None = None  # what y goes through: one of ACTIVATIONS
 
 
 def _plan(function: str, shape: Shape, reduced: tuple[int, ...], n: int, **rest: Any) -> Plan:
@@ -107,6 +111,15 @@ def index_argument(function: str, name: str, value: object) -> int:
         raise TypeError(msg) from None
 
 
+def activation_argument(function: str, value: object) -> str | None:
+    """Return an activation argument; anything but None and a known name is a ValueError."""
+    if value is None or (isinstance(value, str) and value in ACTIVATIONS):
+        return value
+    known = " or ".join([repr(name) for name in ACTIVATIONS])
+    msg = f"{function}: activation must be {known} or None, got {described(value)}. Apply any other to the result."
+    raise ValueError(msg)
+
+
 @cached
 def over_axes(function: str, shape: Shape, axis: Axes, centres: bool, weight: Shape | None, bias: Shape | None) -> Plan:
     """Plan a norm that reduces `axis`: layer norm, RMS norm, and the moments."""
@@ -129,6 +142,7 @@ def by_channel(
     batch_axis: Axes,
     num_groups: int | None,
     given: bool,
+    activation: str | None,
     weight: Shape | None,
     bias: Shape | None,
 ) -> Plan:
@@ -156,7 +170,7 @@ def by_channel(
         kept = {axis + (axis > channel) for axis in kept}
         n *= size
     reduced = tuple([axis for axis in range(len(shape)) if axis not in kept])
-    return _plan(function, shape, reduced, n, given=given, **parameters)
+    return _plan(function, shape, reduced, n, given=given, activation=activation, **parameters)
 
 
 def _axes(function: str, name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

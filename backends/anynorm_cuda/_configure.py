@@ -67,6 +67,8 @@ def configure(
     backward = len(strides) == 3
     if plan.given and backward:
         return "statistics are given"
+    if plan.activation is not None:
+        return "the kernels apply no activation"
     if dtypes.x not in SOURCE_TYPES:
         return f"the kernels have no {dtypes.x}"
     found = view(plan, shape, strides, weight, bias)

@@ -42,7 +42,7 @@ class PlacedResiduals(PackedResiduals):
     __slots__ = ("placement",)
 
     def __init__(self, packed: PackedResiduals, placement: Placement) -> None:
-        super().__init__(packed.array, packed.plan, packed.view, packed.eps)
+        super().__init__(packed.array, packed.plan, packed.view, packed.eps, packed.bias)
         self.placement = placement
 
     def _field(self, which: int) -> Any:

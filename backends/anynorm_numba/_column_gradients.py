@@ -24,6 +24,9 @@ from anynorm_numba._geometry import CHUNK, FINALIZE, PUT, START, SUM, WHOLE, WRI
 from anynorm_numba._loops import (
     gradient_sums_across,
     gradient_sums_along,
+    relu_gradient_sums_across,
+    relu_write_dx,
+    relu_write_dx_rows,
     weighted_gradient_sums_across,
     write_dx,
     write_dx_rows,
@@ -39,15 +42,18 @@ from anynorm_numba._vectors import GROUP, LANES
 
 # Rows of a block's table, in the compute dtype; then the sums. The weight takes the row of the fifth residual, m2,
 # which is not needed.
-MEAN, CORRECTION, RSTD, SCALE, WEIGHT, MEAN_G, MEAN_G_XHAT, TOTALS = range(8)
+# The bias is there where ReLU follows.
+MEAN, CORRECTION, RSTD, SCALE, WEIGHT, BIAS, MEAN_G, MEAN_G_XHAT, TOTALS = range(9)
 
 
 @_compile.part
-def prepare(dtype, geometry, weight, residuals, a, first, table, stride, width):
+def prepare(dtype, geometry, weight, bias, residuals, a, first, table, stride, width):
     """Fill a block's table with what its rows are read with."""
     recall_block(dtype, geometry, residuals, a, first, table, stride, width)
     if not geometry.by_row:
         gather_parameter(dtype, geometry, geometry.weight, weight, a, first, width, table + WEIGHT * stride)
+    if geometry.activation:
+        gather_parameter(dtype, geometry, geometry.bias, bias, a, first, width, table + BIAS * stride)
     for row in range(MEAN_G):
         repeat(dtype, geometry, table + row * stride, compute_itemsize(dtype), width)
 
@@ -74,6 +80,26 @@ def sum_gradients(dtype, geometry, x, dy, weight, chunk, table, stride, width, a
             skipped = size * lane * width if narrow else 0
             mean, correction = table + MEAN * stride + skipped, table + CORRECTION * stride + skipped
             rstd, scale = table + RSTD * stride + skipped, table + SCALE * stride + skipped
+            if geometry.activation:
+                relu_gradient_sums_across(
+                    dtype,
+                    n,
+                    count,
+                    sums,
+                    sum_stride,
+                    ahead,
+                    source,
+                    LANES * x_stride,
+                    gradient,
+                    LANES * dy_stride,
+                    table + WEIGHT * stride + skipped,
+                    table + BIAS * stride + skipped,
+                    scale,
+                    mean,
+                    correction,
+                    rstd,
+                )
+                continue
             if not geometry.by_row:
                 gradient_sums_across(
                     dtype,
@@ -174,6 +200,57 @@ def write_dx_by_row(dtype, geometry, x, dy, dx, weight, sums, block, width, row,
 
 
 @_compile.part
+def write_through_relu(dtype, geometry, x, dy, dx, width, row, last, table, stride):
+    """Write dx of the rows of a block from `row` up to `last`, where ReLU follows y."""
+    x_stride, dy_stride, dx_stride = geometry.x.r, geometry.dy.r, geometry.dx.r
+    mean, correction = table + MEAN * stride, table + CORRECTION * stride
+    rstd, scale = table + RSTD * stride, table + SCALE * stride
+    weights, biases = table + WEIGHT * stride, table + BIAS * stride
+    mean_g, mean_g_xhat = table + MEAN_G * stride, table + MEAN_G_XHAT * stride
+    past, together = geometry.past_caches, LANES if geometry.narrow else 1
+    while not in_order(geometry) and row + GROUP * together <= last:
+        relu_write_dx_rows(
+            dtype,
+            together * width,
+            past,
+            dx + row * dx_stride,
+            together * dx_stride,
+            x + row * x_stride,
+            together * x_stride,
+            dy + row * dy_stride,
+            together * dy_stride,
+            weights,
+            biases,
+            scale,
+            mean,
+            correction,
+            rstd,
+            mean_g,
+            mean_g_xhat,
+        )
+        row += GROUP * together
+    while row < last:
+        count = min(together, last - row)
+        relu_write_dx(
+            dtype,
+            count * width,
+            past,
+            dx + row * dx_stride,
+            x + row * x_stride,
+            dy + row * dy_stride,
+            weights,
+            biases,
+            scale,
+            mean,
+            correction,
+            rstd,
+            mean_g,
+            mean_g_xhat,
+        )
+        row += count
+
+
+@_compile.part
 def write_block(dtype, geometry, x, dy, dx, weight, sums, block, row, last, table, stride):
     """Write dx of the rows of a block from `row` up to `last`; by row, also what they add to dweight and dbias."""
     a, first, width = block_of(geometry, block)
@@ -186,6 +263,9 @@ def write_block(dtype, geometry, x, dy, dx, weight, sums, block, row, last, tabl
         write_dx_by_row(dtype, geometry, x, dy, target, weight, sums, block, width, row, last, table, stride)
         return
     if not dx:
+        return
+    if geometry.activation:
+        write_through_relu(dtype, geometry, x, dy, target, width, row, last, table, stride)
         return
     x_stride, dy_stride, dx_stride = geometry.x.r, geometry.dy.r, geometry.dx.r
     mean, correction = table + MEAN * stride, table + CORRECTION * stride
@@ -279,7 +359,7 @@ def column_gradients(
             first_chunk = index - block * chunks if phase == SUM else 0
             last_chunk = first_chunk + 1
         if phase in (WHOLE, START):
-            prepare(dtype, geometry, weight, residuals, a, first, table, stride, width)
+            prepare(dtype, geometry, weight, sums.bias, residuals, a, first, table, stride, width)
         if phase in (WHOLE, SUM):
             for chunk in range(first_chunk, last_chunk):
                 accumulators = of_block if phase == WHOLE else of_block + chunk * accumulator_bytes

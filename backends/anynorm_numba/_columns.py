@@ -17,7 +17,7 @@ from anynorm_numba import _compile
 from anynorm_numba._geometry import BLOCK_STATE, CHUNK, FINALIZE, ROWS, START, SUM, WHOLE, WRITE
 from anynorm_numba._loops import deviations_across, raw_across, write_y, write_y_rows
 from anynorm_numba._records import block_state_at, geometry_at
-from anynorm_numba._rows import load_residuals, rounded_residuals, store_residuals
+from anynorm_numba._rows import floor_of, load_residuals, rounded_residuals, store_residuals
 from anynorm_numba._scalars import (
     compute_itemsize,
     itemsize,
@@ -276,7 +276,7 @@ def write_rows(dtype, geometry, x, y, weight, bias, block, row, last, table, str
     a, first, width = block_of(geometry, block)
     x += a * geometry.x.a + first * itemsize(dtype)
     y += a * geometry.y.a + first * itemsize(dtype)
-    x_stride, y_stride, past = geometry.x.r, geometry.y.r, geometry.past_caches
+    x_stride, y_stride, past, floor = geometry.x.r, geometry.y.r, geometry.past_caches, floor_of(geometry)
     mean, correction = table + RESIDUALS * stride, table + (RESIDUALS + 1) * stride
     rstd, scale = table + (RESIDUALS + 2) * stride, table + (RESIDUALS + 3) * stride
     if geometry.by_row:
@@ -285,7 +285,7 @@ def write_rows(dtype, geometry, x, y, weight, bias, block, row, last, table, str
         while row < last:
             w, b = load(dtype, weight + row * geometry.weight.r), load(dtype, bias + row * geometry.bias.r)
             target, source = y + row * y_stride, x + row * x_stride
-            write_y(dtype, width, past, target, source, scale, mean, correction, rstd, w, b)
+            write_y(dtype, width, past, target, source, scale, mean, correction, rstd, w, b, floor)
             row += 1
         return
     weights, biases = table + WEIGHT * stride, table + BIAS * stride
@@ -294,12 +294,14 @@ def write_rows(dtype, geometry, x, y, weight, bias, block, row, last, table, str
     n, x_group, y_group = together * width, together * x_stride, together * y_stride
     while not in_order(geometry) and row + GROUP * together <= last:
         target, source = y + row * y_stride, x + row * x_stride
-        write_y_rows(dtype, n, past, target, y_group, source, x_group, scale, mean, correction, rstd, weights, biases)
+        write_y_rows(
+            dtype, n, past, target, y_group, source, x_group, scale, mean, correction, rstd, weights, biases, floor
+        )
         row += GROUP * together
     while row < last:
         rows = min(together, last - row)
         target, source = y + row * y_stride, x + row * x_stride
-        write_y(dtype, rows * width, past, target, source, scale, mean, correction, rstd, weights, biases)
+        write_y(dtype, rows * width, past, target, source, scale, mean, correction, rstd, weights, biases, floor)
         row += rows
 
 

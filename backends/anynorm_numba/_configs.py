@@ -117,6 +117,8 @@ def configure(
     if reason is not None:
         return reason
     as_rows = _sets_are_runs(found)
+    if plan.activation is not None and len(strides) == 3 and not _constant_along_lines(found, as_rows):
+        return "the gradient of an activation is wanted, and weight or bias varies within lines"
     return _row_config(plan, found, dtype, threads) if as_rows else _column_config(plan, found, dtype, threads)
 
 
@@ -148,6 +150,12 @@ def sets_are_runs(r: int, s: int, p: int) -> bool:
 def _sets_are_runs(view: View) -> bool:
     _, r, _, s, p = view.lengths
     return sets_are_runs(r, s, p)
+
+
+def _constant_along_lines(view: View, as_rows: bool) -> bool:
+    """Say whether weight and bias do not vary along the lines of sets, as the gradient of an activation needs."""
+    along = (S if view.lengths[P] == 1 else P) if as_rows else R
+    return not any(strides[along] for strides in _parameters(view))
 
 
 def _parameters(view: View) -> list[Five]:
@@ -190,6 +198,7 @@ def _geometry(plan: Plan, view: View, itemsize: int) -> Array:
     for name, of_parameter in (("weight", view.weight), ("bias", view.bias)):
         geometry[name] = of_parameter or (0,) * 5
     geometry["centres"], geometry["given"] = plan.centres, plan.given
+    geometry["activation"] = plan.activation is not None
     geometry["past_caches"] = math.prod(view.lengths) * itemsize >= PAST_CACHES
     return geometry
 

@@ -23,6 +23,7 @@ GEOMETRY = np.dtype(
         # From the plan: whether a mean is subtracted, and whether statistics are given.
         ("centres", np.int64),
         ("given", np.int64),
+        ("activation", np.int64),  # whether y is followed by ReLU
         ("past_caches", np.int64),  # whether results are written past the caches
         ("tasks", np.int64),  # of a call in one go
         ("chunks", np.int64),  # of a line
@@ -57,7 +58,8 @@ GRADIENT_SUMS = np.dtype(
         ("dbias", np.int64),
         ("of_sets", np.int64),  # where Σg and Σ(g·x̂) of each set go: (2, sets) float64
         ("given", np.int64),  # the same sums, to be used instead of summing
-        ("unused", np.int64, 4),  # what follows begins at a cache line
+        ("bias", np.int64),  # read where an activation follows y, laid out as dbias is
+        ("unused", np.int64, 3),  # what follows begins at a cache line
     ]
 )
 
@@ -119,4 +121,4 @@ PIECE = 3072
 SLICE = 2048
 
 # Rows of the table in a block's workspace, of a number for each column, by the number of arrays: forward, backward.
-BLOCK_ROWS = {2: 9, 3: 7}
+BLOCK_ROWS = {2: 9, 3: 8}

@@ -50,6 +50,9 @@ class _Pass(Steps):
         found: Array | None = as_parameter(parameter, self._compute)
         return found
 
+    def _as_dense_parameter(self, parameter: Array | None) -> Array | None:
+        return None if parameter is None else np.ascontiguousarray(parameter, self._compute)
+
     def _addresses_of(self, running: RunningStatistics, *, to_write: bool) -> tuple[int, int, int, int] | None:
         wanted = ((self._configs.sets,), self._compute), ((), np.dtype(np.int64))
         for array, (shape, dtype) in zip(running, (wanted[0], *wanted, wanted[1]), strict=True):
@@ -98,6 +101,7 @@ class Launch(_Pass, ForwardSteps):
             at_packed = address(packed)
         if not self._reads_weight:
             weight = as_parameter(weight, self._compute)
+        bias_given = bias
         if not self._reads_bias:
             bias = as_parameter(bias, self._compute)
         at_x, at_y, at_weight, at_bias = addresses(x, y, weight, bias)
@@ -109,7 +113,7 @@ class Launch(_Pass, ForwardSteps):
             at_mean, at_var, *_ = addresses(mean, var, None, None)
             _engine.take_given(config.dtype, config.sets, at_mean, at_var, at_packed, eps)
             _engine.apply(config, at_x, at_y, at_weight, at_bias, at_packed)
-        return y, PackedResiduals(packed, self.plan, config.view, eps) if save else None
+        return y, PackedResiduals(packed, self.plan, config.view, eps, bias_given) if save else None
 
 
 class Gradient(_Pass, BackwardSteps):
@@ -158,7 +162,11 @@ class Gradient(_Pass, BackwardSteps):
         at_x, at_dy, at_dx, at_weight = addresses(x, dy, dx, weight)
         _, at_residuals, at_dweight, at_dbias = addresses(None, residuals.array, dweight, dbias)  # type: ignore[union-attr]  # `compiled` took no others
         at_weight = at_weight or config.absent_weight
-        _engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
+        at_bias, bias = config.absent_bias, None
+        if self.plan.activation is not None:
+            bias = self._bias(residuals)  # type: ignore[arg-type]
+            at_bias = self._address(bias) or at_bias
+        _engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias, at_bias)
         return dx, dweight, dbias
 
     def _as_dy(self, dy: Array, x: Array) -> Array:  # noqa: ARG002

@@ -3,14 +3,16 @@
 For a set with its mean, the mean's correction (what its rounding lost), z = x·scale, and rstd,
 
     x̂  = (z − mean − correction)·rstd
-    y  = x̂·weight + bias
+    y  = x̂·weight + bias      where below `floor`, floor: 0 if ReLU follows, NaN if nothing does
     dx = rstd·scale·(g − S(g) − x̂·S(g·x̂))      with g = dy·weight, S the mean over the set
+
+Where ReLU follows, dy counts as 0 where y, computed again with the bits of the forward pass, is not above 0.
 """
 
 from __future__ import annotations
 
 from anynorm_numba._sums import sums_across, sums_along, sums_of_line
-from anynorm_numba._vectors import DOUBLE, FLOAT, GROUP, HALF, I16, Term, Vector, elementwise, fma
+from anynorm_numba._vectors import DOUBLE, FLOAT, GROUP, HALF, I16, Term, Vector, elementwise, fma, select, zero_like
 
 
 def _deviation(x: Vector, scale: Vector, mean: Vector, correction: Vector) -> Vector:
@@ -27,14 +29,42 @@ def _deviations(x: Vector, scale: Vector, pivot: Vector) -> list[Term]:
 
 
 def _y(
-    x: Vector, scale: Vector, mean: Vector, correction: Vector, rstd: Vector, weight: Vector, bias: Vector
+    x: Vector,
+    scale: Vector,
+    mean: Vector,
+    correction: Vector,
+    rstd: Vector,
+    weight: Vector,
+    bias: Vector,
+    floor: Vector,
 ) -> Vector:
     # Not rstd·weight: that may leave the range of numbers where y does not.
-    return fma(_deviation(x, scale, mean, correction) * rstd, weight, bias)
+    y = fma(_deviation(x, scale, mean, correction) * rstd, weight, bias)
+    return select(floor > y, floor, y)  # one instruction, which keeps NaN
+
+
+def _through_relu(dy: Vector, xhat: Vector, weight: Vector, bias: Vector) -> Vector:
+    y = fma(xhat, weight, bias)
+    return select(y <= zero_like(y), zero_like(y), dy)
 
 
 def _gradient_terms(x: Vector, dy: Vector, scale: Vector, mean: Vector, correction: Vector, rstd: Vector) -> list[Term]:
     return [dy, (dy, _deviation(x, scale, mean, correction) * rstd)]
+
+
+def _relu_gradient_terms(
+    x: Vector,
+    dy: Vector,
+    weight: Vector,
+    bias: Vector,
+    scale: Vector,
+    mean: Vector,
+    correction: Vector,
+    rstd: Vector,
+) -> list[Term]:
+    xhat = _deviation(x, scale, mean, correction) * rstd
+    of_y = _through_relu(dy, xhat, weight, bias)
+    return [of_y, (of_y, xhat)]
 
 
 def _weighted_gradient_terms(
@@ -60,6 +90,12 @@ def _dx(
     return projected * rstd * scale
 
 
+def _relu_dx(x: Vector, dy: Vector, weight: Vector, bias: Vector, *rest: Vector) -> Vector:
+    scale, mean, correction, rstd, _, _ = rest
+    xhat = _deviation(x, scale, mean, correction) * rstd
+    return _dx(x, _through_relu(dy, xhat, weight, bias), weight, *rest)
+
+
 # Sets whose terms of dweight and dbias one loop adds up: with eight at a time layer norm of (4096, 1024) takes 1.3
 # times as long, where rows whose length is a power of 2 lie in the same few lines of a cache.
 SETS = 4
@@ -82,13 +118,15 @@ deviations_of_line = sums_of_line("xdd", 2, _deviations, in_float64=ALL)
 deviations_across = sums_across("xdd", 2, _deviations, in_float64=ALL, ahead=True)
 
 # y, of one row and of eight.
-write_y = elementwise("xcccccc", _y)
-write_y_rows = elementwise("xcccccc", _y, rows=GROUP)
+write_y = elementwise("xccccccc", _y)
+write_y_rows = elementwise("xccccccc", _y, rows=GROUP)
 
 # Σdy and Σdy·x̂, or Σg and Σg·x̂ if weighted: along a line, and down columns, where each row may have a weight. The bound
 # allows sums of eight in float32, which take half the time. Those over a few sets stay in the compute dtype.
 gradient_sums_along = sums_along("xxcccc", 2, _gradient_terms, in_float64=NONE)
 gradient_sums_across = sums_across("xxcccc", 2, _gradient_terms, in_float64=NONE, ahead=True)
+relu_gradient_sums_along = sums_along("xxcccccc", 2, _relu_gradient_terms, in_float64=NONE)
+relu_gradient_sums_across = sums_across("xxcccccc", 2, _relu_gradient_terms, in_float64=NONE, ahead=True)
 weighted_gradient_sums_of_line = sums_of_line("xxccccc", 2, _weighted_gradient_terms, in_float64=NONE)
 weighted_gradient_sums_across = sums_across("xxrcccc", 2, _weighted_gradient_terms, in_float64=NONE)
 gradient_sums_of_sets = sums_across("xxrrrr", 2, _gradient_terms, in_float64=NONE, rows=SETS, sums_in_compute=True)
@@ -96,3 +134,5 @@ gradient_sums_of_sets = sums_across("xxrrrr", 2, _gradient_terms, in_float64=NON
 # dx, of one row and of eight.
 write_dx = elementwise("xxccccccc", _dx)
 write_dx_rows = elementwise("xxccccccc", _dx, rows=GROUP)
+relu_write_dx = elementwise("xxcccccccc", _relu_dx)
+relu_write_dx_rows = elementwise("xxcccccccc", _relu_dx, rows=GROUP)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from anynorm_numba import _compile
 from anynorm_numba._geometry import CHUNK, FINALIZE, PUT, REDUCE, SUM, WHOLE, WRITE
-from anynorm_numba._loops import gradient_sums_along, write_dx
+from anynorm_numba._loops import gradient_sums_along, relu_gradient_sums_along, relu_write_dx, write_dx
 from anynorm_numba._parameter_sums import parameters_wanted, put_gradients, store_shares
 from anynorm_numba._records import behind, geometry_at, gradient_state_at, gradient_sums_at
 from anynorm_numba._rows import PAIR_BYTES, chunk_end, folded, load_pair, residuals_of_set, set_address, store_pair
@@ -30,8 +30,8 @@ from anynorm_numba._vectors import LANES
 
 
 @_compile.part
-def sums_of_chunk(dtype, geometry, x, dy, line, chunk, residuals, memory):
-    """Return Σdy and Σdy·x̂ over a chunk of a line of the set at x."""
+def sums_of_chunk(dtype, geometry, x, dy, weight, bias, line, chunk, residuals, memory):
+    """Return Σdy and Σdy·x̂ over a chunk of a line of the set at x. Weight and bias are read where ReLU follows."""
     mean, correction, rstd, scale, _ = residuals
     runs, run, size = geometry.lengths.r, geometry.run, itemsize(dtype)
     i, last = chunk * CHUNK, chunk_end(geometry, chunk)
@@ -43,7 +43,11 @@ def sums_of_chunk(dtype, geometry, x, dy, line, chunk, residuals, memory):
         n = min(run - p, last - i)
         source = x + r * geometry.x.r + p * size
         gradient = dy + r * geometry.dy.r + p * size
-        gradient_sums_along(dtype, n, i, memory, source, gradient, scale, mean, correction, rstd)
+        if geometry.activation:
+            w, v = load(dtype, weight + line * geometry.weight.s), load(dtype, bias + line * geometry.bias.s)
+            relu_gradient_sums_along(dtype, n, i, memory, source, gradient, w, v, scale, mean, correction, rstd)
+        else:
+            gradient_sums_along(dtype, n, i, memory, source, gradient, scale, mean, correction, rstd)
         i += n
         r += 1
         p = 0
@@ -51,7 +55,7 @@ def sums_of_chunk(dtype, geometry, x, dy, line, chunk, residuals, memory):
 
 
 @_compile.part
-def write_chunk(dtype, geometry, x, dy, dx, weight, line, chunk, residuals, mean_g, mean_g_xhat):
+def write_chunk(dtype, geometry, x, dy, dx, weight, bias, line, chunk, residuals, mean_g, mean_g_xhat):
     """Write dx of a chunk of a line of a set. Addresses are where the set begins."""
     mean, correction, rstd, scale, _ = residuals
     runs, run, size = geometry.lengths.r, geometry.run, itemsize(dtype)
@@ -67,7 +71,13 @@ def write_chunk(dtype, geometry, x, dy, dx, weight, line, chunk, residuals, mean
         source = x + r * geometry.x.r + p * size
         gradient = dy + r * geometry.dy.r + p * size
         target = dx + r * geometry.dx.r + p * size
-        write_dx(dtype, n, past, target, source, gradient, w, scale, mean, correction, rstd, mean_g, mean_g_xhat)
+        if geometry.activation:
+            v = load(dtype, bias + line * geometry.bias.s)
+            relu_write_dx(
+                dtype, n, past, target, source, gradient, w, v, scale, mean, correction, rstd, mean_g, mean_g_xhat
+            )
+        else:
+            write_dx(dtype, n, past, target, source, gradient, w, scale, mean, correction, rstd, mean_g, mean_g_xhat)
         i += n
         r += 1
         p = 0
@@ -90,7 +100,7 @@ def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory):
     u = a * geometry.lengths.b + b
     source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
     weights, of_set = set_address(geometry.weight, weight, a, b), residuals_of_set(dtype, geometry, residuals, u)
-    lines, chunks = geometry.lines, geometry.chunks
+    biases, lines, chunks = set_address(geometry.bias, sums.bias, a, b), geometry.lines, geometry.chunks
     g = g_xhat = (0.0, 0.0)
     if sums.given:
         g, g_xhat = given_set_sums(dtype, geometry, sums, u)
@@ -98,7 +108,9 @@ def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory):
         for line in range(lines):
             s = q = (0.0, 0.0)
             for chunk in range(chunks):
-                more, more_xhat = sums_of_chunk(dtype, geometry, source, gradient, line, chunk, of_set, memory)
+                more, more_xhat = sums_of_chunk(
+                    dtype, geometry, source, gradient, weights, biases, line, chunk, of_set, memory
+                )
                 s, q = add_sums(s, more), add_sums(q, more_xhat)
             g, g_xhat = add_line(dtype, geometry, weights, sums, u, line, s, q, g, g_xhat)
         store_set_sums(dtype, geometry, sums, u, g, g_xhat)
@@ -106,14 +118,17 @@ def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory):
 
 
 @_compile.part
-def write_set(dtype, geometry, x, dy, dx, weight, residuals, a, b, mean_g, mean_g_xhat):
+def write_set(dtype, geometry, x, dy, dx, weight, bias, residuals, a, b, mean_g, mean_g_xhat):
     """Write dx of the set (a, b)."""
+    u = a * geometry.lengths.b + b
     source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
     target, weights = set_address(geometry.dx, dx, a, b), set_address(geometry.weight, weight, a, b)
-    of_set = residuals_of_set(dtype, geometry, residuals, a * geometry.lengths.b + b)
+    biases, of_set = set_address(geometry.bias, bias, a, b), residuals_of_set(dtype, geometry, residuals, u)
     for line in range(geometry.lines):
         for chunk in range(geometry.chunks):
-            write_chunk(dtype, geometry, source, gradient, target, weights, line, chunk, of_set, mean_g, mean_g_xhat)
+            write_chunk(
+                dtype, geometry, source, gradient, target, weights, biases, line, chunk, of_set, mean_g, mean_g_xhat
+            )
 
 
 @_compile.part
@@ -131,7 +146,7 @@ def gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, first
     for k in range(count if dx else 0):
         a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
         state = gradient_state_at(states + STATE_BYTES * k)
-        write_set(dtype, geometry, x, dy, dx, weight, residuals, a, b, state.mean_g, state.mean_g_xhat)
+        write_set(dtype, geometry, x, dy, dx, weight, sums.bias, residuals, a, b, state.mean_g, state.mean_g_xhat)
 
 
 @_compile.part
@@ -196,16 +211,19 @@ def row_gradients(
     state = set_state(geometry, workspace, u)
     source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
     weights = set_address(geometry.weight, weight, a, b)
-    of_set = residuals_of_set(dtype, geometry, residuals, u)
+    biases, of_set = set_address(geometry.bias, sums.bias, a, b), residuals_of_set(dtype, geometry, residuals, u)
     line, chunk = piece // chunks, piece % chunks
     if phase == SUM:
         if vector:
             s, q = run_sums_of_chunk(dtype, geometry, source, gradient, weights, piece, of_set)
         else:
-            s, q = sums_of_chunk(dtype, geometry, source, gradient, line, chunk, of_set, scratch(dtype))
+            memory = scratch(dtype)
+            s, q = sums_of_chunk(dtype, geometry, source, gradient, weights, biases, line, chunk, of_set, memory)
         store_pair(behind(state) + PAIR_BYTES * piece, s, q)
     elif phase == FINALIZE:
         finalize_gradient(dtype, geometry, weights, state, sums, u)
     else:
         target, mean_g, mean_g_xhat = set_address(geometry.dx, dx, a, b), state.mean_g, state.mean_g_xhat
-        write_chunk(dtype, geometry, source, gradient, target, weights, line, chunk, of_set, mean_g, mean_g_xhat)
+        write_chunk(
+            dtype, geometry, source, gradient, target, weights, biases, line, chunk, of_set, mean_g, mean_g_xhat
+        )

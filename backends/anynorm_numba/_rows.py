@@ -11,6 +11,8 @@ sums are in the workspace: for each set a `SET_STATE`, and a `SUM_PAIR` for each
 
 from __future__ import annotations
 
+import math
+
 from anynorm_numba import _compile
 from anynorm_numba._geometry import CHUNK, FINALIZE, SET_STATE, START, SUM, SUM_PAIR, WHOLE
 from anynorm_numba._loops import deviations_along, deviations_of_line, raw_along, raw_of_line, write_y
@@ -40,6 +42,12 @@ PIECE = 1024
 def set_address(strides, address, a, b):
     """Return where the set (a, b) of an array begins."""
     return address + a * strides.a + b * strides.b
+
+
+@_compile.part
+def floor_of(geometry):
+    """Return the number that replaces what is below it: 0 if ReLU follows, NaN, below which nothing is, if not."""
+    return 0.0 if geometry.activation else math.nan
 
 
 @_compile.part
@@ -86,7 +94,7 @@ def pivot_of_set(dtype, geometry, x):
 def write_piece(dtype, geometry, line, i, last, x, y, weight, bias, residuals):
     """Write y of a line of a set, from element i up to last. Addresses are where the set begins."""
     mean, correction, rstd, scale, _ = residuals
-    runs, run = geometry.lengths.r, geometry.run
+    runs, run, floor = geometry.lengths.r, geometry.run, floor_of(geometry)
     size, compute_size = itemsize(dtype), compute_itemsize(dtype)
     x_stride, y_stride = geometry.x.r, geometry.y.r
     vector, past = geometry.vector, geometry.past_caches
@@ -102,9 +110,9 @@ def write_piece(dtype, geometry, line, i, last, x, y, weight, bias, residuals):
         source, target = x + r * x_stride + p * size, y + r * y_stride + p * size
         if vector:
             weights, biases = weight + p * compute_size, bias + p * compute_size
-            write_y(dtype, n, past, target, source, scale, mean, correction, rstd, weights, biases)
+            write_y(dtype, n, past, target, source, scale, mean, correction, rstd, weights, biases, floor)
         else:
-            write_y(dtype, n, past, target, source, scale, mean, correction, rstd, w, b)
+            write_y(dtype, n, past, target, source, scale, mean, correction, rstd, w, b, floor)
         i += n
         r += 1
         p = 0
@@ -154,16 +162,16 @@ def write_lines(dtype, geometry, source, y, weight, bias, a, b, i, last, residua
 def write_run(dtype, geometry, r, b, x, y, weight, bias, residuals):
     """Write y of run r of all lines of the set (0, b), without the divisions that find an element's run."""
     mean, correction, rstd, scale, _ = residuals
-    run, past = geometry.run, geometry.past_caches
+    run, past, floor = geometry.run, geometry.past_caches, floor_of(geometry)
     source = set_address(geometry.x, x, 0, b) + r * geometry.x.r
     target = set_address(geometry.y, y, 0, b) + r * geometry.y.r
     weights, biases = set_address(geometry.weight, weight, 0, b), set_address(geometry.bias, bias, 0, b)
     if geometry.vector:
-        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, weights, biases)
+        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, weights, biases, floor)
         return
     for _ in range(geometry.lines):
         w, bias_of_line = load(dtype, weights), load(dtype, biases)
-        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, w, bias_of_line)
+        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, w, bias_of_line, floor)
         source += geometry.x.s
         target += geometry.y.s
         weights += geometry.weight.s

@@ -48,6 +48,10 @@ class Steps(Executable[Any], ABC):
     def _as_parameter(self, parameter: Any) -> Any:
         """Return a weight or bias as the configs are made for it, None for None."""
 
+    @abstractmethod
+    def _as_dense_parameter(self, parameter: Any) -> Any:
+        """Return a weight or bias in the compute dtype and in C order, None for None."""
+
     def _as_dy(self, dy: Any, x: Any) -> Any:  # noqa: ARG002
         """Return dy, or a copy of it, as the configs are made for it."""
         return dy
@@ -138,7 +142,9 @@ class BackwardSteps(Steps):
         dweight, dbias = [None if shape is None else self._empty(cast("Ints", shape)) for shape in shapes]
         targets = self._address(sums), self._address(dweight), self._address(dbias)
         dy, weight = self._as_dy(dy, x), self._as_parameter(weight)
-        _engine.gradient_sums(config, *self._read(config, dy, x, weight, residuals), *targets)
+        bias = self._bias(residuals)
+        at_bias = self._address(bias) or config.absent_bias
+        _engine.gradient_sums(config, *self._read(config, dy, x, weight, residuals), *targets, at_bias)
         return unpack_sums(sums, dweight, dbias, self.plan, config.view)
 
     def gradient(self, dy: Any, x: Any, weight: Any, residuals: AnyResiduals, sums: GradientSums, out: Any) -> Any:
@@ -149,10 +155,16 @@ class BackwardSteps(Steps):
         of_sets = pack_sums(sums, self.plan, config.view, self._empty((2, config.sets), float64=True))
         dx = self._empty_like(x) if out is None else out
         dy, weight = self._as_dy(dy, x), self._as_parameter(weight)
+        bias = self._bias(residuals)
+        at_bias = self._address(bias) or config.absent_bias
         read = self._read(config, dy, x, weight, residuals)
-        _engine.gradient(config, *read, self._address(of_sets), self._address(dx))
+        _engine.gradient(config, *read, self._address(of_sets), self._address(dx), at_bias)
         self._written(out)
         return dx
+
+    def _bias(self, residuals: PackedResiduals) -> Any:
+        """Return the bias that an activation's gradient reads, in the compute dtype and C order; None without one."""
+        return self._as_dense_parameter(residuals.bias) if self.plan.activation is not None else None
 
     def _read(
         self, config: LaunchConfig, dy: Any, x: Any, weight: Any, residuals: PackedResiduals

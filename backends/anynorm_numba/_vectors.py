@@ -104,6 +104,11 @@ def select(mask: ir.Value, a: Vector, b: Vector) -> Vector:
     return Vector(a.builder, a.builder.select(mask, a.value, b.value))
 
 
+def zero_like(a: Vector) -> Vector:
+    """Return as many zeros as a has elements."""
+    return Vector(a.builder, ir.Constant(a.value.type, [0.0] * a.value.type.count))
+
+
 def two_sum(a: Vector, b: Vector) -> tuple[Vector, Vector]:
     """Return a + b, and what its rounding lost (Knuth)."""
     total = a + b

@@ -17,7 +17,7 @@ _LIMIT = {4: 2.0**100, 8: 2.0**900}
 
 
 class Affine:
-    """The scale and shift that follow normalization."""
+    """The scale, shift and activation that follow normalization."""
 
     def __init__(self, plan: Plan, weight: Array | None, bias: Array | None) -> None:
         scale = None if weight is None else _Parameter(plan, weight, cast("Ints", plan.weight))
@@ -27,9 +27,13 @@ class Affine:
         folds_shift = shift is None or (folds_scale and shift.is_column)
         self._folded = scale if folds_scale else None, shift if folds_shift else None
         self._spread = None if folds_scale else scale, None if folds_shift else shift
+        self._activates = plan.activation is not None
 
     def apply(self, e: Array, factor: Array, rest: Array | None, sets: range, span: range, out: Array) -> None:
-        """Put (e − rest)·factor·weight + bias into `out`; factor and rest, None for 0, are one number per set."""
+        """Put (e − rest)·factor·weight + bias, through the activation, into `out`.
+
+        factor and rest, None for 0, are one number per set.
+        """
         scale, shift = [None if p is None else p.column(sets) for p in self._folded]  # type: Any, Any
         whole = factor if scale is None else factor * scale
         offset = None if rest is None else -rest * whole
@@ -50,6 +54,8 @@ class Affine:
             if parameter is not None:  # it varies within a set
                 view, values = parameter.against(out, sets, span)
                 combine(view, values, out=view)
+        if self._activates:
+            np.maximum(out, 0, out=out)
 
 
 def _extreme(whole: Array, factor: Array, scale: Array, dtype: np.dtype[Any]) -> Any:

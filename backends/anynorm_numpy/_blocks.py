@@ -47,8 +47,10 @@ class Blocks(Executable[Array]):
             if not save:
                 return y, None
             if given is not None:
-                return y, formula.residuals_of_given(plan, given, eps, x, ops=self.ops)
-            return y, _residuals(measured, plan, x)
+                residuals = formula.residuals_of_given(plan, given, eps, x, ops=self.ops)
+            else:
+                residuals = _residuals(measured, plan, x)
+            return y, residuals if plan.activation is None else residuals._replace(bias=bias)
 
     def measure(self, x: Array, eps: float = 0.0) -> Statistics:
         with np.errstate(all="ignore"):

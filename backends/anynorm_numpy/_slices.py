@@ -49,11 +49,14 @@ def _in_slices(
     # Splitting an axis, as group norm does, never copies.
     source, gradient, target = [array.reshape(shape) for array in (x, dy, dx)]
     full_weight = None if weight is None else weight.reshape(cast(Ints, plan.weight))
+    full_bias = None if residuals.bias is None else residuals.bias.reshape(cast(Ints, plan.bias))
     totals = [None if own is None else np.zeros(own) for own in parameters]
     for index in _slices(parameters, source.strides, shape, plan.kept):
         part = source[index]
         part_weight = None if full_weight is None else full_weight[_along(full_weight.shape, index)]
-        part_residuals = Residuals(*[None if array is None else array[_along(statistic, index)] for array in residuals])
+        part_bias = None if full_bias is None else full_bias[_along(full_bias.shape, index)]
+        fields = [None if field is None else field[_along(statistic, index)] for field in residuals[:5]]
+        part_residuals = Residuals(*fields)._replace(bias=part_bias)
         lengths = [None if own is None else _cut(own, part.shape) for own in parameters]
         part_plan = plan._replace(
             shape=part.shape, weight=lengths[0], bias=lengths[1], statistic=_cut(statistic, part.shape)

@@ -60,23 +60,29 @@ class _Normalized(torch.autograd.Function):
     """x, weight, bias -> y by an engine. Its gradient has a gradient by the formula."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, computed: tuple[Tensor, Any, Any]) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, computed: tuple[Tensor, Any, Any]) -> Tensor:
         y, residuals, ctx.kept = computed
-        # Not bias, whose values may change meanwhile.
-        ctx.save_for_backward(x, weight, residuals)
+        # Not bias, whose values may change meanwhile, but where the gradient of an activation depends on them.
+        if ctx.kept[0].plan.activation is None:
+            bias = None
+        ctx.save_for_backward(x, weight, residuals, bias)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, weight, residuals = ctx.saved_tensors
+        x, weight, residuals, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         kept = launch, _, _, array, read_weight = ctx.kept
         if torch.is_grad_enabled():
-            return *_differentiable(Kept(*kept), dy, x, weight, residuals, needs), None
+            return *_differentiable(Kept(*kept), dy, x, weight, residuals, bias, needs), None
         key: Any = None
         if forward_ad._current_level < 0:
             # Hooks may have brought back tensors of another kind than those that were saved.
-            if residuals is None:
+            if bias is not None:
+                named = {"x": x, "dy": dy, "bias": bias, "weight": weight, "residuals": residuals}
+                present = {name: tensor for name, tensor in named.items() if tensor is not None}
+                key = signature_of(", ".join(present), *present.values())
+            elif residuals is None:
                 key = signature_of("x, dy", x, dy) if weight is None else signature_of("x, dy, weight", x, dy, weight)
             elif weight is None:
                 key = signature_of("x, dy, residuals", x, dy, residuals)
@@ -86,16 +92,16 @@ class _Normalized(torch.autograd.Function):
             key = launch, key
         executable: Any = None if key is None else cache.entries.get(key)
         if executable is None:
-            executable = _compiled(Kept(*kept), dy, x, weight, residuals)
+            executable = _compiled(Kept(*kept), dy, x, weight, residuals, bias)
             if key is not None:
                 cache.remember(key, executable)
         if type(executable) is not Executable:
             residuals_read = residuals if array is None else array
             weight_read = weight if read_weight is None else read_weight
-            found = executable.run(dy, x, weight_read, residuals_read, None, needs)
+            found = executable.run(dy, x, weight_read, bias, residuals_read, None, needs)
             if found is not None:
                 return *found, None  # cast, and left out where it is not needed, by autograd itself
-        packed = _packed(Kept(*kept), residuals)
+        packed = _packed(Kept(*kept), residuals, bias)
         found = Executable(launch.plan, OPS, None).backward(dy, x, weight, packed, None)
         return *_like(found, weight, launch.bias, needs), None
 
@@ -103,20 +109,20 @@ class _Normalized(torch.autograd.Function):
 _apply: Any = super(torch.autograd.Function, _Normalized).apply
 
 
-def _compiled(kept: Kept, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Tensor | None) -> Any:
+def _compiled(kept: Kept, dy: Tensor, x: Tensor, weight: Maybe, residuals: Maybe, bias: Maybe) -> Any:
     """Return what serves backward passes like this one, the formula where no engine may or can."""
     launch = kept.launch
-    tensors = [tensor for tensor in (x, dy, weight, residuals) if tensor is not None]
+    tensors = [tensor for tensor in (x, dy, weight, residuals, bias) if tensor is not None]
     found: Any = "the tensors may not be read"
     if forward_ad._current_level < 0 and not any(unreadable(tensor) for tensor in tensors):
         weight = weight if kept.read_weight is None else kept.read_weight
-        found = launch.compile_gradient(Operands(x, weight, dy=dy, residuals=_packed(kept, residuals)))
+        found = launch.compile_gradient(Operands(x, weight, dy=dy, residuals=_packed(kept, residuals, bias)))
     return Executable(launch.plan, OPS, found) if isinstance(found, str) else found
 
 
-def _packed(kept: Kept, residuals: Tensor | None) -> PackedResiduals:
+def _packed(kept: Kept, residuals: Maybe, bias: Maybe) -> PackedResiduals:
     array = residuals if kept.array is None else torch.from_numpy(kept.array)
-    return PackedResiduals(array, kept.launch.plan, kept.view, kept.eps)
+    return PackedResiduals(array, kept.launch.plan, kept.view, kept.eps, bias)
 
 
 def _like(
@@ -132,18 +138,17 @@ def _like(
 
 
 def _differentiable(
-    kept: Kept, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Tensor | None, needs: Sequence[bool]
+    kept: Kept, dy: Tensor, x: Tensor, weight: Maybe, residuals: Maybe, bias: Maybe, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return the gradients as the formula has them, recorded for a gradient of their own."""
     launch = kept.launch
     plan, described = launch.plan, launch.bias
     if plan.given:
-        found = formula.backward(plan, dy, x, weight, _packed(kept, residuals), ops=OPS)  # type: ignore[arg-type]
+        found = formula.backward(plan, dy, x, weight, _packed(kept, residuals, bias), ops=OPS)  # type: ignore[arg-type]
         return _like(found, weight, described, needs)
     # Aliases, because one input may be made of another, or be the same tensor: their gradients must not mix here.
-    # Nothing depends on the values of bias.
-    bias = None
-    if described is not None:
+    # Without an activation nothing depends on the values of bias.
+    if described is not None and bias is None:
         bias = x.new_zeros(described.shape, dtype=described.dtype, requires_grad=needs[2])
     aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)]
     y, _ = formula.forward(plan, aliases[0], aliases[1], aliases[2], kept.eps, ops=OPS)

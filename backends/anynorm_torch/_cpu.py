@@ -44,6 +44,9 @@ class _Host(Steps):
     def _as_parameter(self, parameter: Tensor | None) -> Tensor | None:
         return as_parameter(parameter, self._compute)
 
+    def _as_dense_parameter(self, parameter: Tensor | None) -> Tensor | None:
+        return None if parameter is None else parameter.detach().to(self._compute).contiguous()
+
     def _declines(self, *arrays: Tensor | None) -> bool:
         check_storage(*arrays)
         return self._records or gradient_wanted(*arrays)
@@ -169,7 +172,7 @@ class CpuLaunch(_Host, ForwardSteps, Launch):
             written(out)
         if self._records:
             y = recorded(x, weight, bias, y, self, config.view, eps, residuals, read_weight)
-        return y, PackedResiduals(residuals, self.plan, config.view, eps) if save else None
+        return y, PackedResiduals(residuals, self.plan, config.view, eps, bias) if save else None
 
     def _empty_residuals(self, config: LaunchConfig) -> Tensor:
         sets = config.sets
@@ -226,7 +229,14 @@ class CpuGradient(_Host, BackwardSteps, Gradient):
         return reason or cls(plan, operands, bias, configs, copies)
 
     def run(
-        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Any, out: Tensor | None, needs: Sequence[bool]
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residuals: Any,
+        out: Tensor | None,
+        needs: Sequence[bool],
     ) -> Gradients | None:
         config = self._configs.serial or self._configs.now()
         dx = out
@@ -244,7 +254,11 @@ class CpuGradient(_Host, BackwardSteps, Gradient):
             check_storage(x, dy, dx, weight, residuals if isinstance(residuals, Tensor) else None)
         at_dweight = 0 if dweight is None else dweight.data_ptr()
         at_dbias = 0 if dbias is None else dbias.data_ptr()
-        engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias)
+        at_bias = 0
+        if self.plan.activation is not None:
+            bias = self._as_dense_parameter(bias)
+            at_bias = self._address(bias) or config.absent_bias
+        engine.backward(config, at_x, at_dy, at_dx, at_weight, at_residuals, at_dweight, at_dbias, at_bias)
         if out is not None:
             written(out)
         return dx, dweight, dbias

@@ -222,7 +222,14 @@ class CudaGradient(_OnCuda, BackwardPass, Gradient):
         return super().backward(dy, x, weight, residuals, out)
 
     def run(
-        self, dy: Tensor, x: Tensor, weight: Maybe, residuals: Any, out: Maybe, needs: Sequence[bool]
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Maybe,
+        bias: Maybe,  # noqa: ARG002  the engine serves no activation
+        residuals: Any,
+        out: Maybe,
+        needs: Sequence[bool],
     ) -> Gradients | None:
         if self.reason is not None:
             return None

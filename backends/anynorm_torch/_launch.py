@@ -58,19 +58,26 @@ class Gradient(Executable[Tensor], ABC):
     ) -> Gradients:
         if isinstance(residuals, PackedResiduals):
             check_storage(dy, x, weight, out)
-            found = self.run(dy, x, weight, residuals.array, out, (True, True, True))
+            found = self.run(dy, x, weight, residuals.bias, residuals.array, out, (True, True, True))
             if found is not None:
                 return found
         return super().backward(dy, x, weight, residuals, out)
 
     @abstractmethod
     def run(
-        self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: Any, out: Tensor | None, needs: Sequence[bool]
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residuals: Any,
+        out: Tensor | None,
+        needs: Sequence[bool],
     ) -> Gradients | None:
         """Return dx, in `out` if that is given, and those of dweight and dbias that are needed, in their shapes.
 
-        None if the engine cannot after all. `residuals` is their array, as the engine made it; `needs` says of x,
-        weight and bias if their gradients are needed.
+        None if the engine cannot after all. bias is there where an activation needs it. `residuals` is their array,
+        as the engine made it; `needs` says of x, weight and bias if their gradients are needed.
         """
 
 
@@ -81,7 +88,8 @@ class Differentiable(Executable[Tensor]):
         self, dy: Tensor, x: Tensor, weight: Tensor | None, residuals: AnyResiduals, out: Tensor | None
     ) -> Gradients:
         if isinstance(residuals, PackedResiduals) and not self.plan.given:
-            residuals = formula.forward(self.plan, x, None, None, residuals.eps, ops=self.ops)[1]
+            bias = residuals.bias
+            residuals = formula.forward(self.plan, x, None, None, residuals.eps, ops=self.ops)[1]._replace(bias=bias)
         return super().backward(dy, x, weight, residuals, out)
 
 
@@ -99,10 +107,11 @@ def why_no_gradient(operands: Operands) -> str | None:
         return "the forward pass was not the engine's"
     plan = residuals.plan
     lengths = [(x, plan.shape), (dy, plan.shape), (residuals.array, (5, *plan.statistic)), (weight, plan.weight)]
+    lengths.append((residuals.bias, plan.bias))
     if any(tensor is not None and tensor.numel() != math.prod(cast("Ints", shape)) for tensor, shape in lengths):
         return "a tensor that was saved came back in another shape"
     array = residuals.array if isinstance(residuals.array, Tensor) else None
-    if any(tensor is not None and tensor.device != x.device for tensor in (weight, out, dy, array)):
+    if any(tensor is not None and tensor.device != x.device for tensor in (weight, residuals.bias, out, dy, array)):
         return "a tensor that was saved came back on another device"
     if array is not None and (array.dtype is not DTYPES[x.dtype][1] or not array.is_contiguous()):
         return "statistics that were saved came back in another dtype or layout"

@@ -242,7 +242,7 @@ def test_images_share_kernels(function: str, groups: int | None) -> None:
     for batch, side, last in itertools.product((8, 16, 24, 32, 64), range(7, 64, 3), (False, True)):
         shape = (batch, side, side, 64) if last else (batch, 64, side, side)
         axis, batch_axis = 3 if last else 1, None if function == "batch_norm" else 0
-        plan = by_channel(False, function, shape, axis, batch_axis, groups, False, (64,), (64,))
+        plan = by_channel(False, function, shape, axis, batch_axis, groups, False, None, (64,), (64,))
         strides = tuple(reversed([*itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1)]))
         dtypes, layout = Dtypes("bfloat16", "float32", "float32", 256, 256), ((64,), (1,))
         for config in (

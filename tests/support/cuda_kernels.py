@@ -75,7 +75,7 @@ def _of_images(dtypes: Dtypes, device: Device) -> Iterator[LaunchConfig]:
         n, channels, *inner = shape
         last, first = _dense((n, *inner, channels)), _dense(shape)
         for function, batch_axis, groups in CHANNEL_NORMS:
-            plan = by_channel(False, function, shape, 1, batch_axis, groups, False, (channels,), (channels,))
+            plan = by_channel(False, function, shape, 1, batch_axis, groups, False, None, (channels,), (channels,))
             for strides in (first, (last[0], last[-1], *last[1:-1])):
                 yield from _configs(plan, dtypes, shape, strides, ((channels,), (1,)), device)
 

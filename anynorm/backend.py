@@ -99,12 +99,15 @@ class Backend(Derivable):
         Whether no array of the library can be written to.
     places_itself : bool
         Whether the library sees to devices itself, so that a call may mix them.
+    activations : tuple of str
+        What its executables apply to y where a plan says so. `compile` is asked for no plan with another.
 
     """
 
     ops: Ops
     immutable: bool = False
     places_itself: bool = False
+    activations: tuple[str, ...] = ()
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops

@@ -87,6 +87,8 @@ def _compiled(backend: Backend, plan: Plan, operands: Operands) -> Executable[An
         reason = "fast paths are turned off"
     elif ops.is_empty(plan.shape):
         reason = "x is empty"
+    elif plan.activation is not None and plan.activation not in backend.activations:
+        reason = f"no backend applies an activation to {ops.name} arrays"
     else:
         return _by_backend(backend, plan, operands)
     return Executable(plan, ops, reason)

@@ -21,6 +21,7 @@ class JaxBackend(Backend):
     """Serves eager arrays; what JAX traces it compiles with what surrounds it."""
 
     places_itself = immutable = True
+    activations = ("relu",)
 
     def __init__(self) -> None:
         super().__init__(OPS)

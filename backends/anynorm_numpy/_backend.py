@@ -31,6 +31,7 @@ class NumPyBackend(Backend):
     """Serves exactly ndarray and memmap on raw memory, subclasses by the formula, whose arithmetic is theirs."""
 
     places_itself = True  # there is one device
+    activations = ("relu",)
 
     def __init__(self) -> None:
         super().__init__(OPS)

@@ -22,6 +22,8 @@ from anynorm_torch._tensors import Given, Maybe, Parameter
 class TorchBackend(Backend):
     """Serves plain tensors on raw memory while nothing watches torch's operations, and all others by the formula."""
 
+    activations = ("relu",)
+
     def __init__(self) -> None:
         super().__init__(OPS)
 

@@ -425,6 +425,26 @@ found = [[its.category.__name__, str(its.message)] for its in caught], path, [np
     assert y == [[[-1.0, 1.0]]] * 2
 
 
+def test_a_backend_is_asked_for_the_activations_it_names(tmp_path: Path) -> None:
+    """One that knows nothing of activations is not asked for a norm with one, which it would leave out."""
+    install(tmp_path, backend(LAUNCH, compiles=True), value="outside:Strangers")
+
+    found = run(
+        tmp_path,
+        """
+import array_api_strict as xp
+x = xp.asarray([[1.0], [3.0]], dtype=xp.float32)
+y, pullback = an.vjp(an.batch_norm, x, eps=0, activation="relu")
+found = [an.explain(an.batch_norm, x), an.explain(an.batch_norm, x, activation="relu"), np.asarray(y).tolist()]
+""",
+    )
+
+    plain, activated, y = found
+    assert plain == ["outside", None]
+    assert activated == ["formula", "no backend applies an activation to array_api_strict arrays"]
+    assert y == [[0.0], [1.0]]
+
+
 def test_first_party_comes_first(tmp_path: Path) -> None:
     """A backend registered for an array type that a package of anynorm serves is not even imported."""
     install(tmp_path, "raise RuntimeError", "numpy.ndarray")

@@ -133,7 +133,7 @@ class GroupNormAct(nn.GroupNorm):
 
     def __init__(self, channels: int = C, groups: int = 8) -> None:
         super().__init__(groups, channels)
-        self.act = nn.SiLU()
+        self.act: nn.Module = nn.SiLU()
 
     def forward(self, x: Any) -> Any:
         return self.act(functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
@@ -632,3 +632,71 @@ def test_autocast() -> None:
         ours = block(x)
     assert ours.dtype == own.dtype == torch.float32
     torch.testing.assert_close(ours, own, rtol=1e-6, atol=1e-6)
+
+
+class FrozenAct(nn.Module):
+    """Batch norm by given statistics, and activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean"):
+            self.register_buffer(name, torch.linspace(-1, 2, C))
+        self.register_buffer("running_var", torch.linspace(0.5, 2, C))
+        self.act = nn.ReLU()
+
+    def forward(self, x: Any) -> Any:
+        layer: Any = self
+        mean, var = layer.running_mean, layer.running_var
+        return self.act(functional.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, 1e-5))
+
+
+class GroupNormReLU(GroupNormAct):
+    """Group norm and ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+
+@pytest.mark.parametrize("make", [BatchNormAct, FrozenAct, GroupNormReLU])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_relu_is_applied_in_the_pass_of_the_norm(
+    make: Any, training: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer's own ReLU is called only while a hook watches it; results and gradients are the same bits either way."""
+    called: list[Any] = []
+    own = nn.ReLU.forward
+
+    def noted(self: Any, x: Any) -> Any:
+        called.append(self)
+        return own(self, x)
+
+    monkeypatch.setattr(nn.ReLU, "forward", noted)
+    layer = make().to(dtype).train(training)
+    accelerate(layer)
+    called.clear()
+    x = torch.randn(IMAGES, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def results() -> tuple[Any, Any]:
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        return y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0]
+
+    y, dx = results()
+    assert not called
+    layer.act.register_forward_hook(lambda *_: None)
+    expected, expected_dx = results()
+    assert called
+    assert (y == 0).any()
+    assert torch.equal(y, expected)
+    assert torch.equal(dx, expected_dx)
+
+
+def test_dropout_before_the_activation_is_kept() -> None:
+    """A dropout that drops is called, and then the activation."""
+    layer = BatchNormAct(p=0.9).train()
+    accelerate(layer)
+    x = torch.randn(IMAGES, generator=torch.Generator().manual_seed(1))
+    assert (layer(x) == 0).float().mean() > 0.85
+    assert (layer.eval()(x) == 0).float().mean() < 0.7

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,10 +22,15 @@ from anynorm.backend import RunningStatistics
 from anynorm.layers._running import entered_by_moments
 from anynorm_torch._ops import OPS
 
+# What a channel norm does behind the shift, by `activation` of its function.
+Activation: TypeAlias = Literal["relu"] | None
+
 # What layers call, by the number of trailing axes.
 _LAYER_NORM = {ndim: head_of(an.layer_norm, axis=tuple(range(-ndim, 0))) for ndim in range(1, 9)}
 _RMS_NORM = {ndim: head_of(an.rms_norm, axis=tuple(range(-ndim, 0))) for ndim in range(1, 9)}
-_BY_RUNNING = head_of(an.batch_norm, mean=(), var=())
+_BY_RUNNING = {
+    activation: head_of(an.batch_norm, mean=(), var=(), activation=activation) for activation in (None, "relu")
+}
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -72,10 +77,15 @@ class _BatchNorm(batchnorm._BatchNorm):
         """Normalize each channel: by the batch in training, else by the running statistics, where there are any."""
         if not (isinstance(input, Tensor) and isinstance(self, _BatchNorm)):
             return _not_computed(self, _BatchNorm, input)
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        if not self.training:
-            return _by_running(self, input)
-        return _by_batch(self, an.batch_norm, input, self.momentum, self.num_batches_tracked)
+        return batch_normalized(self, input, None)
+
+
+def batch_normalized(layer: Any, x: Tensor, activation: Activation) -> Tensor:
+    """Return what a batch norm's forward does, through an activation."""
+    layer._check_input_dim(x)
+    if not layer.training:
+        return _by_running(layer, x, activation)
+    return _by_batch(layer, an.batch_norm, x, layer.momentum, layer.num_batches_tracked, activation=activation)
 
 
 class _InstanceNorm(instancenorm._InstanceNorm):
@@ -244,13 +254,13 @@ def _trailing(layer: LayerNorm | RMSNorm, x: Tensor, heads: Mapping[int, Head]) 
     return heads[ndim]
 
 
-def _by_running(layer: batchnorm._NormBase, x: Tensor) -> Tensor:
+def _by_running(layer: batchnorm._NormBase, x: Tensor, activation: Activation = None) -> Tensor:
     """Normalize each channel by the layer's running statistics; by the batch's own where it has none."""
     (weight, bias), (mean, var) = _affine(layer), _running(layer)
     try:
         if mean is None or var is None:
-            return an.batch_norm(x, weight=weight, bias=bias, mean=mean, var=var, eps=layer.eps)
-        return normalized(_BY_RUNNING, x, weight, bias, (mean, var), layer.eps)  # type: ignore[no-any-return]
+            return an.batch_norm(x, weight=weight, bias=bias, mean=mean, var=var, eps=layer.eps, activation=activation)
+        return normalized(_BY_RUNNING[activation], x, weight, bias, (mean, var), layer.eps)  # type: ignore[no-any-return]
     except ValueError as error:
         raise _of_channels(layer, layer.num_features, x, error) from None
 
@@ -262,6 +272,7 @@ def _by_batch(
     momentum: float | None,
     tracked: Tensor | None,
     samples: tuple[int, ...] = (),
+    activation: Activation = None,
 ) -> Tensor:
     """Normalize by the batch's own statistics, which enter the layer's, if it has any, unless they are not finite.
 
@@ -269,7 +280,7 @@ def _by_batch(
     """
     try:
         weight, bias = _affine(layer)
-        call = bound(function, (x,), {"weight": weight, "bias": bias, "eps": layer.eps})
+        call = bound(function, (x,), {"weight": weight, "bias": bias, "eps": layer.eps, "activation": activation})
         y: Tensor
         y, residuals = forward(call)
         mean, var = _running(layer)

@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn.modules import batchnorm, instancenorm
+from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 
 import anynorm as an
 from anynorm_torch.nn._equal import Dtypes
-from anynorm_torch.nn._modules import _BatchNorm, _InstanceNorm
+from anynorm_torch.nn._modules import Activation, _BatchNorm, _InstanceNorm, batch_normalized
 from anynorm_torch.nn._twins import method_of, tensor_in
 
-Norm: TypeAlias = Callable[[Any, "Rule", Tensor, Any, Any], Tensor]  # of layer, rule, x, weight, bias
+Norm: TypeAlias = Callable[..., Tensor]  # of layer, rule, x, weight, bias; those in ACTIVATED of an activation too
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def _groups(layer: Any, rule: Rule) -> int:
     return getattr(layer, rule.groups) if isinstance(rule.groups, str) else rule.groups
 
 
-def _group_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    return an.group_norm(x, _groups(layer, rule), weight, bias, channel_axis=rule.axis[0], eps=_eps(layer, rule, x))
+def _group_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any, activation: Activation = None) -> Tensor:
+    groups, axis, eps = _groups(layer, rule), rule.axis[0], _eps(layer, rule, x)
+    return an.group_norm(x, groups, weight, bias, channel_axis=axis, eps=eps, activation=activation)
 
 
 def _rms_norm_of_groups(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
@@ -118,17 +120,27 @@ def _grouped(layer: Any, rule: Rule, x: Tensor, parts: tuple[int, int], weight: 
     return an.rms_norm(x.reshape(*x.shape[:-1], *parts), weight, bias, eps=_eps(layer, rule, x)).reshape(x.shape)
 
 
-def _instance_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    return an.instance_norm(x, weight=weight, bias=bias, channel_axis=rule.axis[0], eps=_eps(layer, rule, x))
+def _instance_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any, activation: Activation = None) -> Tensor:
+    axis, eps = rule.axis[0], _eps(layer, rule, x)
+    return an.instance_norm(x, weight=weight, bias=bias, channel_axis=axis, eps=eps, activation=activation)
 
 
-def _batch_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    mean, var, axis = _value(layer, rule.mean), _value(layer, rule.var), rule.axis[0]
-    return an.batch_norm(x, weight=weight, bias=bias, channel_axis=axis, mean=mean, var=var, eps=_eps(layer, rule, x))
+def _batch_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any, activation: Activation = None) -> Tensor:
+    given: Any = {"mean": _value(layer, rule.mean), "var": _value(layer, rule.var)}
+    more: Any = {"channel_axis": rule.axis[0], "eps": _eps(layer, rule, x), "activation": activation}
+    y: Tensor = an.batch_norm(x, weight=weight, bias=bias, **given, **more)
+    return y
 
 
-def _tracking_batch_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:  # noqa: ARG001
-    return _BatchNorm.forward(layer, x)
+def _tracking_batch_norm(
+    layer: Any,
+    rule: Rule,  # noqa: ARG001
+    x: Tensor,
+    weight: Any,  # noqa: ARG001
+    bias: Any,  # noqa: ARG001
+    activation: Activation = None,
+) -> Tensor:
+    return batch_normalized(layer, x, activation)
 
 
 def _tracking_instance_norm(layer: Any, rule: Rule, x: Tensor, weight: Any, bias: Any) -> Tensor:  # noqa: ARG001
@@ -151,6 +163,7 @@ NORMS: dict[str, Norm] = {
     "tracking batch_norm": _tracking_batch_norm,
     "tracking instance_norm": _tracking_instance_norm,
 }
+ACTIVATED = ("group_norm", "instance_norm", "batch_norm", "tracking batch_norm")
 
 
 def _weighted(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -239,8 +252,14 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
         order = orders.get((x.dtype, None if weight is None else weight.dtype))
         if order is None:
             return otherwise(self, *args, **kwargs)
-        y = order(norm, self, rule, x, weight, _value(self, rule.bias), *given[1:])
-        for name in rule.then:
+        bias, activation, then = _value(self, rule.bias), None, rule.then
+        if order is _after and rule.norm in ACTIVATED and x.is_cpu:  # CUDA's kernels apply no activation
+            activation, then = _fused(self, then)
+        if activation is None:
+            y = order(norm, self, rule, x, weight, bias, *given[1:])
+        else:
+            y = norm(self, rule, x, weight, bias, activation)
+        for name in then:
             y = getattr(self, name)(y)
         return y
 
@@ -252,6 +271,26 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
     names = {method: forward, "__reduce_ex__": __reduce_ex__, "__module__": own.__module__, "__doc__": own.__doc__}
     new: Any = type(own.__name__, bases, {**names, "__qualname__": own.__qualname__, "_anynorm": rule})
     return new  # type: ignore[no-any-return]
+
+
+def _fused(layer: Any, then: tuple[str, ...]) -> tuple[Activation, tuple[str, ...]]:
+    """Return the activation that the norm applies in its own pass, and the submodules that are then left to call."""
+    for number, name in enumerate(then):
+        module = getattr(layer, name)
+        if _watched(module):
+            break
+        if type(module) is torch.nn.ReLU:
+            return "relu", then[number + 1 :]
+        drops = type(module) is torch.nn.Dropout and module.training and module.p > 0
+        if drops or type(module) not in (torch.nn.Identity, torch.nn.Dropout):
+            break
+    return None, then
+
+
+def _watched(module: torch.nn.Module) -> bool:
+    """Say whether a call of a module does more than its class's forward."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(map(len, hooks)) or "forward" in vars(module) or bool(_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def _said(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -56,10 +56,13 @@ def _differentiated(x: Tensor) -> bool:
     return not jit.is_tracing()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transformed() -> bool:
     """Say whether torch.func is transforming what torch.compile traces, to which an object stands for no transform."""
     return functorch.peek_interpreter_stack() is not None
+
+
+# As `torch.compiler.assume_constant_result` marks it, which would import the compiler, and NumPy with it.
+_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _plus(a: Tensor | None, b: Tensor) -> Any:

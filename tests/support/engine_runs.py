@@ -23,20 +23,27 @@ def watched() -> Iterator[list[Any]]:
     from anynorm_numba import _engine, engine
 
     configs: list[Any] = []
+    running: list[str] = []  # a step apart calls a pass
 
     def seen(name: str) -> Callable[..., None]:
         run = getattr(_engine, name)
 
         def noted(config: Any, *args: Any, **options: Any) -> None:
-            configs.append(config)
-            run(config, *args, **options)
+            if not running:
+                configs.append(config)
+            running.append(name)
+            try:
+                run(config, *args, **options)
+            finally:
+                running.pop()
 
         return noted
 
-    # Adapters call the passes, and with given statistics `apply`; all steps apart are called within the engine.
-    passes: Any = {name: seen(name) for name in ("forward", "apply", "backward")}
-    apart: Any = {name: seen(name) for name in ("measure", "apply", "gradient_sums", "gradient")}
-    with mock.patch.multiple(engine, **passes), mock.patch.multiple(_engine, **apart):
+    # Adapters of other packages call the passes by `engine`, what is within the engine calls `_engine`.
+    steps = ("forward", "apply", "backward", "measure", "gradient_sums", "gradient")
+    within: Any = {name: seen(name) for name in steps}
+    passes: Any = {name: within[name] for name in steps[:3]}
+    with mock.patch.multiple(engine, **passes), mock.patch.multiple(_engine, **within):
         yield configs
 
 

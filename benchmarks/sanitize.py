@@ -185,7 +185,7 @@ def _plan(case: Case, weight: tuple[int, ...], bias: tuple[int, ...] | None) -> 
     batch_axis = None if problem.norm == "batch_norm" else 0
     groups = problem.groups if problem.norm == "group_norm" else None
     stored, axis = problem.stored, problem.channel_axis
-    return by_channel(False, problem.norm, stored, axis, batch_axis, groups, case.given, weight, bias)
+    return by_channel(False, problem.norm, stored, axis, batch_axis, groups, case.given, None, weight, bias)
 
 
 def _arrays(case: Case) -> Arrays:

@@ -13,7 +13,7 @@ from layouts import LAYOUTS
 from libraries import BOTH_NUMPY, EACH_WAY, LIBRARIES, ArrayLibrary, each_library
 
 import anynorm as an
-from anynorm_numba import engine
+from anynorm_numba import _engine
 
 BY_NAME = {norm.name: norm for norm in NORMS}
 
@@ -213,13 +213,13 @@ def test_fast_paths_of_the_backward_pass(enabled: bool, monkeypatch: pytest.Monk
     """With fast paths off no backend computes the gradients either, whatever holds when the pullback is called."""
     called = []
     x = np.ones((2, 3), "float32")
-    own = engine.backward
+    own = _engine.backward
 
     def watch(*args: Any, **options: Any) -> Any:
         called.append(True)
         return own(*args, **options)
 
-    monkeypatch.setattr(engine, "backward", watch)
+    monkeypatch.setattr(_engine, "backward", watch)
     with an.fast_paths(enabled):
         _, pullback = an.vjp(an.layer_norm, x)
     pullback(x)

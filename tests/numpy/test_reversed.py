@@ -163,16 +163,16 @@ def test_what_is_not_served(function: Any, memory: str, axis: int) -> None:
 
 @pytest.mark.parametrize("function", [an.batch_norm, an.instance_norm], ids=lambda array: array.__name__)
 def test_channels_of_small_images(function: Any) -> None:
-    """Sets in runs of under 64 elements are columns, in which channels go forwards; the reason speaks of those runs."""
-    x = np.random.default_rng(5).normal(size=(4, 3, 5, 5)).astype("float32")
+    """Sets of many runs of under 64 elements are columns, in which channels go forwards; the reason speaks of the runs."""
+    x = np.random.default_rng(5).normal(size=(64, 3, 5, 5)).astype("float32")
     turned = x[:, ::-1].copy()[:, ::-1]
     route = an.explain(function, turned)
     if function is an.instance_norm:  # a set is one run
         assert route.path == "anynorm_numba"
     else:
         assert route.reason == "sets lie in runs of 25 elements, and those follow each other backwards in memory"
-    apart = an.explain(an.batch_norm, np.zeros((4, 6, 5, 5), "float32")[:, ::2])
+    apart = an.explain(an.batch_norm, np.zeros((64, 6, 5, 5), "float32")[:, ::2])
     assert apart.reason == "sets lie in runs of 25 elements, and those do not follow each other without a gap in memory"
     np.testing.assert_allclose(function(turned), function(x), rtol=1e-5, atol=1e-5)
-    large = np.zeros((4, 3, 8, 8), "float32")
-    assert an.explain(function, large[:, ::-1]).path == "anynorm_numba"
+    for few_or_large in (x[:63], np.zeros((64, 3, 8, 8), "float32")):
+        assert an.explain(function, few_or_large[:, ::-1]).path == "anynorm_numba"

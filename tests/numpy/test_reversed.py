@@ -163,7 +163,7 @@ def test_what_is_not_served(function: Any, memory: str, axis: int) -> None:
 
 @pytest.mark.parametrize("function", [an.batch_norm, an.instance_norm], ids=lambda array: array.__name__)
 def test_channels_of_small_images(function: Any) -> None:
-    """Sets of many runs of under 64 elements are columns, in which channels go forwards; the reason speaks of the runs."""
+    """Sets of many runs of under 64 elements are columns, in which channels go forwards; the reason says which runs."""
     x = np.random.default_rng(5).normal(size=(64, 3, 5, 5)).astype("float32")
     turned = x[:, ::-1].copy()[:, ::-1]
     route = an.explain(function, turned)

@@ -35,6 +35,7 @@ def main() -> int:
             "autograd": _autograd,
             "reach": _reach,
             "jax": _jax,
+            "relu": _relu,
         }
         return piped(lambda: commands[options.what](options))
     except UsageError as error:
@@ -81,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     eager = commands.add_parser("jax", help="eager JAX arrays on the CPU, by the engine and by XLA, timed in turn")
     eager.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float32")
     eager.add_argument("--seconds", type=float, default=3.0, help="for each call")
+    fused = commands.add_parser("relu", help="norm and ReLU on tensors on the CPU, in one pass and as two calls")
+    fused.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float32")
+    fused.add_argument("--seconds", type=float, default=3.0, help="for each call")
     before = commands.add_parser("before", help="calls of a previous version and of this one, timed in turn")
     before.add_argument("previous", type=Path, metavar="PREVIOUS", help="a checkout, or a folder with the packages")
     before.add_argument("--rounds", type=int, default=150, help="more are quieter (150)")
@@ -317,6 +321,14 @@ def _jax(options: argparse.Namespace) -> int:
     from benchmarks import jax_eager
 
     jax_eager.report(jax_eager.rows(options.dtype, options.seconds))
+    return 0
+
+
+def _relu(options: argparse.Namespace) -> int:
+    _check_installed("torch", "numba")
+    from benchmarks import relu
+
+    relu.report(relu.rows(options.dtype, options.seconds))
     return 0
 
 

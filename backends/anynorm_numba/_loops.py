@@ -12,7 +12,20 @@ Where ReLU follows, dy counts as 0 where y, computed again with the bits of the 
 from __future__ import annotations
 
 from anynorm_numba._sums import sums_across, sums_along, sums_of_line
-from anynorm_numba._vectors import DOUBLE, FLOAT, GROUP, HALF, I16, Term, Vector, elementwise, fma, select, zero_like
+from anynorm_numba._vectors import (
+    DOUBLE,
+    FLOAT,
+    GROUP,
+    HALF,
+    I16,
+    Term,
+    Vector,
+    at_once,
+    elementwise,
+    fma,
+    select,
+    zero_like,
+)
 
 
 def _deviation(x: Vector, scale: Vector, mean: Vector, correction: Vector) -> Vector:
@@ -45,7 +58,7 @@ def _y(
 
 def _through_relu(dy: Vector, xhat: Vector, weight: Vector, bias: Vector) -> Vector:
     y = fma(xhat, weight, bias)
-    return select(y <= zero_like(y), zero_like(y), dy)
+    return select(y <= zero_like(y), zero_like(y), at_once(dy))
 
 
 def _gradient_terms(x: Vector, dy: Vector, scale: Vector, mean: Vector, correction: Vector, rstd: Vector) -> list[Term]:

@@ -104,6 +104,20 @@ def select(mask: ir.Value, a: Vector, b: Vector) -> Vector:
     return Vector(a.builder, a.builder.select(mask, a.value, b.value))
 
 
+def at_once(a: Vector) -> Vector:
+    """Return a, kept apart from what is done with it.
+
+    LLVM makes one masked load of an element that is read and then selected, which waits for the mask: where the mask
+    is computed from other elements of memory, that is for memory twice. dx of (32, 64, 56, 56) float32 with channels
+    last, behind ReLU, takes half as long with this.
+    """
+    builder, vector = a.builder, a.value.type
+    bits = 64 if vector.element == DOUBLE else 32
+    name = f"llvm.arithmetic.fence.v{vector.count}f{bits}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
+    return Vector(builder, builder.call(function, [a.value]))
+
+
 def zero_like(a: Vector) -> Vector:
     """Return as many zeros as a has elements."""
     return Vector(a.builder, ir.Constant(a.value.type, [0.0] * a.value.type.count))

@@ -163,9 +163,9 @@ class Head(NamedTuple):
     numbers: tuple[Any, ...]
 
 
-def head_of(function: Any, *args: Any, **options: Any) -> Head:
+def head_of(function: Any, **options: Any) -> Head:
     """Return what a public function binds these arguments to."""
-    return Head(*function.__wrapped__(None, *args, **options)[:3])
+    return Head(*function.__wrapped__(None, **options)[:3])
 
 
 def normalized(head: Head, x: Array, weight: Any, bias: Any, given: tuple[Any, Any] | None, eps: Any) -> Any:

@@ -111,7 +111,7 @@ class ForwardSteps(Steps):
         if not isinstance(residuals, PackedResiduals) or self.plan.function != "batch_norm" or self.plan.given:
             return None
         old = self._addresses_of(running, to_write=in_place)
-        if old is None or not (momentum is None or 0 <= momentum <= 1):
+        if old is None or not (old[2] if momentum is None else 0 <= momentum <= 1):  # the average needs a count
             return None
         new, at_new = running, old
         if not in_place:

@@ -12,6 +12,7 @@ import torch
 
 import anynorm as an
 import anynorm_torch.nn
+from anynorm._core.dispatch import bound, forward
 from anynorm.backend import Executable, RunningStatistics
 
 CHANNELS = 5
@@ -198,3 +199,12 @@ def test_inference_tensors() -> None:
     with pytest.raises(RuntimeError, match="inference"):
         layer(torch.ones(3, CHANNELS))
     assert layer.num_batches_tracked == 1
+
+
+def test_average_without_a_count() -> None:
+    """The average of all batches is not the kernel's where nothing counts them: it would read no memory of ours."""
+    call = bound(an.batch_norm, (batches("float32")[0],), {})
+    _, residuals = forward(call)
+    running = RunningStatistics(np.zeros(CHANNELS, np.float32), np.ones(CHANNELS, np.float32))
+    assert call.entry.executable.update_running(residuals, running, None, 1, in_place=False) is None
+    assert call.entry.executable.update_running(residuals, running, 0.1, 1, in_place=False) is not None

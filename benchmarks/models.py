@@ -31,7 +31,8 @@ Row = dict[str, Any]
 SECONDS, QUICK_SECONDS = 12.0, 2.0
 
 STEPS = ("training", "inference")
-EAGER, COMPILED = "eager", "compiled"
+# Eager with every layer taken, eager with those that accelerate(model, measure=...) keeps, and compiled.
+EAGER, MEASURED, COMPILED = "eager", "measured", "compiled"
 
 # What a model that is wrong is reported with.
 WRONG = "WRONG, it computes something else"
@@ -45,7 +46,7 @@ _DRAWS = 4
 
 @dataclass(frozen=True)
 class Item:
-    """Something to time: a model's step, eager or compiled."""
+    """Something to time: a model's step, in one of the ways."""
 
     model: Model
     step: str
@@ -61,7 +62,7 @@ class Item:
 
 def plan(models: Sequence[Model] = (), *, only: str = "", compiled: bool = False) -> list[Item]:
     """Return what is timed: the steps of all models, or of these, that match a regular expression; compiled too."""
-    ways = (EAGER, COMPILED) if compiled else (EAGER,)
+    ways = (EAGER, MEASURED, COMPILED) if compiled else (EAGER, MEASURED)
     items = [Item(model, step, way) for model in models or MODELS for way in ways for step in STEPS]
     return [item for item in items if re.search(only, str(item))]
 
@@ -162,7 +163,8 @@ def _backward(output: torch.Tensor, target: torch.Tensor) -> None:
 def _timed(item: Item, plain: Module, inputs: Inputs, seconds: float) -> Row:
     """Time a step of the accelerated model and of the other, from the same weights."""
     ours, other = copy.deepcopy(plain), copy.deepcopy(plain)
-    acceleration = accelerate(ours)
+    ours.train(item.step == "training")
+    acceleration = accelerate(ours, measure=inputs) if item.way == MEASURED else accelerate(ours)
     calls = [_step(item, model, inputs) for model in (ours, other)]
     for call in calls * 2:
         call()
@@ -227,6 +229,9 @@ def _numbers(pairs: Sequence[Row], ways: set[str]) -> Iterator[Row]:
     if EAGER in ways:
         yield _number("each model, eager: lower quartile", 1.0, _lower, min, pairs, EAGER)
         yield _number("geometric mean, eager", 1.05, _median, statistics.geometric_mean, pairs, EAGER)
+    if MEASURED in ways:
+        yield _number("each model, measured: lower quartile", 1.0, _lower, min, pairs, MEASURED)
+        yield _number("geometric mean, measured", 1.05, _median, statistics.geometric_mean, pairs, MEASURED)
     if COMPILED in ways:
         yield _number("each model, compiled", 0.99, _median, min, pairs, COMPILED)
         yield _number("geometric mean, compiled", 1.0, _median, statistics.geometric_mean, pairs, COMPILED)

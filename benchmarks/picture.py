@@ -19,7 +19,7 @@ from benchmarks.peers import TORCH
 from benchmarks.problems import NAMED
 from benchmarks.summary import ARRAYS, DIRECTIONS
 
-_COLOURS = ("#c8502b", "#2f6690")
+_COLOURS = ("#c8502b", "#2f6690", "#3a7d44")
 _GREY, _PALE = "#8a94a3", "#f0f2f5"
 
 # Where ratios are read; fewer where they lie far apart, so that the numbers do not meet.
@@ -46,7 +46,7 @@ def dots(
     series: tuple[str, dict[str, str]],
     panels: dict[str, str] = DIRECTIONS,
 ) -> None:
-    """Draw ratios as dots: a panel for each direction, a line for each problem, a colour for each of two series.
+    """Draw ratios as dots: a panel for each direction, a line for each problem, a colour for each series.
 
     `series` is the key that tells them apart, and the words for its values; `panels` are the words for the directions.
     """
@@ -64,7 +64,7 @@ def dots(
     both[0].set_ylim(max(len(shown), 1) - 0.5, -0.5)
     handles, labels = both[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False, fontsize=10)
+        figure.legend(handles, labels, loc="outside lower right", ncols=3, frameon=False, fontsize=10)
     figure.supxlabel(_machine(machine), fontsize=9, color="#3d4550", x=0.01, ha="left")
     write_png(target, figure)
 
@@ -74,7 +74,9 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], shown: list[str], key: str, n
     for band in range(0, len(shown), 2):
         axes.axhspan(band - 0.5, band + 0.5, color=_PALE, zorder=0)
     axes.axvline(1, color="black", linewidth=1.2, zorder=1)
-    for offset, colour, (name, words) in zip((-0.17, 0.17), _COLOURS, names.items(), strict=True):
+    step = 0.66 / len(names)
+    for place, (colour, (name, words)) in enumerate(zip(_COLOURS, names.items(), strict=False)):
+        offset = step * (place - (len(names) - 1) / 2)
         of_kind = [row for row in rows if row[key] == name]
         heights = [shown.index(row["problem"]) + offset for row in of_kind]
         axes.hlines(

@@ -7,15 +7,13 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-import anynorm_cuda
-import anynorm_numba
 from anynorm.backend import AnyResiduals, Backend, Declined, Executable, Operands, Plan, Statistics, apart
 from anynorm_torch import _memory
+from anynorm_torch._engines import missing, say_if_slow
 from anynorm_torch._launch import Differentiable, Gradients, gradient_wanted
 from anynorm_torch._memory import check_storage, length_of, unreadable, watched, watches
 from anynorm_torch._ops import OPS
 from anynorm_torch._signature import signature_of
-from anynorm_torch._slow import say_if_slow
 from anynorm_torch._tensors import Given, Maybe, Parameter
 
 
@@ -91,13 +89,6 @@ class ByFormula(Executable[Tensor]):
         return super().measure(x, eps)
 
 
-def _missing(memory: str) -> str | None:
-    """Return why the engine for a memory is not in this environment, or None."""
-    if memory == "cpu":
-        return anynorm_numba.missing()
-    return "the CUDA engine's kernels do not run on ROCm" if torch.version.hip is not None else anynorm_cuda.missing()
-
-
 def _compiled(plan: Plan, operands: Operands) -> Executable[Tensor] | str:
     """Return what serves calls like this one by the engine for x's memory, or why that does not."""
     x, weight, bias, mean, var, *_ = operands
@@ -106,7 +97,7 @@ def _compiled(plan: Plan, operands: Operands) -> Executable[Tensor] | str:
     if plan.function == "moments" and gradient_wanted(x):
         return "a gradient is wanted for the moments"
     memory = _memory.memory_of(x)
-    reason = _missing(memory)
+    reason = missing(memory)
     if reason is not None:
         return reason
     if memory == "cpu":

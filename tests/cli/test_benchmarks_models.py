@@ -84,12 +84,13 @@ def _slow(model: torch.nn.Module) -> None:
 def test_plan() -> None:
     """Each model has a training and an inference step, compiled ones only if asked for; a pattern chooses."""
     items = models.plan()
-    assert len(items) == 2 * len(MODELS) == len({str(item) for item in items})
+    assert len(items) == 4 * len(MODELS) == len({str(item) for item in items})
     assert len(MODELS) >= 8
-    assert {item.way for item in items} == {models.EAGER}
-    assert len(models.plan(compiled=True)) == 2 * len(items)
+    assert {item.way for item in items} == {models.EAGER, models.MEASURED}
+    assert len(models.plan(compiled=True)) == 6 * len(MODELS)
     assert {str(item) for item in models.plan([SMALL], only="inf", compiled=True)} == {
         "small (4, 3, 9, 9), inference, eager",
+        "small (4, 3, 9, 9), inference, measured",
         "small (4, 3, 9, 9), inference, compiled",
     }
 
@@ -113,7 +114,7 @@ def test_model_that_computes_something_else(change: Change, words: str | None, m
 def test_ratio_is_of_torch_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ratio below 1 means that the accelerated model is the slower one; both are timed from the same weights."""
     monkeypatch.setattr(models, "accelerate", _accelerate_and(_slow))
-    result = models.measure(models.plan([SMALL]), seconds=0.01, step=lambda _: None)
+    result = models.measure(models.plan([SMALL], only="eager"), seconds=0.01, step=lambda _: None)
     assert [row["direction"] for row in result["pairs"]] == ["training", "inference"]
     for row in result["pairs"]:
         assert row["ours"] > 0.02
@@ -137,7 +138,7 @@ def test_model_of_a_missing_library() -> None:
     """A model whose library is not installed is listed as not timed, with the reason."""
     result = models.measure(models.plan([MISSING]), seconds=0.01, step=lambda _: None)
     assert result["pairs"] == []
-    assert [row["reason"] for row in result["left_out"]] == ["no-such-package is not installed"] * 2
+    assert [row["reason"] for row in result["left_out"]] == ["no-such-package is not installed"] * 4
     assert all(row["figure"] is None and row["reached"] is None for row in result["summary"])
 
 
@@ -282,10 +283,10 @@ def test_summary_needs_every_model() -> None:
     row = {"ratio": 1.2, "spread": (1.1, 1.3), "others": 0.0, "share": 0.2}
     items = models.plan(compiled=True)
     pairs = [item.row() | row | ({} if item.way == models.EAGER else {"share": None}) for item in items]
-    numbers = models.summarize(pairs, {models.EAGER, models.COMPILED})
-    assert [number["reached"] for number in numbers] == [True] * 4
-    assert [number["figure"] for number in numbers] == pytest.approx([1.1, 1.2, 1.2, 1.2])
-    assert [number["bound"] for number in numbers] == [pytest.approx(1.25), pytest.approx(1.25), None, None]
+    numbers = models.summarize(pairs, {models.EAGER, models.MEASURED, models.COMPILED})
+    assert [number["reached"] for number in numbers] == [True] * 6
+    assert [number["figure"] for number in numbers] == pytest.approx([1.1, 1.2, 1.1, 1.2, 1.2, 1.2])
+    assert [number["bound"] for number in numbers] == [pytest.approx(1.25), pytest.approx(1.25), *[None] * 4]
     part = models.summarize(pairs[1:], {models.EAGER})
     assert [number["reached"] for number in part] == [None, None]
     part = models.summarize([pairs[0] | {"spread": (0.9, 1.3)}], {models.EAGER})

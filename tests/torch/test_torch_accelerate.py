@@ -251,14 +251,15 @@ def test_twice() -> None:
 
 
 def test_undo_waits_for_a_parametrization() -> None:
-    """A layer parametrized after it was swapped works, is left alone by undo, and is undone once it is plain again."""
+    """A layer parametrized after it was swapped works, is left alone by undo, which says so, and undone once plain."""
     model = nn.Sequential(nn.LayerNorm(4))
     acceleration = accelerate(model)
     x = torch.randn(3, 4)
     parametrize.register_parametrization(model[0], "weight", nn.Softplus())
     expected = nn.functional.layer_norm(x, (4,), nn.functional.softplus(torch.ones(4)))
     torch.testing.assert_close(model(x), expected)
-    acceleration.undo()
+    with pytest.warns(RuntimeWarning, match=re.escape("the class of 0 (now a ParametrizedLayerNorm). Take that off")):
+        acceleration.undo()
     assert acceleration.swapped == ("0",)
     assert isinstance(model[0], anynorm_torch.nn.LayerNorm)
     parametrize.remove_parametrizations(model[0], "weight")
@@ -282,7 +283,7 @@ def test_repr_lists_all() -> None:
     model = nn.ModuleDict({"norm": nn.GroupNorm(1, 2), "sync": nn.SyncBatchNorm(2)})
     lines = repr(accelerate(model)).splitlines()
     assert lines[0] == "Acceleration: 1 swapped, 1 left"
-    assert lines[1] == "  norm: anynorm's GroupNorm"
+    assert lines[1] == "  norm: anynorm's GroupNorm, by anynorm_numba"
     assert lines[2].startswith("  sync: left, it shares statistics")
     assert "(the model): anynorm's LayerNorm" in repr(accelerate(nn.LayerNorm(2)))
 

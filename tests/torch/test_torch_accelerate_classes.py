@@ -262,7 +262,7 @@ def test_convention_is_taken(name: str) -> None:
     own, expected = type(layer), copy.deepcopy(layer).eval()(*inputs)
     acceleration = accelerate(layer)
     assert (acceleration.swapped, acceleration.left) == (("",), {})
-    assert repr(acceleration).endswith(f"{own.__name__}: {CONVENTIONS[name][2]}")
+    assert repr(acceleration).endswith(f"{own.__name__}: {CONVENTIONS[name][2]}, by anynorm_numba")
     assert isinstance(layer, own)
     torch.testing.assert_close(layer.eval()(*inputs), expected, rtol=0, atol=1e-5)
     acceleration.undo()

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from anynorm._core.plan import index_argument
+from anynorm.backend import users_level
+from anynorm_torch._engines import path_to
+from anynorm_torch._memory import memory_of
 from anynorm_torch.nn._modules import check_module
+from anynorm_torch.nn._rules import rule_of
+from anynorm_torch.nn._sizes import from_size_on
+from anynorm_torch.nn._timing import Times, step_of, time_layers
+from anynorm_torch.nn._twins import tensors_of
 from anynorm_torch.nn._verdicts import Verdicts, named_layers
 
 
-class _Swap(NamedTuple):
+class _Layer(NamedTuple):
+    """A norm layer that may become anynorm's."""
+
     name: str
     module: torch.nn.Module
     own: type[torch.nn.Module]
     ours: type[torch.nn.Module]
+    path: str
 
     def __str__(self) -> str:
-        rule = getattr(self.ours, "_anynorm", None)
-        return f"anynorm's {self.own.__name__}" + (f": {rule}" if rule else "")
+        rule = rule_of(self.ours)
+        return f"anynorm's {self.own.__name__}" + (f": {rule}" if rule else "") + f", by {self.path}"
 
 
 class Acceleration:
@@ -33,41 +45,81 @@ class Acceleration:
         The layers that are anynorm's through this object, named as `model.named_modules()` does ("" is the model).
     left : dict of str to str
         The other norm layers, and why each was left as it is.
+    times : dict of str to Times
+        Of the layers that were timed: seconds of their calls in a step, `own` and `ours`, and their `ratio`.
 
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._swapped: list[_Swap] = []
+    def __init__(self, model: torch.nn.Module, measure: Any = None, least: int = 0) -> None:
+        self._swapped: list[_Layer] = []
         self.left: dict[str, str] = {}
+        self.times: dict[str, Times] = {}
+        self._untimed: dict[str, str] = {}
+        self._step = ""
+        layers = self._candidates(model, least)
+        if measure is not None:
+            self._time(model, layers, measure)
+        for layer in layers:
+            if layer.name not in self.left:
+                self._swapped.append(layer)
+                _set_class(layer.module, layer.ours)
+
+    def _candidates(self, model: torch.nn.Module, least: int) -> list[_Layer]:
+        """Return the layers that may become anynorm's, and note why the others may not."""
         verdicts = Verdicts()
+        found: list[_Layer] = []
         seen: set[int] = set()
+        place = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0, device="cpu"))
         for name, module in named_layers(model):
             verdict = None if id(module) in seen else verdicts.of(module)
             seen.add(id(module))
             if isinstance(verdict, str):
                 self.left[name] = verdict
             elif verdict is not None:
-                self._swapped.append(_Swap(name, module, type(module), verdict))
-                object.__setattr__(module, "__class__", verdict)  # Keras's layers have a __setattr__ of their own
+                path = path_to(memory_of(next(iter(tensors_of(module).values()), place)))
+                ours = from_size_on(verdict, least) if least else verdict  # type: ignore[arg-type]
+                found.append(_Layer(name, module, type(module), ours, path))
+        return found
+
+    def _time(self, model: torch.nn.Module, layers: list[_Layer], batch: Any) -> None:
+        """Time each layer both ways, and leave those whose own code is faster."""
+        self._step = step_of(model)
+        found = time_layers(model, [layer.module for layer in layers], [layer.ours for layer in layers], batch)
+        for layer, times in zip(layers, found, strict=True):
+            if isinstance(times, str):
+                self._untimed[layer.name] = times
+                continue
+            self.times[layer.name] = times
+            if times.own < times.ours:
+                self.left[layer.name] = f"its own code is faster: {times}, by {layer.path}"
 
     @property
     def swapped(self) -> tuple[str, ...]:
         """Return the names of the layers that are anynorm's through this object."""
-        return tuple([swap.name for swap in self._swapped])
+        return tuple([layer.name for layer in self._swapped])
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Return what computes each swapped layer, in the words of `anynorm.explain`, on the device that it is on."""
+        return {layer.name: layer.path for layer in self._swapped}
 
     def undo(self) -> None:
         """Give each swapped layer its own class back; what it learned meanwhile stays. Again, it does nothing.
 
         A layer whose class something else has changed since (torch.nn.utils.parametrize does) is not touched and stays
-        in `swapped`, so that this may be called once more when that is taken off.
+        in `swapped`, so that this may be called once more when that is taken off. A RuntimeWarning names it.
         """
         kept = []
-        for swap in self._swapped:
-            if type(swap.module) is swap.ours:
-                object.__setattr__(swap.module, "__class__", swap.own)
-            elif type(swap.module) is not swap.own:
-                kept.append(swap)
+        for layer in self._swapped:
+            if type(layer.module) is layer.ours:
+                _set_class(layer.module, layer.own)
+            elif type(layer.module) is not layer.own:
+                kept.append(layer)
         self._swapped = kept
+        if kept:
+            names = ", ".join([f"{layer.name or 'the model'} (now a {type(layer.module).__name__})" for layer in kept])
+            msg = f"undo: something else has since changed the class of {names}. Take that off and call undo() again."
+            warnings.warn(msg, RuntimeWarning, stacklevel=users_level())
 
     def __enter__(self) -> Acceleration:
         return self
@@ -79,12 +131,32 @@ class Acceleration:
 
     def __repr__(self) -> str:
         lines = [f"Acceleration: {len(self._swapped)} swapped, {len(self.left)} left"]
-        lines += [f"  {swap.name or '(the model)'}: {swap}" for swap in self._swapped]
-        lines += [f"  {name or '(the model)'}: left, {reason}" for name, reason in self.left.items()]
+        if self.times:
+            lines.append(f"  {self._gain()}")
+        lines += [f"  {_called(layer.name)}: {layer}{self._timed(layer.name)}" for layer in self._swapped]
+        lines += [f"  {_called(name)}: left, {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 
+    def _gain(self) -> str:
+        own = sum([times.own for times in self.times.values()])
+        now = sum([times.own if name in self.left else times.ours for name, times in self.times.items()])
+        return f"the layers timed take {now * 1e3:.3g} ms of a step of {self._step}, before {own * 1e3:.3g} ms"
 
-def accelerate(model: torch.nn.Module) -> Acceleration:
+    def _timed(self, name: str) -> str:
+        if name in self.times:
+            return f": {self.times[name]}"
+        return f": {self._untimed[name]}" if name in self._untimed else ""
+
+
+def _set_class(module: torch.nn.Module, cls: type[torch.nn.Module]) -> None:
+    object.__setattr__(module, "__class__", cls)  # Keras's layers have a __setattr__ of their own
+
+
+def _called(name: str) -> str:
+    return name or "(the model)"
+
+
+def accelerate(model: torch.nn.Module, *, measure: Any = None, min_elements: int = 0) -> Acceleration:
     """Turn every norm layer of a model into anynorm's, in place.
 
     Only the layers' class changes: they stay the objects they are, with their parameters, statistics, hooks and modes,
@@ -96,16 +168,35 @@ def accelerate(model: torch.nn.Module) -> Acceleration:
     ----------
     model : torch.nn.Module
         Any model, or a norm layer itself.
+    measure : optional
+        A batch, on which the model is called once: a tuple holds positional arguments, a mapping keyword arguments,
+        anything else is the only argument. Each layer is then timed at the shapes that it meets, on copies, by its own
+        code and by anynorm's, and left where its own is faster. What counts is forward and backward if the model is in
+        training mode and gradients are enabled, else forward alone; eagerly, on as many threads as are set. It takes
+        about 0.2 s for each kind of layer and shape. Buffers and random states are what they were afterwards.
+    min_elements : int
+        For input of fewer elements a layer that was swapped runs its own forward.
 
     Returns
     -------
     Acceleration
-        Lists what was swapped and what was left, and why; its `undo()` swaps back. Also a context manager.
+        Lists what was swapped, by what each layer is computed and how fast, and what was left, and why; its `undo()`
+        swaps back. Also a context manager.
 
     Raises
     ------
     TypeError
-        model is no torch.nn.Module.
+        model is no torch.nn.Module, or min_elements no integer.
+    ValueError
+        min_elements is negative.
+    Exception
+        What calling the model on the batch raises; no layer is swapped then.
+
+    Warns
+    -----
+    RuntimeWarning
+        Where the engine for the device of layers that were swapped is not installed, and they were not timed: they then
+        take many times as long as by their own code.
 
     Examples
     --------
@@ -115,7 +206,7 @@ def accelerate(model: torch.nn.Module) -> Acceleration:
     >>> acceleration = anynorm_torch.nn.accelerate(model)
     >>> acceleration
     Acceleration: 1 swapped, 0 left
-      1: anynorm's LayerNorm
+      1: anynorm's LayerNorm, by anynorm_numba
     >>> isinstance(model[1], torch.nn.LayerNorm)
     True
     >>> acceleration.undo()
@@ -124,4 +215,21 @@ def accelerate(model: torch.nn.Module) -> Acceleration:
 
     """
     check_module("accelerate", model)
-    return Acceleration(model)
+    least = index_argument("accelerate", "min_elements", min_elements)
+    if least < 0:
+        msg = f"accelerate: min_elements must be 0 or more, got {least}."
+        raise ValueError(msg)
+    acceleration = Acceleration(model, measure, least)
+    if measure is None:
+        _warn_if_slow(acceleration.paths)
+    return acceleration
+
+
+def _warn_if_slow(paths: dict[str, str]) -> None:
+    slow = [path for path in paths.values() if path.startswith("formula")]
+    if slow:
+        msg = (
+            f"accelerate: eagerly, {len(slow)} of the layers swapped run by the {slow[0]}, many times as long as by "
+            "their own code. accelerate(model, measure=batch) keeps those that are faster."
+        )
+        warnings.warn(msg, RuntimeWarning, stacklevel=users_level())

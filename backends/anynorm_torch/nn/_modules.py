@@ -139,8 +139,9 @@ CLASSES: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     getattr(torch.nn, ours.__name__): ours
     for ours in (LayerNorm, RMSNorm, GroupNorm, *_BatchNorm.__subclasses__(), *_InstanceNorm.__subclasses__())
 }
-for ours in CLASSES.values():
+for own, ours in CLASSES.items():
     ours.__module__ = "anynorm_torch.nn"  # what a saved model names: the public place, not this file
+    ours._anynorm_own = own  # type: ignore[attr-defined]
 
 
 def frozen_statistics(model: torch.nn.Module) -> AbstractContextManager[None]:

@@ -83,6 +83,7 @@ class _Search:
                     rule, compute = found
                     rule = replace(rule, ranks=(site.rank, *self._other_ranks(rule, site, dtype, compute)))
                     rule = replace(rule, orders=tuple(self._orders(rule, site, compute)))
+                    rule = replace(rule, memory=tuple(self._memory(rule, site, dtype)))
                     self._check_own_dtype(rule)
                     return rule
         raise Odd(words[-1] if words[1:] else _NONE)
@@ -218,6 +219,14 @@ class _Search:
             found = self._agreement(replace(rule, ranks=(rank,)), owns, inputs)
             if found in (dtype, compute):
                 yield rank
+
+    def _memory(self, rule: Rule, site: _Site, dtype: torch.dtype) -> Iterator[tuple[int, ...]]:
+        """Yield, for each number of axes, the order of axes in memory that results have where it is not that of x."""
+        for rank in rule.ranks:
+            y = self._call(self.own, self._drawn(replace(site, rank=rank)).to(dtype), dtype).y
+            axes = tuple(sorted(range(rank), key=y.stride().__getitem__, reverse=True))
+            if axes != tuple(range(rank)) and y.permute(axes).is_contiguous():
+                yield axes
 
     def _orders(self, rule: Rule, site: _Site, compute: torch.dtype) -> Iterator[tuple[Dtypes, str]]:
         """Yield pairs of dtypes and the order of rounding that is the layer's own, where there is one."""

@@ -48,6 +48,9 @@ class Rule:
         For dtypes of x and weight, one of ORDERS: what is rounded when. The layer's own forward serves other dtypes.
     ranks : tuple of int
         Likewise, the numbers of axes that x may have.
+    memory : tuple of tuples of int
+        Orders of axes, outermost first, in which the layer's results lie in memory whatever the order of x's: what
+        follows in the model is made for it.
 
     """
 
@@ -63,6 +66,7 @@ class Rule:
     then: tuple[str, ...] = ()
     orders: tuple[tuple[Dtypes, str], ...] = ()
     ranks: tuple[int, ...] = ()
+    memory: tuple[tuple[int, ...], ...] = ()
 
     @property
     def centres(self) -> bool:
@@ -239,6 +243,7 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
     """Return the subclass of a layer's class whose forward is anynorm's by a rule, and another where none is known."""
     method, norm, ranks, tensors = method_of(own), NORMS[rule.norm], rule.ranks, 1 if rule.gate is None else 2
     orders = {dtypes: ORDERS[order][0] for dtypes, order in rule.orders}
+    memory = {len(axes): axes for axes in rule.memory}
     more = list(inspect.signature(getattr(own, method)).parameters.values())[1 + tensors :]
     optional = all(value.default is None or value.kind is value.VAR_KEYWORD for value in more)
 
@@ -252,6 +257,8 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
         order = orders.get((x.dtype, None if weight is None else weight.dtype))
         if order is None:
             return otherwise(self, *args, **kwargs)
+        if x.ndim in memory:
+            x = _lying(x, memory[x.ndim])
         bias, activation, then = _value(self, rule.bias), None, rule.then
         if order is _after and rule.norm in ACTIVATED and x.is_cpu:  # CUDA's kernels apply no activation
             activation, then = _fused(self, then)
@@ -269,8 +276,15 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
 
     bases = (TRACKING[rule.norm][1], own) if rule.norm in TRACKING else (own,)
     names = {method: forward, "__reduce_ex__": __reduce_ex__, "__module__": own.__module__, "__doc__": own.__doc__}
-    new: Any = type(own.__name__, bases, {**names, "__qualname__": own.__qualname__, "_anynorm": rule})
+    names |= {"__qualname__": own.__qualname__, "_anynorm": rule, "_anynorm_own": own}
+    new: Any = type(own.__name__, bases, names)
     return new  # type: ignore[no-any-return]
+
+
+def _lying(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return x with its axes in that order in memory; our results then lie likewise."""
+    back = tuple([axes.index(axis) for axis in range(len(axes))])
+    return x.permute(axes).contiguous().permute(back)
 
 
 def _fused(layer: Any, then: tuple[str, ...]) -> tuple[Activation, tuple[str, ...]]:
@@ -322,8 +336,13 @@ def taken(own: Any, rule: Rule) -> type[torch.nn.Module]:
 
 
 def own_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module] | None:
-    """Return the class that layers of a class which `taken` made had before; None for other classes."""
-    return cls.__bases__[-1] if "_anynorm" in vars(cls) else None
+    """Return the class that layers of a class of anynorm's had, or stand for; None for other classes."""
+    return vars(cls).get("_anynorm_own")
+
+
+def rule_of(cls: type[torch.nn.Module]) -> Rule | None:
+    """Return the rule by which a class of anynorm's computes; those that stand for torch's own have none."""
+    return getattr(cls, "_anynorm", None)
 
 
 def _remade(own: Any, rule: Rule) -> torch.nn.Module:

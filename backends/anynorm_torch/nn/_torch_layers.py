@@ -7,11 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from anynorm_torch.nn._modules import CLASSES, check_module
+from anynorm_torch.nn._modules import check_module
 from anynorm_torch.nn._rules import own_class
 from anynorm_torch.nn._verdicts import named_layers
-
-_OWN = {ours: own for own, ours in CLASSES.items()}
 
 
 def torch_layers(model: torch.nn.Module) -> AbstractContextManager[None]:
@@ -51,7 +49,7 @@ def torch_layers(model: torch.nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _torch_layers(model: torch.nn.Module) -> Iterator[None]:
-    classes = [(layer, type(layer), _own(type(layer))) for _, layer in named_layers(model)]
+    classes = [(layer, type(layer), own_class(type(layer))) for _, layer in named_layers(model)]
     changed = [(layer, ours, own) for layer, ours, own in classes if own is not None]
     for layer, _, own in changed:
         object.__setattr__(layer, "__class__", own)  # Keras's layers have a __setattr__ of their own
@@ -61,8 +59,3 @@ def _torch_layers(model: torch.nn.Module) -> Iterator[None]:
         for layer, ours, own in changed:
             if type(layer) is own:
                 object.__setattr__(layer, "__class__", ours)
-
-
-def _own(cls: type[torch.nn.Module]) -> type[torch.nn.Module] | None:
-    """Return the class that a class of ours stands for, or None if it is not ours."""
-    return _OWN.get(cls) or own_class(cls)

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from anynorm_torch.nn._modules import CLASSES
 from anynorm_torch.nn._operands import is_eps_name
 from anynorm_torch.nn._probe import find
-from anynorm_torch.nn._rules import Rule, taken
+from anynorm_torch.nn._rules import Rule, own_class, rule_of, taken
 from anynorm_torch.nn._twins import method_of, resized, tensors_of
 
 Verdict: TypeAlias = type[torch.nn.Module] | str | None
@@ -53,19 +53,22 @@ class Verdicts:
         return f"{own.__module__}.{own.__qualname__}: {amid}{rule}"
 
     def _rule(self, module: torch.nn.Module) -> Rule | str:
-        values = [(name, value) for name, value in vars(module).items() if name not in _FRESH]
-        signature = _signature(module, values)
-        plain = all(_is_plain(value) for _, value in values)
+        plain = all(_is_plain(value) for _, value in _attributes(module))
         known = self.known if plain else self._of_this_model  # elsewhere an object may have changed meanwhile
-        if signature not in known:
-            known[signature] = find(module)
-        return known[signature]
+        key = signature(module)
+        if key not in known:
+            known[key] = find(module)
+        return known[key]
 
 
 _FRESH = frozenset(vars(torch.nn.Module()))
 
 
-def _signature(module: torch.nn.Module, values: list[tuple[str, Any]]) -> Hashable:
+def _attributes(module: torch.nn.Module) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(module).items() if name not in _FRESH]
+
+
+def signature(module: torch.nn.Module) -> Hashable:
     """Return all that decides about a layer's rule, without its length."""
     tensors = tensors_of(module)
     length = next((value.shape[-1] for value in tensors.values() if value.ndim), -1)
@@ -73,7 +76,7 @@ def _signature(module: torch.nn.Module, values: list[tuple[str, Any]]) -> Hashab
         (name, resized(tuple(value.shape), length, -1), value.dtype, name in module._buffers)
         for name, value in tensors.items()
     ]
-    attributes = [(name, _hashable(resized(value, length, -1))) for name, value in values]
+    attributes = [(name, _hashable(resized(value, length, -1))) for name, value in _attributes(module)]
     submodules = [(name, type(child)) for name, child in module._modules.items()]
     return type(module), type(module).forward, tuple(shapes), tuple(attributes), tuple(submodules)
 
@@ -139,7 +142,7 @@ def _names_called(cls: Any) -> frozenset[str]:
 
 def _why_left(module: torch.nn.Module) -> str | None:
     """Return why a norm layer stays as it is, whatever its class computes."""
-    if type(module) in CLASSES.values() or hasattr(type(module), "_anynorm"):
+    if own_class(type(module)) is not None or rule_of(type(module)) is not None:
         return "it is anynorm's already"
     if vars(module).keys() & {"forward", "call"}:
         return "its forward was replaced on the object itself"

@@ -1,9 +1,10 @@
-"""The warning that tensors take long because what an engine needs is not installed. Decides nothing else."""
+"""Which engine serves a memory, and the warning that tensors take long because what it needs is not installed."""
 
 from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import Tensor
 
 import anynorm_cuda
@@ -20,10 +21,26 @@ SIZABLE = 1 << 14
 _said: dict[str, object] = {}
 
 
+def missing(memory: str) -> str | None:
+    """Return why no engine serves tensors in a memory in this environment, or None."""
+    if memory not in _ENGINES:
+        return f"no engine reads the memory of {memory}"
+    if memory == "cuda" and torch.version.hip is not None:
+        return "the CUDA engine's kernels do not run on ROCm"
+    reason: str | None = _ENGINES[memory].missing()
+    return reason
+
+
+def path_to(memory: str) -> str:
+    """Return what serves tensors in a memory, in the words of `anynorm.explain`."""
+    reason = missing(memory)
+    return _ENGINES[memory].__name__ if reason is None else f"formula ({reason})"
+
+
 def say_if_slow(reason: str, x: Tensor) -> None:
     """Warn, once in a process for each memory, where the reason why no engine serves x is that it is not installed."""
     memory = memory_of(x)
-    if memory not in _ENGINES or memory in _said or reason != _ENGINES[memory].missing() or x.numel() < SIZABLE:
+    if memory not in _ENGINES or memory in _said or reason != missing(memory) or x.numel() < SIZABLE:
         return
     first = object()
     if _said.setdefault(memory, first) is not first:

@@ -1,0 +1,339 @@
+"""accelerate's options: what is timed and decided by it, what small input is computed by, and what it says."""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+import types
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from anynorm_torch import _engines  # noqa: E402
+from anynorm_torch.nn import _modules, _timing, accelerate, torch_layers  # noqa: E402
+
+C = 8
+NAP = 0.01  # seconds, beyond what layers of this size take by any code
+
+
+class Napping(torch.autograd.Function):  # type: ignore[misc,name-defined]
+    """The identity, whose gradient takes long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:  # noqa: ARG004
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:  # noqa: ARG004
+        time.sleep(NAP)
+        return dy
+
+
+class Slow(nn.LayerNorm):
+    """A layer whose own code takes long."""
+
+    def forward(self, x: Any) -> Any:
+        time.sleep(NAP)
+        return super().forward(x)
+
+
+class SlowGradient(nn.LayerNorm):
+    """A layer whose own gradient takes long."""
+
+    def forward(self, x: Any) -> Any:
+        return Napping.apply(super().forward(x))
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time little: here a difference is one of naps."""
+    monkeypatch.setattr(_timing, "_SECONDS", 0.0)
+
+
+@pytest.fixture
+def slow_anynorm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let anynorm's layers take long."""
+    plain = _modules.normalized  # type: ignore[attr-defined]
+
+    def normalized(*args: Any) -> Any:
+        time.sleep(NAP)
+        return plain(*args)
+
+    monkeypatch.setattr(_modules, "normalized", normalized)
+
+
+def test_faster_code_is_kept() -> None:
+    """A layer whose own code is slower becomes anynorm's; what is printed says by how much, and of which step."""
+    model = nn.Sequential(nn.Linear(C, C), Slow(C))
+    acceleration = accelerate(model, measure=torch.randn(3, C))
+    assert acceleration.swapped == ("1",)
+    assert acceleration.left == {}
+    times = acceleration.times["1"]
+    assert times.own > NAP > times.ours
+    assert times.ratio == pytest.approx(times.own / times.ours)
+    assert times.shape == (3, C)
+    _, gain, line = repr(acceleration).splitlines()
+    assert gain.startswith(f"  the layers timed take {times.ours * 1e3:.3g} ms of a step of training, before 1")
+    assert f"by anynorm_numba: {times.ratio:.2f} times as fast on (3, {C})" in line
+
+
+@pytest.mark.usefixtures("slow_anynorm")
+def test_slower_code_is_left() -> None:
+    """A layer whose own code is faster keeps it, and `left` has the two times as its reason."""
+    model = nn.Sequential(nn.LayerNorm(C), nn.BatchNorm1d(C))
+    acceleration = accelerate(model, measure=torch.randn(3, C))
+    assert type(model[0]) is nn.LayerNorm
+    assert list(acceleration.times) == ["0", "1"]
+    assert acceleration.times["0"].ratio < 1
+    assert acceleration.left["0"].startswith("its own code is faster: 0.")
+    acceleration.undo()
+    assert [type(layer) for layer in model] == [nn.LayerNorm, nn.BatchNorm1d]
+
+
+@pytest.mark.parametrize(("training", "enabled"), [(True, True), (False, True), (True, False)])
+def test_backward_counts_in_training_alone(training: bool, enabled: bool) -> None:
+    """The backward pass is timed if the model is in training mode and gradients are enabled."""
+    model = nn.Sequential(SlowGradient(C)).train(training)
+    with torch.set_grad_enabled(enabled):
+        acceleration = accelerate(model, measure=torch.randn(3, C))
+    both = training and enabled
+    assert (acceleration.times["0"].own > NAP) == both
+    assert f"a step of {'training' if both else 'inference'}" in repr(acceleration)
+
+
+def test_all_calls_count() -> None:
+    """A layer that a step calls twice, on other shapes, has the time of both calls."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = Slow(C)
+
+        def forward(self, x: Any) -> Any:
+            return self.norm(self.norm(x)[:1])
+
+    acceleration = accelerate(Twice(), measure=torch.randn(3, C))
+    assert acceleration.times["norm"].own > 2 * NAP
+
+
+def test_like_layers_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of one class, length and input share a measurement, and others do not."""
+    pairs: list[Any] = []
+    plain = _timing._in_turn
+
+    def noted(pair: Any) -> Any:
+        pairs.append(pair)
+        return plain(pair)
+
+    monkeypatch.setattr(_timing, "_in_turn", noted)
+    model = nn.Sequential(nn.LayerNorm(C), nn.LayerNorm(C), nn.Linear(C, 2 * C), nn.LayerNorm(2 * C))
+    acceleration = accelerate(model, measure=torch.randn(3, C))
+    assert len(pairs) == 2
+    assert acceleration.times["0"] == acceleration.times["1"]
+
+
+class Named(nn.Module):
+    """A model of two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Slow(C)
+
+    def forward(self, x: Any, *, scale: Any) -> Any:
+        return self.norm(x * scale["of x"])
+
+
+class Pair(Named):
+    """A model of two positional arguments."""
+
+    def forward(self, x: Any, scale: Any) -> Any:
+        return self.norm(x * scale)
+
+
+def test_batches() -> None:
+    """A tuple holds positional arguments, a mapping keyword arguments; anything else is the argument."""
+    x = torch.randn(3, C)
+    assert accelerate(Named(), measure={"x": x, "scale": {"of x": 2.0}}).times["norm"].shape == (3, C)
+    assert accelerate(Pair(), measure=(x, 2.0)).times["norm"].shape == (3, C)
+
+
+def test_model_is_as_it_was() -> None:
+    """Timing changes no parameter, buffer, gradient, mode, hook or random state of a model, nor its input."""
+    model = nn.Sequential(nn.Linear(C, C), nn.BatchNorm1d(C), nn.Dropout(0.5), nn.LayerNorm(C))
+    model[3].eval()
+    x = torch.randn(4, C, requires_grad=True)
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    copied = x.detach().clone()
+    accelerate(model, measure=x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.grad is None for value in [x, *model.parameters()])
+    assert [module.training for module in model] == [True, True, True, False]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(x, copied)
+
+
+def test_batch_that_does_not_fit() -> None:
+    """What the model raises on the batch is raised, and no layer is swapped nor keeps a hook."""
+    model = nn.Sequential(nn.LayerNorm(C), nn.Linear(C, C))
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        accelerate(model, measure=torch.randn(3, C + 1))
+    assert type(model[0]) is nn.LayerNorm
+    assert not model[0]._forward_pre_hooks
+
+
+def test_layer_that_the_batch_does_not_reach() -> None:
+    """A layer that was not called is swapped, and what is printed says that it was not timed."""
+    model = Named()
+    model.other = nn.LayerNorm(C)
+    acceleration = accelerate(model, measure={"x": torch.randn(3, C), "scale": {"of x": 2.0}})
+    assert acceleration.swapped == ("norm", "other")
+    assert "other: anynorm's LayerNorm, by anynorm_numba: the batch does not reach it" in repr(acceleration)
+
+
+@pytest.fixture
+def without_engine(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Take the CPU engine away; return what is said of that."""
+    missing = types.SimpleNamespace(__name__="anynorm_numba", missing=lambda: "it is not there")
+    monkeypatch.setitem(_engines._ENGINES, "cpu", missing)
+    return "it is not there"
+
+
+def test_missing_engine_is_warned_of(without_engine: str) -> None:
+    """Where no engine is installed, accelerate says so at once, and by what each layer runs; where all are, nothing."""
+    model = nn.Sequential(nn.LayerNorm(C), nn.LayerNorm(C, device="meta"))
+    with pytest.warns(RuntimeWarning, match=rf"2 of the layers swapped run by the formula \({without_engine}\)"):
+        acceleration = accelerate(model)
+    assert acceleration.paths == {
+        "0": f"formula ({without_engine})",
+        "1": "formula (no engine reads the memory of meta)",
+    }
+
+
+def test_missing_engine_where_layers_are_timed(without_engine: str) -> None:
+    """Where layers are timed nothing is warned of, and what is left says why it would be slow."""
+    model = nn.Sequential(Slow(C), nn.LayerNorm(C))
+    acceleration = accelerate(model, measure=torch.randn(3, C))
+    assert acceleration.paths == {"0": f"formula ({without_engine})"}
+    assert acceleration.left["1"].endswith(f"by formula ({without_engine})")
+
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "layer": (lambda: nn.LayerNorm(C), (4, C)),
+    "rms": (lambda: nn.RMSNorm(C), (4, C)),
+    "group": (lambda: nn.GroupNorm(2, C), (4, C, 3)),
+    "batch": (lambda: nn.BatchNorm2d(C), (4, C, 3, 3)),
+    "instance": (lambda: nn.InstanceNorm1d(C, affine=True, track_running_stats=True), (4, C, 3)),
+    "another": (lambda: Slow(C), (4, C)),
+}
+OWN = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
+
+
+@pytest.fixture
+def own_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of torch's norm functions that are called from now on."""
+    calls: list[str] = []
+    for name in OWN:
+        plain = getattr(functional, name)
+
+        def noted(*args: Any, name: str = name, plain: Any = plain, **options: Any) -> Any:
+            calls.append(name)
+            return plain(*args, **options)
+
+        monkeypatch.setattr(functional, name, noted)
+    return calls
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_min_elements(name: str, training: bool, own_calls: list[str]) -> None:
+    """Input of fewer elements is computed by the layer's own forward, other input by anynorm, also in copies."""
+    make, shape = LAYERS[name]
+    model = nn.Sequential(make()).train(training)
+    twin = copy.deepcopy(model)
+    x = torch.randn(shape)
+    acceleration = accelerate(model, min_elements=x.numel())
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for accelerated in (copy.deepcopy(model), torch.load(file, weights_only=False), model):
+        own_calls.clear()
+        y = accelerated(x)
+        assert own_calls == []
+        torch.testing.assert_close(y, copy.deepcopy(twin)(x))
+        own_calls.clear()
+        accelerated(x[:3])
+        assert len(own_calls) == 1
+    with torch_layers(model):
+        assert type(model[0]) is type(twin[0])
+    assert isinstance(model[0], type(twin[0]))
+    acceleration.undo()
+    assert type(model[0]) is type(twin[0])
+
+
+def test_min_elements_beside_a_wrapper(own_calls: list[str]) -> None:
+    """A wrapper that was put around the forward calls torch's once the layer is torch's again."""
+    model = nn.Sequential(nn.LayerNorm(C))
+    acceleration = accelerate(model, min_elements=1)
+    forward = model[0].forward
+    model[0].forward = lambda x: forward(x)
+    x = torch.randn(3, C)
+    model(x)
+    assert own_calls == []
+    acceleration.undo()
+    model(x)
+    assert own_calls == ["layer_norm"]
+
+
+def test_min_elements_compiles() -> None:
+    """A layer of either size compiles into one graph, and computes what it does eagerly."""
+    model = nn.Sequential(nn.LayerNorm(C), nn.Linear(C, C))
+    accelerate(model, min_elements=4 * C)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for rows in (3, 4, 5):
+        x = torch.randn(rows, C)
+        torch.testing.assert_close(compiled(x), model(x))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("value", "error", "words"), [(-1, ValueError, "0 or more"), (1.5, TypeError, "integer")])
+def test_min_elements_that_is_none(value: Any, error: type[Exception], words: str) -> None:
+    """A number of elements is an integer of 0 or more."""
+    model = nn.Sequential(nn.LayerNorm(C))
+    with pytest.raises(error, match=rf"accelerate: min_elements must be .*{words}"):
+        accelerate(model, min_elements=value)
+    assert type(model[0]) is nn.LayerNorm
+
+
+class OverChannels(nn.LayerNorm):
+    """Layer norm over the channels of images, whose result lies channels last."""
+
+    def forward(self, x: Any) -> Any:
+        x = x.movedim(1, -1)
+        return functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, C, 3, 5), (2, C, 3), (2, C, 3, 5, 4)])
+def test_memory_order(shape: tuple[int, ...]) -> None:
+    """The result, and the gradient of x, lie in memory as the layer's own forward has them: what follows expects it."""
+    model = nn.Sequential(OverChannels(C))
+    x = torch.randn(shape)
+    found = []
+    for accelerated in (False, True):
+        if accelerated:
+            accelerate(model)
+        own = x.clone().requires_grad_()
+        y = model(own)
+        y.square().sum().backward()
+        found.append((y, y.stride(), own.grad))
+    assert found[0][1] == found[1][1] != x.stride()
+    torch.testing.assert_close(found[1][0], found[0][0])
+    torch.testing.assert_close(found[1][2], found[0][2])

@@ -23,7 +23,7 @@ from anynorm_numba._columns import (
 from anynorm_numba._geometry import CHUNK, FINALIZE, PUT, START, SUM, WHOLE, WRITE
 from anynorm_numba._loops import (
     gradient_sums_across,
-    gradient_sums_along,
+    gradient_sums_of_line,
     relu_gradient_sums_across,
     relu_write_dx,
     relu_write_dx_rows,
@@ -33,11 +33,9 @@ from anynorm_numba._loops import (
 )
 from anynorm_numba._parameter_sums import parameters_wanted, put_gradients, store_shares
 from anynorm_numba._records import geometry_at, gradient_sums_at
-from anynorm_numba._rows import folded
 from anynorm_numba._scalars import compute_itemsize, itemsize, load, store
 from anynorm_numba._set_sums import given_set_sums, means, store_set_sums
 from anynorm_numba._statistics import add_sums
-from anynorm_numba._sums import clear, scratch
 from anynorm_numba._vectors import GROUP, LANES
 
 # Rows of a block's table, in the compute dtype; then the sums. The weight takes the row of the fifth residual, m2,
@@ -182,15 +180,13 @@ def write_dx_by_row(dtype, geometry, x, dy, dx, weight, sums, block, width, row,
     mean, correction = table + MEAN * stride, table + CORRECTION * stride
     rstd, scale = table + RSTD * stride, table + SCALE * stride
     mean_g, mean_g_xhat = table + MEAN_G * stride, table + MEAN_G_XHAT * stride
-    memory, past = scratch(dtype), geometry.past_caches
+    past = geometry.past_caches
     while row < last:
         source, gradient = x + row * geometry.x.r, dy + row * geometry.dy.r
         w = load(dtype, weight + row * geometry.weight.r)
         if parameters_wanted(sums):
-            clear(dtype, memory)
-            gradient_sums_along(dtype, width, 0, memory, source, gradient, scale, mean, correction, rstd)
-            s, q = folded(dtype, memory)
-            store_shares(dtype, geometry, sums, block * geometry.lengths.r + row, q, s)
+            s, s_lost, q, q_lost = gradient_sums_of_line(dtype, width, source, gradient, scale, mean, correction, rstd)
+            store_shares(dtype, geometry, sums, block * geometry.lengths.r + row, (q, q_lost), (s, s_lost))
         if dx:
             target = dx + row * geometry.dx.r
             write_dx(

@@ -17,7 +17,6 @@ from anynorm_numba import _compile
 from anynorm_numba._geometry import BLOCK_STATE, CHUNK, FINALIZE, ROWS, START, SUM, WHOLE, WRITE
 from anynorm_numba._loops import deviations_across, raw_across, write_y, write_y_rows
 from anynorm_numba._records import block_state_at, geometry_at
-from anynorm_numba._rows import floor_of, load_residuals, rounded_residuals, store_residuals
 from anynorm_numba._scalars import (
     compute_itemsize,
     itemsize,
@@ -28,6 +27,7 @@ from anynorm_numba._scalars import (
     store_float64,
     sum_parts,
 )
+from anynorm_numba._sets import floor_of, load_residuals, rounded_residuals, store_residuals
 from anynorm_numba._statistics import SPECIAL, add_sums, finalize, finalize_ordinary, first_pivot
 from anynorm_numba._sums import merge_sums
 from anynorm_numba._vectors import GROUP, LANES

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llvmlite import ir
+from numba.core import cgutils
 
 from anynorm_numba import _compile
 from anynorm_numba._records import behind
 from anynorm_numba._scalars import compute_itemsize, load_float64, store, store_float64, sum_parts
 from anynorm_numba._statistics import two_sum, value_of
 from anynorm_numba._sums import Columns, ComputeColumns
-from anynorm_numba._vectors import BYTES, DOUBLE, I64, LANES, STEP, Emitter, loop, merge, select
+from anynorm_numba._vectors import BYTES, DOUBLE, I64, LANES, STEP, Emitter, Sum, Vector, loop, merge, select
 
 
 def _emit_collect(emitter: Emitter, values: Sequence[ir.Value]) -> None:
@@ -33,23 +34,53 @@ def _emit_collect(emitter: Emitter, values: Sequence[ir.Value]) -> None:
 collect = loop(["n", "totals", "stride", "added", "added_stride"], _emit_collect)
 
 
+def _rounded(emitter: Emitter, total: Sum) -> ir.Value:
+    """Return a sum in the compute dtype. What infinity lost is NaN, and counts for nothing."""
+    high, *lost = total
+    if lost:
+        whole = high + lost[0]
+        high = select(emitter.builder.fcmp_unordered("uno", whole.value, whole.value), high, whole)
+    return high.to(emitter.computed).value
+
+
 def _emit_round_sums(emitter: Emitter, values: Sequence[ir.Value]) -> None:
     n, target, sums, stride = values
     columns = Columns(emitter, sums, 0, stride)
 
     def take(j: ir.Value, mask: ir.Value | None) -> None:
-        high, *lost = columns.load(j, mask)
-        total = high + lost[0] if lost else high
-        if lost:  # what infinity lost is NaN, and counts for nothing
-            total = select(emitter.builder.fcmp_unordered("uno", total.value, total.value), high, total)
         place = emitter.at(target, j, BYTES[emitter.computed])
-        emitter.write(total.to(emitter.computed).value, place, mask)
+        emitter.write(_rounded(emitter, columns.load(j, mask)), place, mask)
 
     emitter.over(I64(0), n, LANES, take)
 
 
 # round_sums(dtype, n, target, sums, stride) writes n sums to target in the compute dtype.
 round_sums = loop(["n", "target", "sums", "stride"], _emit_round_sums)
+
+
+def _emit_put_columns(emitter: Emitter, values: Sequence[ir.Value]) -> None:
+    rows, n, left, target = values
+    builder = emitter.builder
+
+    def take(j: ir.Value, mask: ir.Value | None) -> None:
+        cells = [cgutils.alloca_once_value(builder, emitter.zeros(DOUBLE, _TOGETHER).value) for _ in range(2)]
+        for cell in cells:  # again, as the first value is stored where the function begins
+            builder.store(emitter.zeros(DOUBLE, _TOGETHER).value, cell)
+        with cgutils.for_range(builder, rows, intp=I64) as row:
+            more = emitter.read(emitter.at(left, builder.add(builder.mul(row.index, n), j), 8), DOUBLE, _TOGETHER, mask)
+            total = merge((Vector(builder, builder.load(cells[0])), Vector(builder, builder.load(cells[1]))), (more,))
+            for cell, part in zip(cells, total, strict=True):
+                builder.store(part.value, cell)
+        total = Vector(builder, builder.load(cells[0])), Vector(builder, builder.load(cells[1]))
+        emitter.write(_rounded(emitter, total), emitter.at(target, j, BYTES[emitter.computed]), mask)
+
+    emitter.over(I64(0), n, _TOGETHER, take)
+
+
+# put_columns(dtype, rows, n, left, target) sums float64 (rows, n) over the rows and writes n sums to target in the
+# compute dtype. A sum waits for its last addition: meanwhile others are added.
+_TOGETHER = 4 * LANES
+put_columns = loop(["rows", "n", "left", "target"], _emit_put_columns)
 
 
 @_compile.part
@@ -85,6 +116,9 @@ def store_places(dtype, geometry, sums, first, n, totals, stride):
 @_compile.part
 def put_gradient(dtype, split, left, target):
     """Sum float64 (outer, kept, inner) over the first and the last axis and write the result, rounded, to target."""
+    if split.inner == 1:
+        put_columns(dtype, split.outer, split.kept, left, target)
+        return
     for j in range(split.kept):
         total = lost = 0.0
         for i in range(split.outer):

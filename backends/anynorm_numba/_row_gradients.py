@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from anynorm_numba import _compile
 from anynorm_numba._geometry import CHUNK, FINALIZE, PUT, REDUCE, SUM, WHOLE, WRITE
-from anynorm_numba._loops import gradient_sums_along, relu_gradient_sums_along, relu_write_dx, write_dx
+from anynorm_numba._loops import (
+    gradient_sums_of_line,
+    gradient_sums_of_runs,
+    relu_gradient_sums_of_runs,
+    relu_write_dx,
+    write_dx,
+)
 from anynorm_numba._parameter_sums import parameters_wanted, put_gradients, store_shares
 from anynorm_numba._records import behind, geometry_at, gradient_state_at, gradient_sums_at
-from anynorm_numba._rows import PAIR_BYTES, chunk_end, folded, load_pair, residuals_of_set, set_address, store_pair
+from anynorm_numba._rows import PAIR_BYTES, load_pair, store_pair
 from anynorm_numba._run_gradients import (
     NEAR,
     STATE_BYTES,
@@ -24,78 +30,80 @@ from anynorm_numba._run_gradients import (
 )
 from anynorm_numba._scalars import itemsize, load
 from anynorm_numba._set_sums import given_set_sums, means, store_set_sums
+from anynorm_numba._sets import chunk_end, place_of, residuals_of_set, set_address, set_at, set_behind
 from anynorm_numba._statistics import add_sums
-from anynorm_numba._sums import clear, scratch
+from anynorm_numba._sums import scratch
 from anynorm_numba._vectors import LANES
 
 
 @_compile.part
-def sums_of_chunk(dtype, geometry, x, dy, weight, bias, line, chunk, residuals, memory):
+def sums_of_chunk(dtype, geometry, x, dy, weight, bias, line, chunk, residuals):
     """Return Σdy and Σdy·x̂ over a chunk of a line of the set at x. Weight and bias are read where ReLU follows."""
     mean, correction, rstd, scale, _ = residuals
-    runs, run, size = geometry.lengths.r, geometry.run, itemsize(dtype)
-    i, last = chunk * CHUNK, chunk_end(geometry, chunk)
-    x += line * geometry.x.s
-    dy += line * geometry.dy.s
-    r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
-    clear(dtype, memory)
-    while i < last:
-        n = min(run - p, last - i)
-        source = x + r * geometry.x.r + p * size
-        gradient = dy + r * geometry.dy.r + p * size
-        if geometry.activation:
-            w, v = load(dtype, weight + line * geometry.weight.s), load(dtype, bias + line * geometry.bias.s)
-            relu_gradient_sums_along(dtype, n, i, memory, source, gradient, w, v, scale, mean, correction, rstd)
-        else:
-            gradient_sums_along(dtype, n, i, memory, source, gradient, scale, mean, correction, rstd)
-        i += n
-        r += 1
-        p = 0
-    return folded(dtype, memory)
+    run, size, x_stride, dy_stride = geometry.run, itemsize(dtype), geometry.x.r, geometry.dy.r
+    i = chunk * CHUNK
+    n = chunk_end(geometry, chunk) - i
+    r, p = place_of(geometry, i)
+    left = run - p
+    x += line * geometry.x.s + r * x_stride + p * size
+    dy += line * geometry.dy.s + r * dy_stride + p * size
+    if geometry.activation:
+        w, v = load(dtype, weight + line * geometry.weight.s), load(dtype, bias + line * geometry.bias.s)
+        s, s_lost, q, q_lost = relu_gradient_sums_of_runs(
+            dtype, n, run, left, x, x_stride, dy, dy_stride, w, v, scale, mean, correction, rstd
+        )
+    elif n <= left:
+        s, s_lost, q, q_lost = gradient_sums_of_line(dtype, n, x, dy, scale, mean, correction, rstd)
+    else:
+        s, s_lost, q, q_lost = gradient_sums_of_runs(
+            dtype, n, run, left, x, x_stride, dy, dy_stride, scale, mean, correction, rstd
+        )
+    return (s, s_lost), (q, q_lost)
 
 
 @_compile.part
 def write_chunk(dtype, geometry, x, dy, dx, weight, bias, line, chunk, residuals, mean_g, mean_g_xhat):
     """Write dx of a chunk of a line of a set. Addresses are where the set begins."""
     mean, correction, rstd, scale, _ = residuals
-    runs, run, size = geometry.lengths.r, geometry.run, itemsize(dtype)
+    run, size, past, activation = geometry.run, itemsize(dtype), geometry.past_caches, geometry.activation
+    x_stride, dy_stride, dx_stride = geometry.x.r, geometry.dy.r, geometry.dx.r
     i, last = chunk * CHUNK, chunk_end(geometry, chunk)
-    past = geometry.past_caches
-    x += line * geometry.x.s
-    dy += line * geometry.dy.s
-    dx += line * geometry.dx.s
-    w = load(dtype, weight + line * geometry.weight.s)
-    r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
+    w, v = load(dtype, weight + line * geometry.weight.s), 0.0
+    if activation:
+        v = load(dtype, bias + line * geometry.bias.s)
+    r, p = place_of(geometry, i)
+    x += line * geometry.x.s + r * x_stride + p * size
+    dy += line * geometry.dy.s + r * dy_stride + p * size
+    dx += line * geometry.dx.s + r * dx_stride + p * size
     while i < last:
-        n = min(run - p, last - i)
-        source = x + r * geometry.x.r + p * size
-        gradient = dy + r * geometry.dy.r + p * size
-        target = dx + r * geometry.dx.r + p * size
-        if geometry.activation:
-            v = load(dtype, bias + line * geometry.bias.s)
-            relu_write_dx(
-                dtype, n, past, target, source, gradient, w, v, scale, mean, correction, rstd, mean_g, mean_g_xhat
-            )
+        n, before = min(run - p, last - i), p * size
+        if activation:
+            relu_write_dx(dtype, n, past, dx, x, dy, w, v, scale, mean, correction, rstd, mean_g, mean_g_xhat)
         else:
-            write_dx(dtype, n, past, target, source, gradient, w, scale, mean, correction, rstd, mean_g, mean_g_xhat)
+            write_dx(dtype, n, past, dx, x, dy, w, scale, mean, correction, rstd, mean_g, mean_g_xhat)
         i += n
-        r += 1
         p = 0
+        x += x_stride - before
+        dy += dy_stride - before
+        dx += dx_stride - before
 
 
 @_compile.part
-def add_line(dtype, geometry, weight, sums, u, line, dy, dy_xhat, g, g_xhat):
-    """Return Σg and Σg·x̂ with those of a line more, and store what the line adds to dweight and dbias."""
+def add_line(dtype, geometry, weight, sums, place, dy, dy_xhat, g, g_xhat):
+    """Return Σg and Σg·x̂ with those of a line more, and store what the line adds to dweight and dbias.
+
+    The line has number `place` among those of all sets, and its weight at an address.
+    """
     w = 1.0
     if not geometry.vector:
-        w = load(dtype, weight + line * geometry.weight.s)
+        w = load(dtype, weight)
         if parameters_wanted(sums):
-            store_shares(dtype, geometry, sums, u * geometry.lines + line, dy_xhat, dy)
+            store_shares(dtype, geometry, sums, place, dy_xhat, dy)
     return add_sums(g, (w * dy[0], w * dy[1])), add_sums(g_xhat, (w * dy_xhat[0], w * dy_xhat[1]))
 
 
 @_compile.part
-def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory):
+def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b):
     """Return S(g) and S(g·x̂) of the set (a, b), whose lines have one weight each, and store what sums are wanted."""
     u = a * geometry.lengths.b + b
     source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
@@ -108,11 +116,10 @@ def means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory):
         for line in range(lines):
             s = q = (0.0, 0.0)
             for chunk in range(chunks):
-                more, more_xhat = sums_of_chunk(
-                    dtype, geometry, source, gradient, weights, biases, line, chunk, of_set, memory
-                )
+                more, more_xhat = sums_of_chunk(dtype, geometry, source, gradient, weights, biases, line, chunk, of_set)
                 s, q = add_sums(s, more), add_sums(q, more_xhat)
-            g, g_xhat = add_line(dtype, geometry, weights, sums, u, line, s, q, g, g_xhat)
+            of_line = weights + line * geometry.weight.s
+            g, g_xhat = add_line(dtype, geometry, of_line, sums, u * lines + line, s, q, g, g_xhat)
         store_set_sums(dtype, geometry, sums, u, g, g_xhat)
     return means(dtype, geometry, set_length(geometry), g, g_xhat)
 
@@ -132,21 +139,89 @@ def write_set(dtype, geometry, x, dy, dx, weight, bias, residuals, a, b, mean_g,
 
 
 @_compile.part
-def gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, first, count, memory):
+def gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, first, count, states):
     """Sum up to LANES sets from number `first` on, and then write dx of them all.
 
     A set's means wait for the last additions of its sums, and its dx for the means: meanwhile others are summed.
     """
-    inner, states = geometry.lengths.b, memory + 12 * 8 * LANES
+    a, b = set_at(geometry, first)
     for k in range(count):
-        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
         state = gradient_state_at(states + STATE_BYTES * k)
-        found = means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b, memory)
+        found = means_of_set(dtype, geometry, x, dy, weight, residuals, sums, a, b)
         state.mean_g, state.mean_g_xhat = found
+        a, b = set_behind(geometry, a, b)
+    a, b = set_at(geometry, first)
     for k in range(count if dx else 0):
-        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
         state = gradient_state_at(states + STATE_BYTES * k)
         write_set(dtype, geometry, x, dy, dx, weight, sums.bias, residuals, a, b, state.mean_g, state.mean_g_xhat)
+        a, b = set_behind(geometry, a, b)
+
+
+@_compile.part
+def gradients_of_short_lines(dtype, geometry, x, dy, dx, weight, residuals, sums, first, count, states):
+    """Do what `gradients_of_sets` does where each line is one run of one chunk.
+
+    In loops: to call a function for each line takes longer than to sum 64 float32.
+    """
+    lines, run = geometry.lines, geometry.run
+    activation, past, summed = geometry.activation, geometry.past_caches, parameters_wanted(sums) or not geometry.given
+    x_stride, dy_stride, dx_stride = geometry.x.s, geometry.dy.s, geometry.dx.s
+    weight_stride, bias_stride = geometry.weight.s, geometry.bias.s
+    a, b = set_at(geometry, first)
+    for k in range(count):
+        state = gradient_state_at(states + STATE_BYTES * k)
+        source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
+        weights, biases = set_address(geometry.weight, weight, a, b), set_address(geometry.bias, sums.bias, a, b)
+        mean, correction, rstd, scale, _ = residuals_of_set(dtype, geometry, residuals, first + k)
+        g = g_xhat = (0.0, 0.0)
+        if sums.given:
+            g, g_xhat = given_set_sums(dtype, geometry, sums, first + k)
+        elif summed:
+            for line in range(lines):
+                if activation:
+                    w, v = load(dtype, weights), load(dtype, biases)
+                    s, s_lost, q, q_lost = relu_gradient_sums_of_runs(
+                        dtype, run, run, run, source, 0, gradient, 0, w, v, scale, mean, correction, rstd
+                    )
+                else:
+                    s, s_lost, q, q_lost = gradient_sums_of_line(
+                        dtype, run, source, gradient, scale, mean, correction, rstd
+                    )
+                g, g_xhat = add_line(
+                    dtype, geometry, weights, sums, (first + k) * lines + line, (s, s_lost), (q, q_lost), g, g_xhat
+                )
+                source += x_stride
+                gradient += dy_stride
+                weights += weight_stride
+                biases += bias_stride
+            store_set_sums(dtype, geometry, sums, first + k, g, g_xhat)
+        state.mean_g, state.mean_g_xhat = means(dtype, geometry, set_length(geometry), g, g_xhat)
+        a, b = set_behind(geometry, a, b)
+    a, b = set_at(geometry, first)
+    for k in range(count if dx else 0):
+        state = gradient_state_at(states + STATE_BYTES * k)
+        mean_g, mean_g_xhat = state.mean_g, state.mean_g_xhat
+        source, gradient = set_address(geometry.x, x, a, b), set_address(geometry.dy, dy, a, b)
+        weights, biases = set_address(geometry.weight, weight, a, b), set_address(geometry.bias, sums.bias, a, b)
+        target = set_address(geometry.dx, dx, a, b)
+        mean, correction, rstd, scale, _ = residuals_of_set(dtype, geometry, residuals, first + k)
+        for _ in range(lines):
+            w = load(dtype, weights)
+            if activation:
+                v = load(dtype, biases)
+                relu_write_dx(
+                    dtype, run, past, target, source, gradient, w, v, scale, mean, correction, rstd, mean_g, mean_g_xhat
+                )
+            else:
+                write_dx(
+                    dtype, run, past, target, source, gradient, w, scale, mean, correction, rstd, mean_g, mean_g_xhat
+                )
+            source += x_stride
+            gradient += dy_stride
+            target += dx_stride
+            weights += weight_stride
+            biases += bias_stride
+        a, b = set_behind(geometry, a, b)
 
 
 @_compile.part
@@ -161,7 +236,8 @@ def finalize_gradient(dtype, geometry, weights, state, sums, u):
             for chunk in range(geometry.chunks):
                 more, more_xhat = load_pair(behind(state) + PAIR_BYTES * (line * geometry.chunks + chunk))
                 s, q = add_sums(s, more), add_sums(q, more_xhat)
-            g, g_xhat = add_line(dtype, geometry, weights, sums, u, line, s, q, g, g_xhat)
+            of_line, place = weights + line * geometry.weight.s, u * geometry.lines + line
+            g, g_xhat = add_line(dtype, geometry, of_line, sums, place, s, q, g, g_xhat)
         store_set_sums(dtype, geometry, sums, u, g, g_xhat)
     state.mean_g, state.mean_g_xhat = means(dtype, geometry, set_length(geometry), g, g_xhat)
 
@@ -191,9 +267,13 @@ def row_gradients(
             return
         tasks, set_bytes = geometry.tasks, geometry.lines * geometry.lengths.r * geometry.run * itemsize(dtype)
         u, last, together = index * sets // tasks, (index + 1) * sets // tasks, min(LANES, max(1, NEAR // set_bytes))
+        short = geometry.lengths.r == 1 and chunks == 1
         while u < last:
             count = min(together, last - u)
-            gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, u, count, memory)
+            if short:
+                gradients_of_short_lines(dtype, geometry, x, dy, dx, weight, residuals, sums, u, count, memory)
+            else:
+                gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, u, count, memory)
             u += count
         return
     if phase == REDUCE:
@@ -217,8 +297,7 @@ def row_gradients(
         if vector:
             s, q = run_sums_of_chunk(dtype, geometry, source, gradient, weights, piece, of_set)
         else:
-            memory = scratch(dtype)
-            s, q = sums_of_chunk(dtype, geometry, source, gradient, weights, biases, line, chunk, of_set, memory)
+            s, q = sums_of_chunk(dtype, geometry, source, gradient, weights, biases, line, chunk, of_set)
         store_pair(behind(state) + PAIR_BYTES * piece, s, q)
     elif phase == FINALIZE:
         finalize_gradient(dtype, geometry, weights, state, sums, u)

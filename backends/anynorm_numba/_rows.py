@@ -11,24 +11,34 @@ sums are in the workspace: for each set a `SET_STATE`, and a `SUM_PAIR` for each
 
 from __future__ import annotations
 
-import math
-
 from anynorm_numba import _compile
 from anynorm_numba._geometry import CHUNK, FINALIZE, SET_STATE, START, SUM, SUM_PAIR, WHOLE
-from anynorm_numba._loops import deviations_along, deviations_of_line, raw_along, raw_of_line, write_y
+from anynorm_numba._loops import deviations_of_line, deviations_of_runs, raw_of_line, raw_of_runs, write_y
 from anynorm_numba._records import behind, geometry_at, set_state_at, sum_pair_at
 from anynorm_numba._scalars import (
     compute_itemsize,
     itemsize,
     load,
     load_element,
-    rounded,
     store,
     store_float64,
     sum_parts,
 )
+from anynorm_numba._sets import (
+    chunk_end,
+    floor_of,
+    has_short_lines,
+    load_residuals,
+    place_of,
+    residuals_of_set,
+    rounded_residuals,
+    set_address,
+    set_at,
+    set_behind,
+    store_residuals,
+)
 from anynorm_numba._statistics import SPECIAL, add_sums, finalize, finalize_ordinary, first_pivot
-from anynorm_numba._sums import clear, fold, scratch
+from anynorm_numba._sums import scratch
 from anynorm_numba._vectors import LANES
 
 STATE_BYTES, PAIR_BYTES = SET_STATE.itemsize, SUM_PAIR.itemsize
@@ -39,49 +49,23 @@ PIECE = 1024
 
 
 @_compile.part
-def set_address(strides, address, a, b):
-    """Return where the set (a, b) of an array begins."""
-    return address + a * strides.a + b * strides.b
-
-
-@_compile.part
-def floor_of(geometry):
-    """Return the number that replaces what is below it: 0 if ReLU follows, NaN, below which nothing is, if not."""
-    return 0.0 if geometry.activation else math.nan
-
-
-@_compile.part
-def folded(dtype, sums):
-    """Return two sums from their lanes."""
-    first, first_lost, second, second_lost = fold(dtype, sums)
-    return (first, first_lost), (second, second_lost)
-
-
-@_compile.part
-def chunk_end(geometry, chunk):
-    """Return the index in a line of the element behind a chunk."""
-    return min(chunk * CHUNK + CHUNK, geometry.lengths.r * geometry.run)
-
-
-@_compile.part
-def deviations_of_chunk(dtype, geometry, x, line, chunk, attempt, scale, pivot, sums):
+def deviations_of_chunk(dtype, geometry, x, line, chunk, attempt, scale, pivot):
     """Return Σ(z − pivot) and Σ(z − pivot)² over a chunk of a line of the set at x, as `attempt` number so many."""
-    runs, run, stride = geometry.lengths.r, geometry.run, geometry.x.r
+    run, stride = geometry.run, geometry.x.r
     i, last = chunk * CHUNK, chunk_end(geometry, chunk)
-    r, p = (0, i) if runs == 1 or i == 0 else (i // run, i % run)
-    x += line * geometry.x.s
-    clear(dtype, sums)
-    while i < last:
-        n = min(run - p, last - i)
-        source = x + r * stride + p * itemsize(dtype)
-        if attempt == 0.0 and pivot == 0.0:
-            raw_along(dtype, n, i, sums, source)
-        else:
-            deviations_along(dtype, n, i, sums, source, scale, pivot)
-        i += n
-        r += 1
-        p = 0
-    return folded(dtype, sums)
+    r, p = place_of(geometry, i)
+    source, raw = x + line * geometry.x.s + r * stride + p * itemsize(dtype), attempt == 0.0 and pivot == 0.0
+    if raw and last - i <= run - p:
+        d, d_lost, squares, squares_lost = raw_of_line(dtype, last - i, source)
+    elif raw:
+        d, d_lost, squares, squares_lost = raw_of_runs(dtype, last - i, run, run - p, source, stride)
+    elif last - i <= run - p:
+        d, d_lost, squares, squares_lost = deviations_of_line(dtype, last - i, source, scale, pivot)
+    else:
+        d, d_lost, squares, squares_lost = deviations_of_runs(
+            dtype, last - i, run, run - p, source, stride, scale, pivot
+        )
+    return (d, d_lost), (squares, squares_lost)
 
 
 @_compile.part
@@ -119,33 +103,33 @@ def write_piece(dtype, geometry, line, i, last, x, y, weight, bias, residuals):
 
 
 @_compile.part
-def rounded_residuals(dtype, residuals):
-    """Return (mean, correction, rstd, scale, m2) rounded to the compute dtype; the correction takes mean's error."""
-    mean = rounded(dtype, residuals[0])
-    correction = rounded(dtype, (residuals[0] - mean) + residuals[1])
-    return mean, correction, rounded(dtype, residuals[2]), residuals[3], rounded(dtype, residuals[4])
+def deviations_of_short_lines(dtype, geometry, x, attempt, scale, pivot):
+    """Return Σ(z − pivot) and Σ(z − pivot)² of the set at x."""
+    run, stride = geometry.run, geometry.x.s
+    d = squares = (0.0, 0.0)
+    for _ in range(geometry.lines):
+        if attempt == 0.0 and pivot == 0.0:
+            s, s_lost, q, q_lost = raw_of_line(dtype, run, x)
+        else:
+            s, s_lost, q, q_lost = deviations_of_line(dtype, run, x, scale, pivot)
+        d, squares = add_sums(d, (s, s_lost)), add_sums(squares, (q, q_lost))
+        x += stride
+    return d, squares
 
 
 @_compile.part
-def store_residuals(dtype, address, stride, residuals):
-    """Store the residuals of a set, `stride` bytes apart."""
-    for field in range(5):
-        store(dtype, address + field * stride, residuals[field])
-
-
-@_compile.part
-def load_residuals(dtype, address, stride):
-    """Return (mean, correction, rstd, scale, m2) of a set, stored `stride` bytes apart."""
-    mean, correction = load(dtype, address), load(dtype, address + stride)
-    rstd, scale = load(dtype, address + 2 * stride), load(dtype, address + 3 * stride)
-    return mean, correction, rstd, scale, load(dtype, address + 4 * stride)
-
-
-@_compile.part
-def residuals_of_set(dtype, geometry, residuals, u):
-    """Return the residuals of set number u, of all sets' (5, sets)."""
-    stride = geometry.lengths.a * geometry.lengths.b * compute_itemsize(dtype)
-    return load_residuals(dtype, residuals + u * compute_itemsize(dtype), stride)
+def write_short_lines(dtype, geometry, source, target, weight, bias, residuals):
+    """Write y of a set. Addresses are where it begins."""
+    mean, correction, rstd, scale, _ = residuals
+    run, past, floor = geometry.run, geometry.past_caches, floor_of(geometry)
+    x_stride, y_stride, weight_stride, bias_stride = geometry.x.s, geometry.y.s, geometry.weight.s, geometry.bias.s
+    for _ in range(geometry.lines):
+        w, b = load(dtype, weight), load(dtype, bias)
+        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, w, b, floor)
+        source += x_stride
+        target += y_stride
+        weight += weight_stride
+        bias += bias_stride
 
 
 @_compile.part
@@ -154,44 +138,49 @@ def write_lines(dtype, geometry, source, y, weight, bias, a, b, i, last, residua
     target = set_address(geometry.y, y, a, b)
     weights = set_address(geometry.weight, weight, a, b)
     biases = set_address(geometry.bias, bias, a, b)
+    if has_short_lines(geometry):
+        write_short_lines(dtype, geometry, source, target, weights, biases, residuals)
+        return
     for line in range(geometry.lines):
         write_piece(dtype, geometry, line, i, last, source, target, weights, biases, residuals)
 
 
 @_compile.part
-def write_run(dtype, geometry, r, b, x, y, weight, bias, residuals):
-    """Write y of run r of all lines of the set (0, b), without the divisions that find an element's run."""
-    mean, correction, rstd, scale, _ = residuals
-    run, past, floor = geometry.run, geometry.past_caches, floor_of(geometry)
-    source = set_address(geometry.x, x, 0, b) + r * geometry.x.r
-    target = set_address(geometry.y, y, 0, b) + r * geometry.y.r
-    weights, biases = set_address(geometry.weight, weight, 0, b), set_address(geometry.bias, bias, 0, b)
-    if geometry.vector:
-        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, weights, biases, floor)
-        return
-    for _ in range(geometry.lines):
-        w, bias_of_line = load(dtype, weights), load(dtype, biases)
-        write_y(dtype, run, past, target, source, scale, mean, correction, rstd, w, bias_of_line, floor)
-        source += geometry.x.s
-        target += geometry.y.s
-        weights += geometry.weight.s
-        biases += geometry.bias.s
+def write_neighbours(dtype, geometry, r, first, count, x, y, weight, bias, given):
+    """Write y of run r of so many sets from (0, first) on, each of one line, by given residuals (5, sets).
+
+    A loop, as calling a function for each run takes as long as writing 50 float32.
+    """
+    run, past, floor, size = geometry.run, geometry.past_caches, floor_of(geometry), compute_itemsize(dtype)
+    x_stride, y_stride, weight_stride, bias_stride = geometry.x.b, geometry.y.b, geometry.weight.b, geometry.bias.b
+    source = set_address(geometry.x, x, 0, first) + r * geometry.x.r
+    target = set_address(geometry.y, y, 0, first) + r * geometry.y.r
+    weight, bias = set_address(geometry.weight, weight, 0, first), set_address(geometry.bias, bias, 0, first)
+    mean, field_stride = given + first * size, geometry.lengths.a * geometry.lengths.b * size
+    for _ in range(count):
+        of_set = load_residuals(dtype, mean, field_stride)
+        w, b = load(dtype, weight), load(dtype, bias)
+        write_y(dtype, run, past, target, source, of_set[3], of_set[0], of_set[1], of_set[2], w, b, floor)
+        source += x_stride
+        target += y_stride
+        weight += weight_stride
+        bias += bias_stride
+        mean += size
 
 
 @_compile.part
 def write_by_given(dtype, geometry, first, last, x, y, weight, bias, given):
-    """Write y of the runs from first up to last of all sets, in the order of memory, by given residuals (5, sets)."""
+    """Write y of the runs from first up to last of all sets, by given residuals (5, sets)."""
     runs, run, inner = geometry.lengths.r, geometry.run, geometry.lengths.b
     sets = geometry.lengths.a * inner
-    # The runs of a set are among those of other sets, as images of a channel are, or all before those of the next set.
-    among = sets == inner and geometry.x.r > geometry.x.b
+    # In the order of memory if the runs of a set are among those of others, as images of a channel are.
+    among = sets == inner and geometry.x.r > geometry.x.b and geometry.lines == 1 and not geometry.vector
     i = first
     while i < last:
         if among:
             r, u = i // sets, i % sets
             count = min(sets - u, last - i)
-            for b in range(u, u + count):
-                write_run(dtype, geometry, r, b, x, y, weight, bias, residuals_of_set(dtype, geometry, given, b))
+            write_neighbours(dtype, geometry, r, u, count, x, y, weight, bias, given)
         else:
             u, r = i // runs, i % runs
             count = min(runs - r, last - i)
@@ -202,20 +191,22 @@ def write_by_given(dtype, geometry, first, last, x, y, weight, bias, given):
 
 
 @_compile.part
-def measure_set(dtype, geometry, x, eps, sums):
+def measure_set(dtype, geometry, x, eps):
     """Return the residuals of the set at x."""
     centres, lines, chunks = geometry.centres != 0, geometry.lines, geometry.chunks
-    n = float(lines * geometry.lengths.r * geometry.run)
+    n, short = float(lines * geometry.lengths.r * geometry.run), has_short_lines(geometry)
     first = load_element(dtype, x)
     again, pivot, scale = True, pivot_of_set(dtype, geometry, x), 1.0
     residuals = (0.0, 0.0, 0.0, 1.0, 0.0)
     attempt = 0.0
     while again:
         d = squares = (0.0, 0.0)
-        for line in range(lines):
+        if short:
+            d, squares = deviations_of_short_lines(dtype, geometry, x, attempt, scale, pivot)
+        for line in range(0 if short else lines):
             d_of_line = squares_of_line = (0.0, 0.0)
             for chunk in range(chunks):
-                more, more_squares = deviations_of_chunk(dtype, geometry, x, line, chunk, attempt, scale, pivot, sums)
+                more, more_squares = deviations_of_chunk(dtype, geometry, x, line, chunk, attempt, scale, pivot)
                 d_of_line, squares_of_line = add_sums(d_of_line, more), add_sums(squares_of_line, more_squares)
             d, squares = add_sums(d, d_of_line), add_sums(squares, squares_of_line)
         (again, pivot, scale), residuals = finalize(dtype, centres, n, eps, attempt, first, pivot, scale, d, squares)
@@ -227,21 +218,18 @@ def measure_set(dtype, geometry, x, eps, sums):
 def normalize_short_sets(dtype, geometry, first, count, x, y, weight, bias, residuals, eps, memory):
     """Normalize up to LANES sets of one line, no longer than a chunk: measure all, finalize them together, write all.
 
-    `memory` is for 16 rows of LANES float64.
+    `memory` is for 10 rows of LANES float64.
     """
     runs, run, inner, size = geometry.lengths.r, geometry.run, geometry.lengths.b, compute_itemsize(dtype)
     sets, length = geometry.lengths.a * inner, runs * run
     stride = 8 * LANES
-    # `measure_set` needs the first six rows.
-    pivots, found, sums_of_sets = memory + 6 * stride, memory + 7 * stride, memory + 12 * stride
+    pivots, found, sums_of_sets = memory, memory + stride, memory + 6 * stride
+    a, b = set_at(geometry, first)
     for k in range(count):
-        a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
         source = set_address(geometry.x, x, a, b)
         pivot = pivot_of_set(dtype, geometry, source)
         if runs > 1:
-            (d, d_lost), (squares, squares_lost) = deviations_of_chunk(
-                dtype, geometry, source, 0, 0, 0.0, 1.0, pivot, memory
-            )
+            (d, d_lost), (squares, squares_lost) = deviations_of_chunk(dtype, geometry, source, 0, 0, 0.0, 1.0, pivot)
         elif pivot == 0.0:
             d, d_lost, squares, squares_lost = raw_of_line(dtype, run, source)
         else:
@@ -255,24 +243,26 @@ def normalize_short_sets(dtype, geometry, first, count, x, y, weight, bias, resi
             store_float64(dtype, target + stride, d_lost)
             store_float64(dtype, target + 2 * stride, squares)
             store_float64(dtype, target + 3 * stride, squares_lost)
+        a, b = set_behind(geometry, a, b)
     special = finalize_ordinary(
         dtype, count, float(length), eps, geometry.centres, sums_of_sets, stride, 1.0, pivots, found, stride
     )
     for k in range(count):
         if special and load(dtype, found + 2 * stride + k * size) == SPECIAL:
-            a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
-            of_set = measure_set(dtype, geometry, set_address(geometry.x, x, a, b), eps, memory)
+            a, b = set_at(geometry, first + k)
+            of_set = measure_set(dtype, geometry, set_address(geometry.x, x, a, b), eps)
             store_residuals(dtype, found + k * size, stride, of_set)
     if y:
         piece = length if runs > 1 else PIECE
         for i in range(0, length, piece):
+            a, b = set_at(geometry, first)
             for k in range(count):
-                a, b = (first + k, 0) if inner == 1 else ((first + k) // inner, (first + k) % inner)
                 source, target = set_address(geometry.x, x, a, b), set_address(geometry.y, y, a, b)
                 weights = set_address(geometry.weight, weight, a, b)
                 biases = set_address(geometry.bias, bias, a, b)
                 of_set = load_residuals(dtype, found + k * size, stride)
                 write_piece(dtype, geometry, 0, i, min(i + piece, length), source, target, weights, biases, of_set)
+                a, b = set_behind(geometry, a, b)
     if residuals:
         for field in range(5):
             for k in range(count):
@@ -316,7 +306,7 @@ def rows(
         while u < last:
             a, b = u // inner, u % inner
             source = set_address(geometry.x, x, a, b)
-            of_set = measure_set(dtype, geometry, source, eps, memory)
+            of_set = measure_set(dtype, geometry, source, eps)
             if residuals:
                 store_residuals(dtype, residuals + u * size, sets * size, of_set)
             if y:
@@ -335,9 +325,7 @@ def rows(
     elif phase == SUM:
         if state.finalized == 0.0:
             line, chunk, attempt = piece // chunks, piece % chunks, state.attempt
-            d, squares = deviations_of_chunk(
-                dtype, geometry, source, line, chunk, attempt, state.scale, state.pivot, scratch(dtype)
-            )
+            d, squares = deviations_of_chunk(dtype, geometry, source, line, chunk, attempt, state.scale, state.pivot)
             store_pair(behind(state) + PAIR_BYTES * piece, d, squares)
     elif phase == FINALIZE:
         if state.finalized == 0.0:

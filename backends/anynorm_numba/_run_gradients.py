@@ -12,9 +12,9 @@ from anynorm_numba._geometry import CHUNK, GRADIENT_STATE, PIECE, SLICE, SUM_PAI
 from anynorm_numba._loops import SETS, gradient_sums_of_sets, weighted_gradient_sums_of_line, write_dx
 from anynorm_numba._parameter_sums import collect, parameters_wanted, store_places
 from anynorm_numba._records import gradient_state_at
-from anynorm_numba._rows import chunk_end, residuals_of_set, set_address
 from anynorm_numba._scalars import compute_itemsize, itemsize, store_float64, sum_parts
 from anynorm_numba._set_sums import given_set_sums, means, store_set_sums
+from anynorm_numba._sets import chunk_end, residuals_of_set, set_address
 from anynorm_numba._statistics import add_sums
 from anynorm_numba._sums import merge_sums
 

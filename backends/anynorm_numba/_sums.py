@@ -112,47 +112,77 @@ class _Running:
         return list(zip([self._load(cell) for cell in self.groups], totals, strict=True))
 
 
-def sums_along(roles: str, terms: int, expression: Expression, *, in_float64: Collection[ir.Type]) -> Any:
-    """Make a loop f(dtype, n, first, sums, *operands) that adds the terms of an expression over n elements of a line.
+def sums_of_runs(roles: str, terms: int, expression: Expression, *, in_float64: Collection[ir.Type]) -> Any:
+    """Make a loop f(dtype, n, run, left, *operands) that returns the sums of an expression's terms over a chunk.
 
-    `first` is the index in the line of the first of them. `sums` is the address of lanes in memory, for each term
-    (parts + sum_parts, LANES) float64: the open group, and then the sum.
+    For each term it returns the sum and what it lost, the same that the chunk's n elements have side by side. Here they
+    lie in runs of `run` neighbours, the first of which has `left`. The address of elements, where they begin, is
+    followed by the stride from run to run.
     """
 
-    def emit(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-        builder = emitter.builder
-        n, first, sums, *rest = values
+    def emit(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
+        builder, size = emitter.builder, I64(BYTES[emitter.stored])
+        n, run, left, *rest = values
         element, parts = _terms_of(emitter, in_float64)
-        operands = operands_of(emitter, roles, rest, element)
-        memory = [_Lanes(emitter, sums, term) for term in range(terms)]
-        begun = [(lanes.group(parts).to(element), lanes.total()) for lanes in memory]
-        running = _Running(emitter, operands, expression, begun)
-        width = running.width
-        # A step that begins within the lanes; steps to the end of the group; whole groups; what is left.
-        position = builder.and_(first, I64(LANES * GROUP - 1))
-        lane = builder.and_(first, I64(width - 1))
-        head = emitter.smaller(builder.and_(builder.neg(lane), I64(width - 1)), n)
-        with builder.if_then(builder.icmp_signed(">", head, I64(0))):
-            before = builder.not_(emitter.first_lanes(lane, width))
-            mask = builder.and_(before, emitter.first_lanes(builder.add(lane, head), width))
-            running.take(builder.neg(lane), mask)
-        to_end = builder.and_(builder.neg(position), I64(LANES * GROUP - 1))
-        with builder.if_then(builder.icmp_signed(">", to_end, I64(0))):
-            emitter.over(head, emitter.smaller(to_end, n), width, running.take)
-            with builder.if_then(builder.icmp_signed("<=", to_end, n)):
-                running.end_group()
-        emitter.over(running.whole_groups(emitter.smaller(to_end, n), n), n, width, running.take)
-        for lanes, (group, total) in zip(memory, running.result(), strict=True):
-            lanes.store(group.to(DOUBLE).value, [part.value for part in total])
+        operands = operands_of(emitter, roles, rest, element, rows=2)
+        nothing = emitter.zeros(element, LANES * parts), (emitter.zeros(DOUBLE),) * emitter.sum_parts
+        running = _Running(emitter, operands, expression, [nothing] * terms)
+        elements = [operand for operand in operands if operand.role == "x"]
+        gaps = [builder.sub(operand.stride, builder.mul(run, size)) for operand in elements]
+        places = [cgutils.alloca_once_value(builder, operand.value) for operand in elements]
+        done, of_run = cgutils.alloca_once_value(builder, I64(0)), cgutils.alloca_once_value(builder, left)
+        test, body, after = [builder.append_basic_block(name) for name in ("test", "run", "after")]
+        builder.branch(test)
+        builder.position_at_end(test)
+        first = builder.load(done)
+        builder.cbranch(builder.icmp_signed("<", first, n), body, after)
+        builder.position_at_end(body)
+        for operand, place in zip(elements, places, strict=True):
+            operand.value = builder.load(place)
+        count = emitter.smaller(builder.load(of_run), builder.sub(n, first))
+        _continue_line(running, first, count)
+        for operand, place, gap in zip(elements, places, gaps, strict=True):
+            builder.store(builder.add(operand.value, builder.add(builder.mul(count, size), gap)), place)
+        builder.store(builder.add(first, count), done)
+        builder.store(run, of_run)
+        builder.branch(test)
+        builder.position_at_end(after)
+        running.end_group()
+        return _packed(running)
 
-    return loop(["n", "first", "sums", *names_of(roles)], emit)
+    return loop(["n", "run", "left", *names_of(roles, 2)], emit, types.UniTuple(types.float64, 2 * terms))
+
+
+def _continue_line(running: _Running, first: ir.Value, n: ir.Value) -> None:
+    """Add n elements of a line, of which the first has the index `first`."""
+    emitter, builder, width = running.emitter, running.emitter.builder, running.width
+    # A step that begins within the lanes; steps to the end of the group; whole groups; what is left.
+    position = builder.and_(first, I64(LANES * GROUP - 1))
+    lane = builder.and_(first, I64(width - 1))
+    head = emitter.smaller(builder.and_(builder.neg(lane), I64(width - 1)), n)
+    with builder.if_then(builder.icmp_signed(">", head, I64(0))):
+        before = builder.not_(emitter.first_lanes(lane, width))
+        mask = builder.and_(before, emitter.first_lanes(builder.add(lane, head), width))
+        running.take(builder.neg(lane), mask)
+    to_end = builder.and_(builder.neg(position), I64(LANES * GROUP - 1))
+    with builder.if_then(builder.icmp_signed(">", to_end, I64(0))):
+        emitter.over(head, emitter.smaller(to_end, n), width, running.take)
+        with builder.if_then(builder.icmp_signed("<=", to_end, n)):
+            running.end_group()
+    emitter.over(running.whole_groups(emitter.smaller(to_end, n), n), n, width, running.take)
+
+
+def _packed(running: _Running) -> ir.Value:
+    """Return each term's sum of lanes, and what it lost."""
+    totals = [total for _, total in running.result()]
+    found = [part for total in totals for part in _folded(running.emitter, total)]
+    return cgutils.pack_array(running.emitter.builder, found)
 
 
 def sums_of_line(roles: str, terms: int, expression: Expression, *, in_float64: Collection[ir.Type]) -> Any:
     """Make a loop f(dtype, n, *operands) that returns the sums of an expression's terms over a chunk of a line.
 
-    For each term it returns the sum and what it lost: those of `sums_along` over all elements, without a detour through
-    memory.
+    For each term it returns the sum and what it lost: those of `sums_of_runs` of a single run.
     """
 
     def emit(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
@@ -166,7 +196,7 @@ def sums_of_line(roles: str, terms: int, expression: Expression, *, in_float64: 
         with builder.if_then(builder.icmp_signed("<", end, n)):
             emitter.over(end, n, running.width, running.take)
             running.end_group()
-        return cgutils.pack_array(builder, [part for _, total in running.result() for part in _folded(emitter, total)])
+        return _packed(running)
 
     return loop(["n", *names_of(roles)], emit, types.UniTuple(types.float64, 2 * terms))
 
@@ -231,26 +261,6 @@ def sums_across(
     return loop(["n", "count", "sums", "stride", *(["ahead"] if ahead else []), *names_of(roles, rows)], emit)
 
 
-class _Lanes:
-    """The lanes of a sum along a line, in memory: the open group, the sum, and what it lost if that is kept."""
-
-    def __init__(self, emitter: Emitter, sums: ir.Value, term: int) -> None:
-        self.emitter = emitter
-        rows = emitter.parts + emitter.sum_parts
-        offsets = [8 * LANES * (rows * term + row) for row in (0, *range(emitter.parts, rows))]
-        self.addresses = [emitter.builder.add(sums, I64(offset)) for offset in offsets]
-
-    def group(self, parts: int) -> Vector:
-        return self.emitter.read(self.addresses[0], DOUBLE, LANES * parts)
-
-    def total(self) -> Sum:
-        return tuple([self.emitter.read(address, DOUBLE, LANES) for address in self.addresses[1:]])
-
-    def store(self, group: ir.Value, total: Sequence[ir.Value]) -> None:
-        for address, value in zip(self.addresses, [group, *total], strict=True):
-            self.emitter.write(value, address)
-
-
 class Columns:
     """Sums in memory: a row of float64 and, `stride` bytes behind it, a row of what they lost, if that is kept."""
 
@@ -308,34 +318,10 @@ def _folded(emitter: Emitter, total: Sum) -> list[ir.Value]:
     return [*[builder.extract_element(part.value, I32(0)) for part in total], DOUBLE(0.0)][:2]
 
 
-def _emit_fold(emitter: Emitter, values: Sequence[ir.Value]) -> ir.Value:
-    folded = []
-    for term in range(2):
-        lanes = _Lanes(emitter, values[0], term)
-        folded += _folded(emitter, merge(lanes.total(), (_closed(lanes.group(emitter.parts)),)))
-    return cgutils.pack_array(emitter.builder, folded)
-
-
-# fold(dtype, sums) adds up the lanes of two sums and returns each with what it lost, 0 where that is not kept.
-fold = loop(["sums"], _emit_fold, types.UniTuple(types.float64, 4))
-
-
 def _emit_scratch(emitter: Emitter, _: Sequence[ir.Value]) -> ir.Value:
-    memory = cgutils.alloca_once(emitter.builder, ir.ArrayType(DOUBLE, 16 * LANES))
+    memory = cgutils.alloca_once(emitter.builder, ir.ArrayType(DOUBLE, 10 * LANES))
     return emitter.builder.ptrtoint(memory, I64)
 
 
 # scratch(dtype) returns the address of memory for a few vectors of sums, in the caller's frame.
 scratch = loop([], _emit_scratch, types.int64)
-
-
-def _emit_clear(emitter: Emitter, values: Sequence[ir.Value]) -> None:
-    for term in range(2):
-        nothing = emitter.zeros(DOUBLE).value
-        group = emitter.zeros(DOUBLE, LANES * emitter.parts).value
-        _Lanes(emitter, values[0], term).store(group, [nothing] * emitter.sum_parts)
-
-
-# clear(dtype, sums) makes the lanes of two sums 0: in whole vectors, since a processor waits for single numbers to
-# reach memory before it reads them as a vector (20 ns a set).
-clear = loop(["sums"], _emit_clear)

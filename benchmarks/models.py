@@ -13,11 +13,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from anynorm_torch.nn import accelerate
+from anynorm_torch.nn import Acceleration, accelerate
+from anynorm_torch.nn._timing import set_class
 from benchmarks.machine import describe, disturbed
 from benchmarks.model_shares import share
 from benchmarks.model_zoo import MODELS, Inputs, Model
@@ -161,11 +163,15 @@ def _backward(output: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def _timed(item: Item, plain: Module, inputs: Inputs, seconds: float) -> Row:
-    """Time a step of the accelerated model and of the other, from the same weights."""
-    ours, other = copy.deepcopy(plain), copy.deepcopy(plain)
+    """Time a step of a model with anynorm's layers and with its own."""
+    ours = copy.deepcopy(plain)
     ours.train(item.step == "training")
     acceleration = accelerate(ours, measure=inputs) if item.way == MEASURED else accelerate(ours)
+    # Where weights lie in memory decides about 1 %: so one model has either layers in turn. A compiled one cannot.
+    other = copy.deepcopy(plain) if item.way == COMPILED else ours
     calls = [_step(item, model, inputs) for model in (ours, other)]
+    if item.way != COMPILED:
+        calls = _of_one_model(calls[0], acceleration)
     for call in calls * 2:
         call()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -177,12 +183,25 @@ def _timed(item: Item, plain: Module, inputs: Inputs, seconds: float) -> Row:
     return {
         "taken": len(taken),
         "norms": len(taken) + len(acceleration.left),
-        "share": share(other, taken, calls[1], clock) if item.way == EAGER else None,
+        "share": share(other, taken, calls[1], clock) if item.way == EAGER and taken else None,
         **found.pair._asdict(),
         "left_out": found.left_out,
         "others": found.waiting,
         "faults": faults,
     }
+
+
+def _of_one_model(step: Call, acceleration: Acceleration) -> list[Call]:
+    """Return a step with anynorm's layers, and with the model's own."""
+    swaps = [layer.swap for layer in acceleration._swapped]
+
+    def with_layers(ours: bool) -> None:
+        if swaps and type(swaps[0].module) is not (swaps[0].ours if ours else swaps[0].own):
+            for swap in swaps:
+                set_class(swap.module, swap.ours if ours else swap.own)
+        step()
+
+    return [partial(with_layers, True), partial(with_layers, False)]
 
 
 def _step(item: Item, model: Module, inputs: Inputs) -> Call:

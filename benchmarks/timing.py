@@ -110,8 +110,7 @@ def _in_turn(ours: Call, other: Call, repeats: list[int], rounds: int) -> Pair:
 def _round(turns: list[_Turn], number: int, clock: Clock = time.perf_counter) -> None:
     # A B, B A, A B: else one of the two would always find the data in the cache, where the other has left them.
     for call, repeat, taken in turns if number % 2 == 0 else reversed(turns):
-        if repeat > 1:
-            call()  # untimed: threads of the other may still be spinning
+        call()  # untimed: threads of the other may still be spinning, and its own code is no longer at hand
         taken.append(per_call(call, repeat, clock))
 
 

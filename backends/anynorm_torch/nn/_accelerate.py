@@ -15,7 +15,7 @@ from anynorm_torch._memory import memory_of
 from anynorm_torch.nn._modules import check_module
 from anynorm_torch.nn._rules import rule_of
 from anynorm_torch.nn._sizes import from_size_on
-from anynorm_torch.nn._timing import Times, step_of, time_layers
+from anynorm_torch.nn._timing import Swap, Times, Trial, set_class
 from anynorm_torch.nn._twins import tensors_of
 from anynorm_torch.nn._verdicts import Verdicts, named_layers
 
@@ -28,6 +28,10 @@ class _Layer(NamedTuple):
     own: type[torch.nn.Module]
     ours: type[torch.nn.Module]
     path: str
+
+    @property
+    def swap(self) -> Swap:
+        return Swap(self.module, self.own, self.ours)
 
     def __str__(self) -> str:
         rule = rule_of(self.ours)
@@ -54,15 +58,14 @@ class Acceleration:
         self._swapped: list[_Layer] = []
         self.left: dict[str, str] = {}
         self.times: dict[str, Times] = {}
-        self._untimed: dict[str, str] = {}
-        self._step = ""
+        self._gain = ""
         layers = self._candidates(model, least)
         if measure is not None:
             self._time(model, layers, measure)
         for layer in layers:
             if layer.name not in self.left:
                 self._swapped.append(layer)
-                _set_class(layer.module, layer.ours)
+                set_class(layer.module, layer.ours)
 
     def _candidates(self, model: torch.nn.Module, least: int) -> list[_Layer]:
         """Return the layers that may become anynorm's, and note why the others may not."""
@@ -82,16 +85,19 @@ class Acceleration:
         return found
 
     def _time(self, model: torch.nn.Module, layers: list[_Layer], batch: Any) -> None:
-        """Time each layer both ways, and leave those whose own code is faster."""
-        self._step = step_of(model)
-        found = time_layers(model, [layer.module for layer in layers], [layer.ours for layer in layers], batch)
-        for layer, times in zip(layers, found, strict=True):
-            if isinstance(times, str):
-                self._untimed[layer.name] = times
-                continue
-            self.times[layer.name] = times
-            if times.own < times.ours:
-                self.left[layer.name] = f"its own code is faster: {times}, by {layer.path}"
+        """Time each layer both ways, leave those whose own code is faster, and time the steps of the model."""
+        with Trial(model, batch, [layer.swap for layer in layers]) as trial:
+            for layer, times in zip(layers, trial.layers(), strict=True):
+                if times is None:
+                    continue
+                self.times[layer.name] = times
+                if times.own < times.ours:
+                    self.left[layer.name] = f"its own code is faster: {times}, by {layer.path}"
+            taken = [layer for layer in layers if layer.name not in self.left]
+            before, now, longer = trial.steps([layer.swap for layer in taken])
+            self._gain = f"a step of {trial.step} takes {now * 1e3:.3g} ms, with its own layers {before * 1e3:.3g} ms"
+            if longer:
+                self.left |= {layer.name: "with the few layers that are faster a step takes longer" for layer in taken}
 
     @property
     def swapped(self) -> tuple[str, ...]:
@@ -112,7 +118,7 @@ class Acceleration:
         kept = []
         for layer in self._swapped:
             if type(layer.module) is layer.ours:
-                _set_class(layer.module, layer.own)
+                set_class(layer.module, layer.own)
             elif type(layer.module) is not layer.own:
                 kept.append(layer)
         self._swapped = kept
@@ -131,25 +137,16 @@ class Acceleration:
 
     def __repr__(self) -> str:
         lines = [f"Acceleration: {len(self._swapped)} swapped, {len(self.left)} left"]
-        if self.times:
-            lines.append(f"  {self._gain()}")
+        if self._gain:
+            lines.append(f"  {self._gain}")
         lines += [f"  {_called(layer.name)}: {layer}{self._timed(layer.name)}" for layer in self._swapped]
         lines += [f"  {_called(name)}: left, {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 
-    def _gain(self) -> str:
-        own = sum([times.own for times in self.times.values()])
-        now = sum([times.own if name in self.left else times.ours for name, times in self.times.items()])
-        return f"the layers timed take {now * 1e3:.3g} ms of a step of {self._step}, before {own * 1e3:.3g} ms"
-
     def _timed(self, name: str) -> str:
         if name in self.times:
             return f": {self.times[name]}"
-        return f": {self._untimed[name]}" if name in self._untimed else ""
-
-
-def _set_class(module: torch.nn.Module, cls: type[torch.nn.Module]) -> None:
-    object.__setattr__(module, "__class__", cls)  # Keras's layers have a __setattr__ of their own
+        return ": no step on the batch calls it" if self._gain else ""
 
 
 def _called(name: str) -> str:
@@ -169,11 +166,11 @@ def accelerate(model: torch.nn.Module, *, measure: Any = None, min_elements: int
     model : torch.nn.Module
         Any model, or a norm layer itself.
     measure : optional
-        A batch, on which the model is called once: a tuple holds positional arguments, a mapping keyword arguments,
-        anything else is the only argument. Each layer is then timed at the shapes that it meets, on copies, by its own
-        code and by anynorm's, and left where its own is faster. What counts is forward and backward if the model is in
-        training mode and gradients are enabled, else forward alone; eagerly, on as many threads as are set. It takes
-        about 0.2 s for each kind of layer and shape. Buffers and random states are what they were afterwards.
+        A batch: a tuple holds positional arguments, a mapping keyword arguments, anything else is the only argument.
+        The model takes steps on it, by the layers' own code and by anynorm's in turn, some seconds and fifteen steps of
+        each at least: forward and backward if it is in training mode and gradients are enabled, else forward alone.
+        A layer that is faster by its own code is left. Parameters, buffers, gradients and random states are afterwards
+        what they were.
     min_elements : int
         For input of fewer elements a layer that was swapped runs its own forward.
 

@@ -41,7 +41,8 @@ class LayerNorm(torch.nn.LayerNorm):
         if not (isinstance(input, Tensor) and isinstance(self, LayerNorm)):
             return _not_computed(self, LayerNorm, input)
         weight, bias = _affine(self)
-        return normalized(_trailing(self, input, _LAYER_NORM), input, weight, bias, None, self.eps)  # type: ignore[no-any-return]
+        head, x = _trailing(self, input, _LAYER_NORM)
+        return normalized(head, x, weight, bias, None, self.eps)  # type: ignore[no-any-return]
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -51,7 +52,7 @@ class RMSNorm(torch.nn.RMSNorm):
         """Scale over the trailing axes of length `normalized_shape`; eps=None is the compute dtype's own."""
         if not (isinstance(x, Tensor) and isinstance(self, RMSNorm)):
             return _not_computed(self, RMSNorm, x)
-        head = _trailing(self, x, _RMS_NORM)
+        head, x = _trailing(self, x, _RMS_NORM)
         eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if self.eps is None else self.eps
         return normalized(head, x, self.weight, None, None, eps)  # type: ignore[no-any-return]
 
@@ -239,10 +240,16 @@ def _running(layer: Any) -> tuple[Tensor | None, Tensor | None]:
     return layer.running_mean, layer.running_var
 
 
-def _trailing(layer: LayerNorm | RMSNorm, x: Tensor, heads: Mapping[int, Head]) -> Head:
-    """Return the call for as many trailing axes; raise a ValueError unless x has the layer's lengths there."""
+def _trailing(layer: LayerNorm | RMSNorm, x: Tensor, heads: Mapping[int, Head]) -> tuple[Head, Tensor]:
+    """Return the call for as many trailing axes, and x in the order of memory that torch's result has.
+
+    That is without gaps: what follows, which is mostly a product of matrices, would copy it else. Raises a ValueError
+    unless x has the layer's lengths there.
+    """
     ndim = len(layer.normalized_shape)
-    if not x.is_nested and x.shape[-ndim:] != layer.normalized_shape:  # a nested one has no shape to show
+    if x.is_nested:  # which has no shape to show
+        return heads[ndim], x
+    if x.shape[-ndim:] != layer.normalized_shape:
         msg = (
             f"{type(layer).__name__}: input has shape {tuple(x.shape)}, but the layer normalizes trailing axes of "
             f"lengths normalized_shape={layer.normalized_shape}. Pass input of shape (*, "
@@ -252,7 +259,7 @@ def _trailing(layer: LayerNorm | RMSNorm, x: Tensor, heads: Mapping[int, Head]) 
     if ndim not in heads:
         msg = f"{type(layer).__name__}: normalized_shape has {ndim} axes. Make the layer for 1 to {len(heads)} of them."
         raise ValueError(msg)
-    return heads[ndim]
+    return heads[ndim], x if x.is_contiguous() else x.contiguous()
 
 
 def _by_running(layer: batchnorm._NormBase, x: Tensor, activation: Activation = None) -> Tensor:

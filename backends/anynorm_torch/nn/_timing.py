@@ -1,4 +1,8 @@
-"""Which of two classes makes a model's norm layers faster, timed on the calls that a batch causes. Swaps nothing."""
+"""How long a model's norm layers take in its steps, and the steps, by their own classes and by anynorm's.
+
+The steps are the model's own, on a batch that is given: apart from them, where its code and data are at hand, a small
+layer takes half the time that it takes between others.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +10,30 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
-from anynorm_torch._memory import PLAIN
 from anynorm_torch.nn._twins import tensors_of
 from anynorm_torch.nn._verdicts import signature
 
-# A pair is timed for so many seconds, and in so many rounds at least.
-_SECONDS, _LEAST_ROUNDS = 0.2, 7
-# What lies between two norm layers of a model: bytes that are written, and matrices that are multiplied.
-_WRITTEN, _SIDE = 2**23, 128
-
-
-# Of a layer, the positional and keyword arguments.
-_Calls: TypeAlias = list[tuple[tuple[Any, ...], dict[str, Any]]]
+# Both kinds of steps are timed in turn for so many seconds, and in so many rounds.
+_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 3.0, 7, 50
 
 
 class Times(NamedTuple):
-    """Seconds that a layer's calls of one step take, by its own code and by anynorm's."""
+    """Seconds that a layer takes in a step, by its own class and by anynorm's."""
 
     own: float
     ours: float
-    shape: tuple[int, ...]  # of the first call's input
+    shape: tuple[int, ...]  # of the first input
 
     @property
     def ratio(self) -> float:
-        """Return how many times as fast anynorm's code is."""
+        """Return how many times as fast anynorm's class is."""
         return self.own / self.ours
 
     def __str__(self) -> str:
@@ -43,145 +41,175 @@ class Times(NamedTuple):
         return f"{self.ratio:.2f} times as fast on {self.shape}, {ours:.3g} instead of {own:.3g} \u00b5s a step"
 
 
-@dataclass(frozen=True)
-class _Form:
-    """All that a tensor's values do not tell."""
+class Swap(NamedTuple):
+    """A layer, its own class, and anynorm's for it."""
 
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, x: Tensor) -> _Form:
-        return cls(tuple(x.shape), x.stride(), x.dtype, x.device)
-
-    def drawn(self) -> Tensor:
-        """Return a tensor of this form, of numbers drawn by chance."""
-        x = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-        return x.copy_(torch.randn(self.shape, device=self.device)) if x.is_floating_point() else x.zero_()
+    module: torch.nn.Module
+    own: type[torch.nn.Module]
+    ours: type[torch.nn.Module]
 
 
-def step_of(model: torch.nn.Module) -> str:
-    """Return which step of a model is timed: forward and backward in training, else forward alone."""
-    return "training" if model.training and torch.is_grad_enabled() else "inference"
+def set_class(module: torch.nn.Module, cls: type[torch.nn.Module]) -> None:
+    """Give a module another class. Keras's layers have a __setattr__ of their own."""
+    object.__setattr__(module, "__class__", cls)
 
 
-def time_layers(
-    model: torch.nn.Module, layers: Sequence[torch.nn.Module], others: Sequence[type[torch.nn.Module]], batch: Any
-) -> list[Times | str]:
-    """Run a model on a batch, and return for each layer how long its calls take by its class and by another.
+class Trial:
+    """Steps of a model on a batch: forward and backward in training with gradients enabled, else forward alone.
 
-    Or why that was not timed. Nothing of the model changes, and no random state.
+    Within a `with` block, at whose end nothing of the model has changed, and no random state.
     """
-    with _unchanged(model, layers):
-        calls = _calls(model, layers, batch)
-        timer = _Timer(step_of(model) == "training")
-        return [timer.times(*one) for one in zip(layers, others, calls, strict=True)]
+
+    def __init__(self, model: torch.nn.Module, batch: Any, swaps: Sequence[Swap]) -> None:
+        self.step = "training" if model.training and torch.is_grad_enabled() else "inference"
+        self._model, self._swaps = model, swaps
+        self._args, self._kwargs = _arguments(batch)
+        self._unchanged = _unchanged(model, [swap.module for swap in swaps], batch)
+
+    def __enter__(self) -> Trial:
+        self._unchanged.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._unchanged.__exit__(*error)
+
+    def layers(self) -> list[Times | None]:
+        """Return how long each layer takes; None of one that no step calls. Layers that are alike count as one."""
+        watch = _Watch([swap.module for swap in self._swaps])
+        rounds: list[list[dict[int, float]]] = []
+        with watch:
+            self._in_turn(self._swaps, watch.of, rounds.append)
+        kinds: dict[Hashable, list[int]] = {}
+        for swap in self._swaps:
+            if id(swap.module) in watch.shapes:
+                kinds.setdefault(self._kind(swap, watch), []).append(id(swap.module))
+        times: dict[int, Times] = {}
+        for members in kinds.values():
+            pairs = [[sum([side[one] for one in members]) for side in both] for both in rounds]
+            own = statistics.median([first for first, _ in pairs]) / len(members)
+            ratio = statistics.median([first / second for first, second in pairs])
+            times |= {one: Times(own, own / ratio, watch.shapes[one][0]) for one in members}
+        return [times.get(id(swap.module)) for swap in self._swaps]
+
+    @staticmethod
+    def _kind(swap: Swap, watch: _Watch) -> Hashable:
+        module = swap.module
+        lengths = tuple([(value.shape, value.device) for value in tensors_of(module).values()])
+        return signature(module), swap.ours, module.training, lengths, tuple(watch.shapes[id(module)])
+
+    def steps(self, swaps: Sequence[Swap]) -> tuple[float, float, bool]:
+        """Return the seconds of a step without and with anynorm's classes, and if that takes longer in 3 of 4 pairs."""
+        rounds: list[list[float]] = []
+        self._in_turn(swaps, _seconds, rounds.append)
+        own = statistics.median([first for first, _ in rounds])
+        _, ratio, high = statistics.quantiles([first / second for first, second in rounds], n=4)
+        return own, own / ratio, high < 1
+
+    def _in_turn(self, swaps: Sequence[Swap], measured: Callable[[Callable[[], None]], Any], take: Any) -> None:
+        """Run steps by the layers' own classes and by anynorm's in turn, and take pairs of what is measured of each."""
+
+        def by(ours: bool) -> Any:
+            for module, own, other in swaps:
+                set_class(module, other if ours else own)
+            self._run()  # in use a step follows another of its kind, whose code is at hand
+            return measured(self._run)
+
+        try:
+            for ours in (False, True):  # compiles
+                by(ours)
+            ends, number = time.perf_counter() + _SECONDS, 0
+            while number < _LEAST_ROUNDS or (time.perf_counter() < ends and number < _MOST_ROUNDS):
+                # A B, B A: the second finds in the caches what the first has left there.
+                pair = [by(False), by(True)] if number % 2 == 0 else [by(True), by(False)][::-1]
+                take(pair)
+                number += 1
+        finally:
+            for module, own, _ in swaps:
+                set_class(module, own)
+
+    def _run(self) -> None:
+        """Take a step, without an optimizer."""
+        if self.step == "inference":
+            with torch.no_grad():
+                self._model(*self._args, **self._kwargs)
+            return
+        self._model.zero_grad(set_to_none=True)
+        results = [value for value in _tensors_in(self._model(*self._args, **self._kwargs)) if value.requires_grad]
+        torch.autograd.backward(results, [torch.randn_like(value) for value in results])
 
 
-class _Timer:
-    """The times of layers: those that are alike in all but their numbers are timed once."""
+class _Watch:
+    """Tells how long layers take in a step, forward and backward, by hooks that it has within a `with` block."""
 
-    def __init__(self, training: bool) -> None:
-        self._training = training
-        self._known: dict[Hashable, tuple[float, float]] = {}
+    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+        self.shapes: dict[int, list[tuple[int, ...]]] = {}  # of the inputs of those that are called
+        self._layers = layers
+        self._seconds: dict[int, float] = {}
+        self._hooks: list[Any] = []
+        self._began = 0.0
 
-    def times(self, layer: torch.nn.Module, ours: type[torch.nn.Module], calls: _Calls) -> Times | str:
-        if not calls:
-            return "the batch does not reach it"
-        odd = [value for args, kwargs in calls for value in (*args, *kwargs.values()) if _is_odd(value)]
-        if odd:
-            return f"not timed on input of {type(odd[0]).__name__}"
-        pairs = [self._timed(layer, ours, *call) for call in calls]
-        own, mine = [sum(part) for part in zip(*pairs, strict=True)]
-        return Times(own, mine, _shape(*calls[0]))
+    def __enter__(self) -> None:
+        for layer in self._layers:
+            self._hooks.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
+            self._hooks.append(layer.register_forward_hook(self._after, with_kwargs=True))
 
-    def _timed(
-        self, layer: torch.nn.Module, ours: type[torch.nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[float, float]:
-        lengths = tuple([(value.shape, value.device) for value in tensors_of(layer).values()])
-        key = signature(layer), ours, layer.training, lengths, args, tuple(kwargs.items())
-        if key not in self._known:
-            pair = [_Step(_bare(layer, cls), args, kwargs, self._training) for cls in (type(layer), ours)]
-            self._known[key] = _in_turn(pair)
-        return self._known[key]
-
-
-class _Step:
-    """A layer's part in a step of a model: its forward pass, and in training its backward pass."""
-
-    def __init__(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> None:
-        self.layer, self.training = layer, training
-        self.args = [_given(value, training) for value in args]
-        self.kwargs = {name: _given(value, training) for name, value in kwargs.items()}
-        given = [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
-        self.learned = [*given, *layer.parameters()]
-        self.device = given[0].device
-        self.dy: Any = None
-        self.junk = torch.zeros(_WRITTEN // 4, device="cpu")
-        self.matrix = torch.randn(_SIDE, _SIDE, device="cpu")
-
-    def seconds(self) -> float:
-        """Run both passes and return how long they take."""
-        for value in self.learned:
-            value.grad = None
-        with torch.set_grad_enabled(self.training):
-            taken, y = self._clocked(lambda: self.layer(*self.args, **self.kwargs))
-        if not y.requires_grad:
-            return taken
-        if self.dy is None:
-            self.dy = torch.randn_like(y)
-        return taken + self._clocked(lambda: torch.autograd.backward(y, self.dy))[0]
-
-    def _clocked(self, call: Callable[[], Any]) -> tuple[float, Any]:
-        """Return the seconds of a call that finds the caches as the other layers of a model leave them, and its result.
-
-        Among nothing but its like, a small call takes half the time: its code is at hand.
-        """
-        torch.mm(self.matrix, self.matrix)
-        self.junk.add_(1)
-        self._wait()
-        began = time.perf_counter()
-        found = call()
-        self._wait()
-        return time.perf_counter() - began, found
-
-    def _wait(self) -> None:
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).synchronize()
-
-
-def _in_turn(pair: Sequence[_Step]) -> tuple[float, float]:
-    """Return the medians of the seconds of two steps, timed in turn."""
-    rounds: list[list[float]] = []
-    for _ in range(2):  # compiles
-        for step in pair:
-            step.seconds()
-    ends = time.perf_counter() + _SECONDS
-    while len(rounds) < _LEAST_ROUNDS or time.perf_counter() < ends:
-        rounds.append([step.seconds() for step in pair])
-    own = statistics.median([first for first, _ in rounds])
-    return own, own / statistics.median([first / second for first, second in rounds])
-
-
-def _calls(model: torch.nn.Module, layers: Sequence[torch.nn.Module], batch: Any) -> list[_Calls]:
-    """Run a model once, and return for each layer what it is called on: for tensors, what they are like."""
-    found: dict[int, _Calls] = {id(layer): [] for layer in layers}
-
-    def note(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        noted = tuple([_noted(value) for value in args])
-        found[id(layer)].append((noted, {name: _noted(value) for name, value in kwargs.items()}))
-
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    try:
-        with torch.no_grad():
-            args, kwargs = _arguments(batch)
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
             hook.remove()
-    return [found[id(layer)] for layer in layers]
+
+    def of(self, run: Callable[[], None]) -> dict[int, float]:
+        """Return the seconds of each layer that a step calls."""
+        self._seconds = {}
+        run()
+        return self._seconds
+
+    def _before(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if id(layer) not in self._seconds:
+            self._seconds[id(layer)], self.shapes[id(layer)] = 0.0, []
+        shapes = [tuple(value.shape) for value in _tensors_in((args, kwargs)) if not value.is_nested]
+        self.shapes[id(layer)] += shapes or [()]
+        self._begin()
+
+    def _after(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._end(layer)
+        sources = [value.grad_fn for value in _tensors_in((args, kwargs))]
+        for node in _nodes(_tensors_in(output), sources):
+            node.register_prehook(self._begin)
+            node.register_hook(lambda *_: self._end(layer))
+
+    def _begin(self, *_: object) -> None:
+        _wait()
+        self._began = time.perf_counter()
+
+    def _end(self, layer: torch.nn.Module) -> None:
+        _wait()
+        self._seconds[id(layer)] += time.perf_counter() - self._began
+
+
+def _nodes(outputs: Sequence[Tensor], sources: Sequence[Any]) -> Iterator[Node]:
+    """Yield the nodes of the graph between what a layer returns and what it was given."""
+    found, waiting = set(sources), [output.grad_fn for output in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in found or node.name() == "torch::autograd::AccumulateGrad":
+            continue
+        found.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        yield node
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    _wait()
+    began = time.perf_counter()
+    run()
+    _wait()
+    return time.perf_counter() - began
+
+
+def _wait() -> None:
+    """Wait until an accelerator has done what it was asked for."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -190,12 +218,27 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (batch if isinstance(batch, tuple) else (batch,)), {}
 
 
+def _tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in what models take and return: tuples, lists, mappings and dataclasses of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in fields(value)]
+    return [tensor for part in value for tensor in _tensors_in(part)] if isinstance(value, tuple | list) else []
+
+
 @contextmanager
-def _unchanged(model: torch.nn.Module, layers: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Put back what running a model in training mode moves: buffers, statistics, the states of random generators."""
+def _unchanged(model: torch.nn.Module, layers: Sequence[torch.nn.Module], batch: Any) -> Iterator[None]:
+    """Put back what steps change: buffers, statistics, gradients, and the states of random generators."""
     buffers = [*model.buffers(), *[value for layer in layers for value in tensors_of(layer).values()]]
     saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    learned = [*model.parameters(), *[value for value in _tensors_in(batch) if value.requires_grad and value.is_leaf]]
+    gradients = [(value, value.grad) for value in learned]
     cards = {value.device.index for value in [*model.parameters(), *buffers] if value.device.type == "cuda"}
+    for value in learned:
+        value.grad = None
     try:
         with torch.random.fork_rng(cards):
             yield
@@ -203,41 +246,5 @@ def _unchanged(model: torch.nn.Module, layers: Sequence[torch.nn.Module]) -> Ite
         with torch.no_grad():
             for buffer, value in saved:
                 buffer.copy_(value)
-
-
-def _noted(value: Any) -> Any:
-    return _Form.of(value) if type(value) in PLAIN and not value.is_nested else value
-
-
-def _given(value: Any, training: bool) -> Any:
-    if not isinstance(value, _Form):
-        return value
-    x = value.drawn()
-    return x.requires_grad_(training) if x.is_floating_point() else x
-
-
-def _is_odd(value: Any) -> bool:
-    return not isinstance(value, _Form | int | float | str | bool | None)
-
-
-def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    return next((value.shape for value in (*args, *kwargs.values()) if isinstance(value, _Form)), ())
-
-
-def _bare(module: torch.nn.Module, cls: type[torch.nn.Module]) -> Any:
-    """Return a copy of a module, of another class and without hooks, whose numbers may change."""
-    bare: Any = object.__new__(cls)
-    bare.__dict__.update(vars(module))
-    fresh = vars(torch.nn.Module())
-    bare.__dict__.update({name: value for name, value in fresh.items() if "hooks" in name})
-    bare.__dict__["_parameters"] = {
-        name: None if value is None else torch.nn.Parameter(value.detach().clone(), value.requires_grad)
-        for name, value in module._parameters.items()
-    }
-    bare.__dict__["_buffers"] = {
-        name: None if value is None else value.detach().clone() for name, value in module._buffers.items()
-    }
-    bare.__dict__["_modules"] = {
-        name: None if child is None else _bare(child, type(child)) for name, child in module._modules.items()
-    }
-    return bare
+        for value, gradient in gradients:
+            value.grad = gradient

@@ -14,6 +14,7 @@ from anynorm_torch._engines import path_to
 from anynorm_torch._memory import memory_of
 from anynorm_torch.nn._modules import check_module
 from anynorm_torch.nn._rules import rule_of
+from anynorm_torch.nn._sequences import join, part
 from anynorm_torch.nn._sizes import from_size_on
 from anynorm_torch.nn._timing import Swap, Times, Trial, set_class
 from anynorm_torch.nn._twins import tensors_of
@@ -66,6 +67,7 @@ class Acceleration:
             if layer.name not in self.left:
                 self._swapped.append(layer)
                 set_class(layer.module, layer.ours)
+        self._joined = join(model)
 
     def _candidates(self, model: torch.nn.Module, least: int) -> list[_Layer]:
         """Return the layers that may become anynorm's, and note why the others may not."""
@@ -115,6 +117,7 @@ class Acceleration:
         A layer whose class something else has changed since (torch.nn.utils.parametrize does) is not touched and stays
         in `swapped`, so that this may be called once more when that is taken off. A RuntimeWarning names it.
         """
+        self._joined = part(self._joined)
         kept = []
         for layer in self._swapped:
             if type(layer.module) is layer.ours:
@@ -139,9 +142,14 @@ class Acceleration:
         lines = [f"Acceleration: {len(self._swapped)} swapped, {len(self.left)} left"]
         if self._gain:
             lines.append(f"  {self._gain}")
-        lines += [f"  {_called(layer.name)}: {layer}{self._timed(layer.name)}" for layer in self._swapped]
+        lines += [self._line(layer) for layer in self._swapped]
         lines += [f"  {_called(name)}: left, {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
+
+    def _line(self, layer: _Layer) -> str:
+        joined = any(layer.module is norm for one in self._joined for norm in one.norms)
+        relu = ", with the ReLU after it" if joined else ""
+        return f"  {_called(layer.name)}: {layer}{relu}{self._timed(layer.name)}"
 
     def _timed(self, name: str) -> str:
         if name in self.times:

@@ -64,21 +64,14 @@ class GroupNorm(torch.nn.GroupNorm):
         """Normalize each of `num_groups` groups of channels of each sample."""
         if not (isinstance(input, Tensor) and isinstance(self, GroupNorm)):
             return _not_computed(self, GroupNorm, input)
+        return self._activated(input, None)
+
+    def _activated(self, x: Tensor, activation: Activation) -> Tensor:
         try:
             weight, bias = _affine(self)
-            return an.group_norm(input, self.num_groups, weight, bias, eps=self.eps)
+            return an.group_norm(x, self.num_groups, weight, bias, eps=self.eps, activation=activation)
         except ValueError as error:
-            raise _of_channels(self, self.num_channels, input, error) from None
-
-
-class _BatchNorm(batchnorm._BatchNorm):
-    """The forward pass that the three batch norms share."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
-        """Normalize each channel: by the batch in training, else by the running statistics, where there are any."""
-        if not (isinstance(input, Tensor) and isinstance(self, _BatchNorm)):
-            return _not_computed(self, _BatchNorm, input)
-        return batch_normalized(self, input, None)
+            raise _of_channels(self, self.num_channels, x, error) from None
 
 
 def batch_normalized(layer: Any, x: Tensor, activation: Activation) -> Tensor:
@@ -87,6 +80,18 @@ def batch_normalized(layer: Any, x: Tensor, activation: Activation) -> Tensor:
     if not layer.training:
         return _by_running(layer, x, activation)
     return _by_batch(layer, an.batch_norm, x, layer.momentum, layer.num_batches_tracked, activation=activation)
+
+
+class _BatchNorm(batchnorm._BatchNorm):
+    """The forward pass that the three batch norms share."""
+
+    _activated = batch_normalized
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        """Normalize each channel: by the batch in training, else by the running statistics, where there are any."""
+        if not (isinstance(input, Tensor) and isinstance(self, _BatchNorm)):
+            return _not_computed(self, _BatchNorm, input)
+        return batch_normalized(self, input, None)
 
 
 class _InstanceNorm(instancenorm._InstanceNorm):
@@ -98,17 +103,24 @@ class _InstanceNorm(instancenorm._InstanceNorm):
             return _not_computed(self, _InstanceNorm, input)
         return super().forward(input)
 
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+    def _activated(self, x: Tensor, activation: Activation) -> Tensor | None:
+        layer: Any = self
+        layer._check_input_dim(x)
+        if x.ndim == layer._get_no_batch_dim() or x.shape[1] != self.num_features:
+            return None
+        return self._apply_instance_norm(x, activation)
+
+    def _apply_instance_norm(self, input: Tensor, activation: Activation = None) -> Tensor:  # noqa: A002  torch's name
         """Normalize each channel of each sample of batched input; by running statistics in evaluation, if tracked."""
         if self.track_running_stats and self.running_mean is not None and not self.training:
-            return _by_running(self, input)
+            return _by_running(self, input, activation)
         if OPS.holds(math.prod(input.shape[2:]) == 1):  # Size.numel() makes a constant of lengths that are open
             msg = (
                 f"{type(self).__name__}: input of shape {tuple(input.shape)} has one value per sample and channel, so "
                 "its variance is 0 and the result is the bias whatever the input is. Use larger inputs, or LayerNorm."
             )
             raise ValueError(msg)
-        return _by_batch(self, an.instance_norm, input, self.momentum, None, samples=(0,))
+        return _by_batch(self, an.instance_norm, input, self.momentum, None, samples=(0,), activation=activation)
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn.modules import batchnorm, instancenorm
-from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 
 import anynorm as an
 from anynorm_torch.nn._equal import Dtypes
 from anynorm_torch.nn._modules import Activation, _BatchNorm, _InstanceNorm, batch_normalized
+from anynorm_torch.nn._neighbours import activation_after
+from anynorm_torch.nn._stand_ins import stand_in
 from anynorm_torch.nn._twins import method_of, tensor_in
 
 Norm: TypeAlias = Callable[..., Tensor]  # of layer, rule, x, weight, bias; those in ACTIVATED of an activation too
@@ -247,21 +248,28 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
     more = list(inspect.signature(getattr(own, method)).parameters.values())[1 + tensors :]
     optional = all(value.default is None or value.kind is value.VAR_KEYWORD for value in more)
 
+    def served(self: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Return one of ORDERS, x, weight and bias; None for input of which none is known."""
+        if len(given) != tensors or not _tried(given, ranks):
+            return None
+        x, weight = given[0], _value(self, rule.weight)
+        order = orders.get((x.dtype, None if weight is None else weight.dtype))
+        if order is None:
+            return None
+        return order, _lying(x, memory[x.ndim]) if x.ndim in memory else x, weight, _value(self, rule.bias)
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain = not kwargs and len(args) == tensors
         given = args if plain else _said(args, kwargs) if optional else ()
         # A wrapper around the forward calls this one also when the layer is of its own class again.
-        if len(given) != tensors or not _tried(given, ranks) or not isinstance(self, new):
+        found = served(self, given) if isinstance(self, new) else None
+        if found is None:
             return otherwise(self, *args, **kwargs)
-        x, weight = given[0], _value(self, rule.weight)
-        order = orders.get((x.dtype, None if weight is None else weight.dtype))
-        if order is None:
-            return otherwise(self, *args, **kwargs)
-        if x.ndim in memory:
-            x = _lying(x, memory[x.ndim])
-        bias, activation, then = _value(self, rule.bias), None, rule.then
+        order, x, weight, bias = found
+        activation, then = None, rule.then
         if order is _after and rule.norm in ACTIVATED and x.is_cpu:  # CUDA's kernels apply no activation
-            activation, then = _fused(self, then)
+            activation, done = activation_after([getattr(self, name) for name in then])
+            then = then[done:]
         if activation is None:
             y = order(norm, self, rule, x, weight, bias, *given[1:])
         else:
@@ -270,14 +278,15 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
             y = getattr(self, name)(y)
         return y
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807  as pickle and copy call it
-        reduced: Any = own.__reduce_ex__(self, max(protocol, 2))
-        return _remade, (own, rule), *reduced[2:]
+    def _activated(self: Any, x: Any, activation: Activation) -> Any:
+        order, x, weight, bias = served(self, (x,)) or (None, x, None, None)
+        return norm(self, rule, x, weight, bias, activation) if order is _after else None
 
     bases = (TRACKING[rule.norm][1], own) if rule.norm in TRACKING else (own,)
-    names = {method: forward, "__reduce_ex__": __reduce_ex__, "__module__": own.__module__, "__doc__": own.__doc__}
-    names |= {"__qualname__": own.__qualname__, "_anynorm": rule, "_anynorm_own": own}
-    new: Any = type(own.__name__, bases, names)
+    names = {method: forward, "_anynorm": rule}
+    if rule.norm in ACTIVATED and method == "forward" and not rule.then:
+        names["_activated"] = _activated
+    new: Any = stand_in(own, bases, names, _remade, own, rule)
     return new  # type: ignore[no-any-return]
 
 
@@ -285,26 +294,6 @@ def _lying(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return x with its axes in that order in memory; our results then lie likewise."""
     back = tuple([axes.index(axis) for axis in range(len(axes))])
     return x.permute(axes).contiguous().permute(back)
-
-
-def _fused(layer: Any, then: tuple[str, ...]) -> tuple[Activation, tuple[str, ...]]:
-    """Return the activation that the norm applies in its own pass, and the submodules that are then left to call."""
-    for number, name in enumerate(then):
-        module = getattr(layer, name)
-        if _watched(module):
-            break
-        if type(module) is torch.nn.ReLU:
-            return "relu", then[number + 1 :]
-        drops = type(module) is torch.nn.Dropout and module.training and module.p > 0
-        if drops or type(module) not in (torch.nn.Identity, torch.nn.Dropout):
-            break
-    return None, then
-
-
-def _watched(module: torch.nn.Module) -> bool:
-    """Say whether a call of a module does more than its class's forward."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(map(len, hooks)) or "forward" in vars(module) or bool(_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def _said(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

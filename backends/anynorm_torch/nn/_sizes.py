@@ -10,7 +10,9 @@ from torch import Tensor
 
 from anynorm_torch._ops import OPS
 from anynorm_torch.nn._modules import CLASSES, _InstanceNorm
+from anynorm_torch.nn._neighbours import pass_of
 from anynorm_torch.nn._rules import Rule, own_class, rule_of, taken
+from anynorm_torch.nn._stand_ins import stand_in
 from anynorm_torch.nn._twins import method_of
 
 
@@ -26,14 +28,12 @@ def from_size_on(ours: Any, least: int) -> type[torch.nn.Module]:
         small = isinstance(x, Tensor) and not x.is_nested and OPS.holds(x.numel() < least)
         return getattr(own if small else ours, method)(self, *args, **kwargs)
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807  as pickle and copy call it
-        reduced: Any = own.__reduce_ex__(self, max(protocol, 2))
-        return _remade, (own, rule_of(ours), least), *reduced[2:]
+    def _activated(self: Any, x: Any, activation: Any) -> Any:
+        return None if OPS.holds(x.numel() < least) else activated(self, x, activation)
 
-    names = {method: forward, "__reduce_ex__": __reduce_ex__, "__module__": own.__module__, "__doc__": own.__doc__}
-    names |= {"__qualname__": own.__qualname__, "_anynorm_own": own}
-    new: Any = type(own.__name__, (ours,), names)
-    return new  # type: ignore[no-any-return]
+    activated: Any = pass_of(ours)
+    names = {method: forward} if activated is None else {method: forward, "_activated": _activated}
+    return stand_in(own, (ours,), names, _remade, own, rule_of(ours), least)
 
 
 def _remade(own: Any, rule: Rule | None, least: int) -> torch.nn.Module:

@@ -22,6 +22,8 @@ from anynorm_torch.nn._twins import method_of, resized, tensors_of
 
 Verdict: TypeAlias = type[torch.nn.Module] | str | None
 
+_REPLACED = "its forward was replaced on the object itself, as offloading hooks do; accelerate first, put these on then"
+
 # torch's own and whatever derives from them. Of others the name, the code, or eps says that they may be norm layers.
 NORMS = (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm, batchnorm._NormBase)
 _CALLS = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "native_layer_norm", "rsqrt"}
@@ -40,7 +42,7 @@ class Verdicts:
         """Return the class that a norm layer may become, or why it is left; None for what is no norm layer."""
         own: Any = type(module)
         if own in CLASSES:
-            return "its forward was replaced on the object itself" if "forward" in vars(module) else CLASSES[own]
+            return _REPLACED if "forward" in vars(module) else CLASSES[own]
         if not _is_norm(module) or _has_norms(module):
             return None
         reason = _why_left(module)
@@ -145,7 +147,7 @@ def _why_left(module: torch.nn.Module) -> str | None:
     if own_class(type(module)) is not None or rule_of(type(module)) is not None:
         return "it is anynorm's already"
     if vars(module).keys() & {"forward", "call"}:
-        return "its forward was replaced on the object itself"
+        return _REPLACED
     if parametrize.is_parametrized(module):
         return "it is parametrized, which gives it a class of its own; accelerate first, parametrize then"
     if isinstance(module, torch.nn.SyncBatchNorm):

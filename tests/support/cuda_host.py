@@ -43,7 +43,11 @@ OPTIONS = (
     "-nostartfiles",
     "-nodefaultlibs",
 )
-CHECKS = "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero"
+# What a check finds ends the launch. Told so, the compiler takes a sixth less, as nothing comes after that.
+CHECKS = (
+    "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
+    "-fno-sanitize-recover=all",
+)
 WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
 
 NO_ACCESS = 0  # PROT_NONE, which mmap does not name
@@ -171,7 +175,7 @@ def _runtime(folder: Path) -> ctypes.CDLL:
 def _program(folder: Path, kernel: Kernel, races: bool) -> ctypes.CDLL:
     text = f"{kernel.source((FOLDER / 'device.h').read_text())}\nPROGRAM({kernel.name})\n"
     runtime = _runtime_in(folder)
-    options = [*OPTIONS, CHECKS, *(WATCHED if races else ()), *COMMON, *kernel.options()]
+    options = [*OPTIONS, *CHECKS, *(WATCHED if races else ()), *COMMON, *kernel.options()]
     library = _named(folder, kernel.name, *options, runtime.name, text)
     if library not in _loaded and not library.exists():
         source = library.with_suffix(".cpp")

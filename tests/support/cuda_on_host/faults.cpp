@@ -69,8 +69,8 @@ struct Where {
     unsigned line, column;
 };
 
-#define FOUND(name, words)                                                            \
-    extern "C" [[noreturn]] void __ubsan_handle_##name(const Where *where) {          \
+#define FOUND(name, words)                                                                   \
+    extern "C" [[noreturn]] void __ubsan_handle_##name##_abort(const Where *where) {         \
         host::fail("line %u of the program, column %u: " words, where->line, where->column); \
     }
 

@@ -247,18 +247,22 @@ def results(x, weight, dy):
         return type(error).__name__
 
 found, by_engine = {}, 0
-for default in (None, devices[2]):
-    for (i, x), (j, weight), (k, dy) in itertools.product(xs.items(), weights.items(), xs.items()):
-        with jax.default_device(default):
-            own = results(x, weight, dy)
+# Each x with each weight and default device; beside them a dy like x, which is in no conflict with it, and one of the
+# others in turn: eight turns for each x, so that it meets every kind of dy.
+turns = itertools.product(xs, (None, devices[2]), weights)
+for (i, default, j), other in zip(turns, itertools.cycle(xs)):
+    x, weight = xs[i], weights[j]
+    with jax.default_device(default):
+        try:
+            by_engine += an.explain(an.layer_norm, x, weight).path == "anynorm_numba"
+        except ValueError:
+            pass
+        for k in {i, other}:
+            own = results(x, weight, xs[k])
             with without_engine():
-                expected = results(x, weight, dy)
-            try:
-                by_engine += an.explain(an.layer_norm, x, weight).path == "anynorm_numba"
-            except ValueError:
-                pass
-        if own != expected:
-            found[f"{i}, {j}, {k}, {default}"] = own, expected
+                expected = results(x, weight, xs[k])
+            if own != expected:
+                found[f"{i}, {j}, {k}, {default}"] = own, expected
 moved = [str(an.explain(an.layer_norm, elsewhere))]
 stays = str(an.explain(an.layer_norm, x := jnp.ones((4, 8))))
 with jax.default_device(devices[2]):
@@ -277,6 +281,6 @@ def test_placement_is_that_of_xla() -> None:
     assert done.returncode == 0, done.stderr
     found, by_engine, stays, moved = json.loads(done.stdout.splitlines()[-1])
     assert found == {}
-    assert by_engine > 40
+    assert by_engine > 10
     assert stays == "anynorm_numba"
     assert all("JAX moves x to its default device" in route for route in moved)

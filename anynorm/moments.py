@@ -362,8 +362,8 @@ def _count(function: str, whose: str, statistics: Moments, backend: Backend) -> 
 
 
 def is_array(n: object) -> TypeGuard[Operand]:
-    """Say whether a count is an array: counts are also ints, and whatever stands for one under a compiler."""
-    return not isinstance(n, int) and hasattr(n, "dtype")
+    """Say whether a count or a share is an array: they are also numbers, and what stands for one under a compiler."""
+    return not isinstance(n, int | float) and hasattr(n, "dtype")
 
 
 def moments_of(plan: Plan, ops: Ops, x: Operand, residuals: Residuals | PackedResiduals) -> Moments:

@@ -58,14 +58,19 @@ def _emit_round_sums(emitter: Emitter, values: Sequence[ir.Value]) -> None:
 round_sums = loop(["n", "target", "sums", "stride"], _emit_round_sums)
 
 
+# A sum waits for its last addition: meanwhile others of so many are added.
+_TOGETHER = 4 * LANES
+
+
 def _emit_put_columns(emitter: Emitter, values: Sequence[ir.Value]) -> None:
     rows, n, left, target = values
     builder = emitter.builder
 
     def take(j: ir.Value, mask: ir.Value | None) -> None:
-        cells = [cgutils.alloca_once_value(builder, emitter.zeros(DOUBLE, _TOGETHER).value) for _ in range(2)]
-        for cell in cells:  # again, as the first value is stored where the function begins
-            builder.store(emitter.zeros(DOUBLE, _TOGETHER).value, cell)
+        nothing = emitter.zeros(DOUBLE, _TOGETHER).value
+        cells = [cgutils.alloca_once(builder, nothing.type) for _ in range(2)]
+        for cell in cells:
+            builder.store(nothing, cell)
         with cgutils.for_range(builder, rows, intp=I64) as row:
             more = emitter.read(emitter.at(left, builder.add(builder.mul(row.index, n), j), 8), DOUBLE, _TOGETHER, mask)
             total = merge((Vector(builder, builder.load(cells[0])), Vector(builder, builder.load(cells[1]))), (more,))
@@ -78,8 +83,7 @@ def _emit_put_columns(emitter: Emitter, values: Sequence[ir.Value]) -> None:
 
 
 # put_columns(dtype, rows, n, left, target) sums float64 (rows, n) over the rows and writes n sums to target in the
-# compute dtype. A sum waits for its last addition: meanwhile others are added.
-_TOGETHER = 4 * LANES
+# compute dtype.
 put_columns = loop(["rows", "n", "left", "target"], _emit_put_columns)
 
 

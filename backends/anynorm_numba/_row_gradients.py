@@ -30,7 +30,7 @@ from anynorm_numba._run_gradients import (
 )
 from anynorm_numba._scalars import itemsize, load
 from anynorm_numba._set_sums import given_set_sums, means, store_set_sums
-from anynorm_numba._sets import chunk_end, place_of, residuals_of_set, set_address, set_at, set_behind
+from anynorm_numba._sets import chunk_end, has_short_lines, place_of, residuals_of_set, set_address, set_at, set_behind
 from anynorm_numba._statistics import add_sums
 from anynorm_numba._sums import scratch
 from anynorm_numba._vectors import LANES
@@ -159,10 +159,7 @@ def gradients_of_sets(dtype, geometry, x, dy, dx, weight, residuals, sums, first
 
 @_compile.part
 def gradients_of_short_lines(dtype, geometry, x, dy, dx, weight, residuals, sums, first, count, states):
-    """Do what `gradients_of_sets` does where each line is one run of one chunk.
-
-    In loops: to call a function for each line takes longer than to sum 64 float32.
-    """
+    """Do what `gradients_of_sets` does where lines are short."""
     lines, run = geometry.lines, geometry.run
     activation, past, summed = geometry.activation, geometry.past_caches, parameters_wanted(sums) or not geometry.given
     x_stride, dy_stride, dx_stride = geometry.x.s, geometry.dy.s, geometry.dx.s
@@ -267,7 +264,7 @@ def row_gradients(
             return
         tasks, set_bytes = geometry.tasks, geometry.lines * geometry.lengths.r * geometry.run * itemsize(dtype)
         u, last, together = index * sets // tasks, (index + 1) * sets // tasks, min(LANES, max(1, NEAR // set_bytes))
-        short = geometry.lengths.r == 1 and chunks == 1
+        short = has_short_lines(geometry)
         while u < last:
             count = min(together, last - u)
             if short:

@@ -147,10 +147,7 @@ def write_lines(dtype, geometry, source, y, weight, bias, a, b, i, last, residua
 
 @_compile.part
 def write_neighbours(dtype, geometry, r, first, count, x, y, weight, bias, given):
-    """Write y of run r of so many sets from (0, first) on, each of one line, by given residuals (5, sets).
-
-    A loop, as calling a function for each run takes as long as writing 50 float32.
-    """
+    """Write y of run r of so many sets from (0, first) on, each of one line, by given residuals (5, sets)."""
     run, past, floor, size = geometry.run, geometry.past_caches, floor_of(geometry), compute_itemsize(dtype)
     x_stride, y_stride, weight_stride, bias_stride = geometry.x.b, geometry.y.b, geometry.weight.b, geometry.bias.b
     source = set_address(geometry.x, x, 0, first) + r * geometry.x.r

@@ -280,7 +280,7 @@ def test_command_fails_where_a_model_is_wrong(
 
 def test_summary_needs_every_model() -> None:
     """A mean over a part of the models decides nothing, a slow one does; the bound is a step without the layers."""
-    row = {"ratio": 1.2, "spread": (1.1, 1.3), "others": 0.0, "share": 0.2}
+    row = {"ratio": 1.2, "spread": (1.1, 1.3), "others": 0.0, "share": 0.2, "taken": 2}
     items = models.plan(compiled=True)
     pairs = [item.row() | row | ({} if item.way == models.EAGER else {"share": None}) for item in items]
     numbers = models.summarize(pairs, {models.EAGER, models.MEASURED, models.COMPILED})
@@ -291,6 +291,8 @@ def test_summary_needs_every_model() -> None:
     assert [number["reached"] for number in part] == [None, None]
     part = models.summarize([pairs[0] | {"spread": (0.9, 1.3)}], {models.EAGER})
     assert [number["reached"] for number in part] == [False, None]
+    part = models.summarize([pairs[0] | {"spread": (0.9, 1.3), "taken": 0}], {models.EAGER})
+    assert part[0]["figure"] == 1.0
 
 
 def test_published_tables_follow_from_their_rows() -> None:

@@ -14,9 +14,10 @@ from anynorm_torch._engines import path_to
 from anynorm_torch._memory import memory_of
 from anynorm_torch.nn._modules import check_module
 from anynorm_torch.nn._rules import rule_of
-from anynorm_torch.nn._sequences import join, part
+from anynorm_torch.nn._sequences import pairs_in
 from anynorm_torch.nn._sizes import from_size_on
-from anynorm_torch.nn._timing import Swap, Times, Trial, set_class
+from anynorm_torch.nn._swap import Swap
+from anynorm_torch.nn._timing import Times, Trial
 from anynorm_torch.nn._twins import tensors_of
 from anynorm_torch.nn._verdicts import Verdicts, named_layers
 
@@ -25,18 +26,12 @@ class _Layer(NamedTuple):
     """A norm layer that may become anynorm's."""
 
     name: str
-    module: torch.nn.Module
-    own: type[torch.nn.Module]
-    ours: type[torch.nn.Module]
+    swap: Swap
     path: str
 
-    @property
-    def swap(self) -> Swap:
-        return Swap(self.module, self.own, self.ours)
-
     def __str__(self) -> str:
-        rule = rule_of(self.ours)
-        return f"anynorm's {self.own.__name__}" + (f": {rule}" if rule else "") + f", by {self.path}"
+        rule = rule_of(self.swap.ours)
+        return f"anynorm's {self.swap.own.__name__}" + (f": {rule}" if rule else "") + f", by {self.path}"
 
 
 class Acceleration:
@@ -50,24 +45,26 @@ class Acceleration:
         The layers that are anynorm's through this object, named as `model.named_modules()` does ("" is the model).
     left : dict of str to str
         The other norm layers, and why each was left as it is.
+    paths : dict of str to str
+        What computes each swapped layer, in the words of `anynorm.explain`: the engine for the device that it was on.
     times : dict of str to Times
         Of the layers that were timed: seconds of their calls in a step, `own` and `ours`, and their `ratio`.
 
     """
 
     def __init__(self, model: torch.nn.Module, measure: Any = None, least: int = 0) -> None:
-        self._swapped: list[_Layer] = []
         self.left: dict[str, str] = {}
         self.times: dict[str, Times] = {}
-        self._gain = ""
+        self._steps, self._least = "", least
         layers = self._candidates(model, least)
         if measure is not None:
             self._time(model, layers, measure)
-        for layer in layers:
-            if layer.name not in self.left:
-                self._swapped.append(layer)
-                set_class(layer.module, layer.ours)
-        self._joined = join(model)
+        self._swapped = [layer for layer in layers if layer.name not in self.left]
+        for layer in self._swapped:
+            layer.swap.apply()
+        self._sequences = pairs_in(model)
+        for sequence in self._sequences:
+            sequence.swap.apply()
 
     def _candidates(self, model: torch.nn.Module, least: int) -> list[_Layer]:
         """Return the layers that may become anynorm's, and note why the others may not."""
@@ -83,23 +80,30 @@ class Acceleration:
             elif verdict is not None:
                 path = path_to(memory_of(next(iter(tensors_of(module).values()), place)))
                 ours = from_size_on(verdict, least) if least else verdict  # type: ignore[arg-type]
-                found.append(_Layer(name, module, type(module), ours, path))
+                found.append(_Layer(name, Swap(module, type(module), ours), path))
         return found
 
     def _time(self, model: torch.nn.Module, layers: list[_Layer], batch: Any) -> None:
-        """Time each layer both ways, leave those whose own code is faster, and time the steps of the model."""
+        """Time each layer both ways, leave those that do not gain, and time the steps of the model with the others."""
         with Trial(model, batch, [layer.swap for layer in layers]) as trial:
-            for layer, times in zip(layers, trial.layers(), strict=True):
+            for layer, times in zip(layers, trial.layers() if layers else [], strict=True):
                 if times is None:
+                    self.left[layer.name] = "no step on the batch calls it"
                     continue
                 self.times[layer.name] = times
-                if times.own < times.ours:
-                    self.left[layer.name] = f"its own code is faster: {times}, by {layer.path}"
-            taken = [layer for layer in layers if layer.name not in self.left]
-            before, now, longer = trial.steps([layer.swap for layer in taken])
-            self._gain = f"a step of {trial.step} takes {now * 1e3:.3g} ms, with its own layers {before * 1e3:.3g} ms"
-            if longer:
-                self.left |= {layer.name: "with the few layers that are faster a step takes longer" for layer in taken}
+                if not times.faster:
+                    self.left[layer.name] = f"no sure gain: {times}, by {layer.path}"
+            taken = [layer.swap for layer in layers if layer.name not in self.left]
+            if not taken:
+                return
+            for swap in taken:
+                swap.apply()
+            sequences = [sequence.swap for sequence in pairs_in(model)]
+            before, now = trial.steps([*taken, *sequences])
+        self._steps = f"a step of {trial.step} takes {now * 1e3:.3g} ms, with its own layers {before * 1e3:.3g} ms"
+        if now > before:
+            slower = "the whole step takes longer with the layers that gain"
+            self.left |= {layer.name: slower for layer in layers if layer.name not in self.left}
 
     @property
     def swapped(self) -> tuple[str, ...]:
@@ -108,8 +112,13 @@ class Acceleration:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Return what computes each swapped layer, in the words of `anynorm.explain`, on the device that it is on."""
+        """Return what computes each swapped layer."""
         return {layer.name: layer.path for layer in self._swapped}
+
+    @property
+    def _swaps(self) -> list[Swap]:
+        """Return all modules whose class was changed."""
+        return [*[pairs.swap for pairs in self._sequences], *[layer.swap for layer in self._swapped]]
 
     def undo(self) -> None:
         """Give each swapped layer its own class back; what it learned meanwhile stays. Again, it does nothing.
@@ -117,17 +126,15 @@ class Acceleration:
         A layer whose class something else has changed since (torch.nn.utils.parametrize does) is not touched and stays
         in `swapped`, so that this may be called once more when that is taken off. A RuntimeWarning names it.
         """
-        self._joined = part(self._joined)
-        kept = []
-        for layer in self._swapped:
-            if type(layer.module) is layer.ours:
-                set_class(layer.module, layer.own)
-            elif type(layer.module) is not layer.own:
-                kept.append(layer)
-        self._swapped = kept
+        self._sequences = [sequence for sequence in self._sequences if not sequence.swap.revert()]
+        self._swapped = [layer for layer in self._swapped if not layer.swap.revert()]
+        self._steps = ""
+        kept = [f"{_called(layer.name)} (now a {type(layer.swap.module).__name__})" for layer in self._swapped]
+        kept += [f"a {type(sequence.swap.module).__name__}" for sequence in self._sequences]
         if kept:
-            names = ", ".join([f"{layer.name or 'the model'} (now a {type(layer.module).__name__})" for layer in kept])
-            msg = f"undo: something else has since changed the class of {names}. Take that off and call undo() again."
+            msg = (
+                f"undo: something else has changed the class of {', '.join(kept)}. Take that off and call undo() again."
+            )
             warnings.warn(msg, RuntimeWarning, stacklevel=users_level())
 
     def __enter__(self) -> Acceleration:
@@ -140,21 +147,17 @@ class Acceleration:
 
     def __repr__(self) -> str:
         lines = [f"Acceleration: {len(self._swapped)} swapped, {len(self.left)} left"]
-        if self._gain:
-            lines.append(f"  {self._gain}")
+        lines += [f"  {self._steps}"] if self._steps else []
         lines += [self._line(layer) for layer in self._swapped]
         lines += [f"  {_called(name)}: left, {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 
     def _line(self, layer: _Layer) -> str:
-        joined = any(layer.module is norm for one in self._joined for norm in one.norms)
-        relu = ", with the ReLU after it" if joined else ""
-        return f"  {_called(layer.name)}: {layer}{relu}{self._timed(layer.name)}"
-
-    def _timed(self, name: str) -> str:
-        if name in self.times:
-            return f": {self.times[name]}"
-        return ": no step on the batch calls it" if self._gain else ""
+        before_relu = any(layer.swap.module is norm for sequence in self._sequences for norm in sequence.norms)
+        relu = ", with the ReLU after it" if before_relu else ""
+        size = f", from {self._least} elements on" if self._least else ""
+        times = f": {self.times[layer.name]}" if layer.name in self.times else ""
+        return f"  {_called(layer.name)}: {layer}{size}{relu}{times}"
 
 
 def _called(name: str) -> str:
@@ -175,10 +178,10 @@ def accelerate(model: torch.nn.Module, *, measure: Any = None, min_elements: int
         Any model, or a norm layer itself.
     measure : optional
         A batch: a tuple holds positional arguments, a mapping keyword arguments, anything else is the only argument.
-        The model takes steps on it, by the layers' own code and by anynorm's in turn, some seconds and fifteen steps of
-        each at least: forward and backward if it is in training mode and gradients are enabled, else forward alone.
-        A layer that is faster by its own code is left. Parameters, buffers, gradients and random states are afterwards
-        what they were.
+        The model takes steps on it, by the layers' own code and by anynorm's in turn, 64 of them at least, or for some
+        seconds: forward and backward if it is in training mode and gradients are enabled, else forward alone. A layer
+        that does not become faster in three of four pairs of steps is left. Parameters, buffers, gradients and torch's
+        random states are afterwards what they were.
     min_elements : int
         For input of fewer elements a layer that was swapped runs its own forward.
 
@@ -234,7 +237,7 @@ def _warn_if_slow(paths: dict[str, str]) -> None:
     slow = [path for path in paths.values() if path.startswith("formula")]
     if slow:
         msg = (
-            f"accelerate: eagerly, {len(slow)} of the layers swapped run by the {slow[0]}, many times as long as by "
-            "their own code. accelerate(model, measure=batch) keeps those that are faster."
+            f"accelerate: eagerly, {len(slow)} of the layers swapped run by the {', '.join(dict.fromkeys(slow))}, many "
+            "times as long as by their own code. accelerate(model, measure=batch) keeps those that are faster."
         )
         warnings.warn(msg, RuntimeWarning, stacklevel=users_level())

@@ -271,7 +271,14 @@ def _trailing(layer: LayerNorm | RMSNorm, x: Tensor, heads: Mapping[int, Head]) 
     if ndim not in heads:
         msg = f"{type(layer).__name__}: normalized_shape has {ndim} axes. Make the layer for 1 to {len(heads)} of them."
         raise ValueError(msg)
-    return heads[ndim], x if x.is_contiguous() else x.contiguous()
+    return heads[ndim], x if x.is_contiguous() or _stays(layer, x) else x.contiguous()
+
+
+def _stays(layer: LayerNorm | RMSNorm, x: Tensor) -> bool:
+    """Return whether torch's result lies channels last as x does: of RMS norm."""
+    if isinstance(layer, LayerNorm) or x.ndim not in (4, 5):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
 def _by_running(layer: batchnorm._NormBase, x: Tensor, activation: Activation = None) -> Tensor:

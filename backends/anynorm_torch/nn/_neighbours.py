@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +12,14 @@ from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 
 from anynorm_torch.nn._modules import Activation
 
+# What calls a module, which a class of its own or a tool may replace.
+_CALLS = torch.nn.Module.__call__, torch.nn.Module._call_impl
+
 _PASSED = (torch.nn.Identity, torch.nn.Dropout)
 
 
-def pass_of(cls: type[torch.nn.Module]) -> Callable[[Any, Tensor, Activation], Tensor | None] | None:
+@functools.cache
+def pass_of(cls: Any) -> Callable[[Any, Tensor, Activation], Tensor | None] | None:
     """Return what computes a class's forward through an activation: `_activated`, beside or below that forward.
 
     It returns None for input that forward alone serves.
@@ -55,5 +60,6 @@ def is_watched(module: torch.nn.Module) -> bool:
         or module._backward_pre_hooks
         or module._compiled_call_impl is not None
         or "forward" in vars(module)
+        or (type(module).__call__, type(module)._call_impl) != _CALLS
         or _any_global_hook()  # type: ignore[no-untyped-call]
     )

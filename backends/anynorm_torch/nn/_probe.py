@@ -221,12 +221,13 @@ class _Search:
                 yield rank
 
     def _memory(self, rule: Rule, site: _Site, dtype: torch.dtype) -> Iterator[tuple[int, ...]]:
-        """Yield, for each number of axes, the order of axes in memory that results have where it is not that of x."""
+        """Yield, for each number of axes, the order of axes in memory that results have whatever that of x."""
         for rank in rule.ranks:
-            y = self._call(self.own, self._drawn(replace(site, rank=rank)).to(dtype), dtype).y
-            axes = tuple(sorted(range(rank), key=y.stride().__getitem__, reverse=True))
-            if axes != tuple(range(rank)) and y.permute(axes).is_contiguous():
-                yield axes
+            x = self._drawn(replace(site, rank=rank)).to(dtype)
+            turned = x.movedim(1, -1).contiguous().movedim(-1, 1)
+            orders = [_order(self._call(self.own, given, dtype).y) for given in (x, turned)]
+            if orders[0] is not None and orders[0] == orders[1] and rank > 1:
+                yield orders[0]
 
     def _orders(self, rule: Rule, site: _Site, compute: torch.dtype) -> Iterator[tuple[Dtypes, str]]:
         """Yield pairs of dtypes and the order of rounding that is the layer's own, where there is one."""
@@ -268,6 +269,12 @@ def _takes_gate(layer: torch.nn.Module) -> bool:
         msg = f"its forward takes {', '.join(needed)}"
         raise Odd(msg)
     return len(needed) == 2 or any("gate" in value.name for value in parameters[1:2])
+
+
+def _order(x: Tensor) -> tuple[int, ...] | None:
+    """Return a tensor's axes in their order in memory, outermost first; None if it has gaps."""
+    axes = tuple(sorted(range(x.ndim), key=x.stride().__getitem__, reverse=True))
+    return axes if x.permute(axes).is_contiguous() else None
 
 
 def _unknown(*args: Any) -> Any:

@@ -256,7 +256,7 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
         order = orders.get((x.dtype, None if weight is None else weight.dtype))
         if order is None:
             return None
-        return order, _lying(x, memory[x.ndim]) if x.ndim in memory else x, weight, _value(self, rule.bias)
+        return order, _in_order(x, memory[x.ndim]) if x.ndim in memory else x, weight, _value(self, rule.bias)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain = not kwargs and len(args) == tensors
@@ -290,10 +290,13 @@ def by_rule(own: type[torch.nn.Module], rule: Rule, otherwise: Callable[..., Any
     return new  # type: ignore[no-any-return]
 
 
-def _lying(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _in_order(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return x with its axes in that order in memory; our results then lie likewise."""
+    turned = x.permute(axes)
+    if turned.is_contiguous():
+        return x
     back = tuple([axes.index(axis) for axis in range(len(axes))])
-    return x.permute(axes).contiguous().permute(back)
+    return turned.contiguous().permute(back)
 
 
 def _said(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ Which modules are called is decided anew at every call: a pair that something wa
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,29 +13,27 @@ from torch import Tensor
 
 from anynorm_torch.nn._neighbours import activation_after, is_watched, may_be_activated, pass_of
 from anynorm_torch.nn._stand_ins import stand_in
+from anynorm_torch.nn._swap import Swap
 from anynorm_torch.nn._twins import tensors_of
 from anynorm_torch.nn._verdicts import named_layers
 
 
-class Joined(NamedTuple):
-    """A Sequential that runs pairs in one pass, its own class and the other, and the norms of the pairs."""
+class Pairs(NamedTuple):
+    """A Sequential that may run pairs in one pass, and the norms of the pairs."""
 
-    module: torch.nn.Module
-    own: type[torch.nn.Module]
-    ours: type[torch.nn.Module]
+    swap: Swap
     norms: tuple[torch.nn.Module, ...]
 
 
-def join(model: torch.nn.Module) -> list[Joined]:
-    """Let each Sequential of a model with torch's forward run its pairs in one pass, and return those that have any."""
-    joined = []
+def pairs_in(model: torch.nn.Module) -> list[Pairs]:
+    """Return the Sequentials of a model with torch's forward that have pairs."""
+    found = []
     for _, module in named_layers(model):
         own: Any = type(module)
         norms = _norms_before_relu(module) if own.forward is torch.nn.Sequential.forward else ()
         if norms and "forward" not in vars(module):
-            joined.append(Joined(module, own, joining(own), norms))
-            module.__class__ = joining(own)
-    return joined
+            found.append(Pairs(Swap(module, own, joining(own)), norms))
+    return found
 
 
 def _norms_before_relu(sequential: Any) -> tuple[torch.nn.Module, ...]:
@@ -45,19 +42,11 @@ def _norms_before_relu(sequential: Any) -> tuple[torch.nn.Module, ...]:
         [
             norm
             for place, norm in enumerate(modules)
-            if pass_of(type(norm)) is not None
+            if pass_of(type(norm)) is not None  # type: ignore[arg-type]
             and all(value.is_cpu for value in tensors_of(norm).values())
             and may_be_activated(modules[place + 1 :])
         ]
     )
-
-
-def part(joined: list[Joined]) -> list[Joined]:
-    """Give Sequentials their own class back, and return those whose class something else has changed since."""
-    for one in joined:
-        if type(one.module) is one.ours:
-            one.module.__class__ = one.own
-    return [one for one in joined if type(one.module) is not one.own]
 
 
 @functools.cache
@@ -68,25 +57,25 @@ def joining(own: Any) -> type[torch.nn.Module]:
         # A compiler fuses by itself, and tracers note each module.
         if torch.compiler.is_compiling() or torch._C._is_tracing() or not isinstance(self, new):
             return own.forward(self, input)
-        modules, place, x = list(self), 0, input
-        while place < len(modules):
-            y, count = _in_one_pass(modules[place:], x)
-            x = modules[place](x) if y is None else y
-            place += count
+        modules, number, x = list(self), 0, input
+        while number < len(modules):
+            y, count = _in_one_pass(modules, number, x)
+            x = modules[number](x) if y is None else y
+            number += count
         return x
 
     new: Any = stand_in(own, (own,), {"forward": forward}, _remade, own)
     return new  # type: ignore[no-any-return]
 
 
-def _in_one_pass(modules: Sequence[torch.nn.Module], x: Any) -> tuple[Tensor | None, int]:
+def _in_one_pass(modules: list[torch.nn.Module], number: int, x: Any) -> tuple[Tensor | None, int]:
     """Return what a norm and the modules up to a ReLU give, and their number; None and 1 where one is to be called."""
-    norm = modules[0]
-    activated = pass_of(type(norm))
+    norm = modules[number]
+    activated = pass_of(type(norm))  # type: ignore[arg-type]
     # CUDA's kernels apply no activation.
     if activated is None or not isinstance(x, Tensor) or not x.is_cpu or is_watched(norm):
         return None, 1
-    activation, count = activation_after(modules[1:])
+    activation, count = activation_after(modules[number + 1 :])
     y = None if activation is None else activated(norm, x, activation)
     return (None, 1) if y is None else (y, count + 1)
 

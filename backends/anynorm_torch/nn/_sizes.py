@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -21,15 +22,22 @@ def from_size_on(ours: Any, least: int) -> type[torch.nn.Module]:
     """Return the subclass of a class of anynorm's whose layers compute input of fewer elements by their own forward."""
     own: Any = own_class(ours)
     # Of instance norm torch's forward stays, which calls this.
+    first = list(inspect.signature(getattr(own, method_of(own))).parameters)[1]
     method = "_apply_instance_norm" if issubclass(ours, _InstanceNorm) else method_of(own)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        x = next(iter((*args, *kwargs.values())), None)
-        small = isinstance(x, Tensor) and not x.is_nested and OPS.holds(x.numel() < least)
+        small = is_small(self, args[0] if args else kwargs.get(first))
         return getattr(own if small else ours, method)(self, *args, **kwargs)
 
     def _activated(self: Any, x: Any, activation: Any) -> Any:
-        return None if OPS.holds(x.numel() < least) else activated(self, x, activation)
+        return None if is_small(self, x) else activated(self, x, activation)
+
+    def is_small(layer: Any, x: Any) -> bool:
+        if not isinstance(x, Tensor) or x.is_nested or not OPS.holds(x.numel() < least):
+            return False
+        # torch's instance norm would move statistics that `frozen_statistics` keeps.
+        keeps = isinstance(layer, _InstanceNorm) and layer.running_mean is not None and not layer.track_running_stats
+        return not (keeps and layer.training)
 
     activated: Any = pass_of(ours)
     names = {method: forward} if activated is None else {method: forward, "_activated": _activated}

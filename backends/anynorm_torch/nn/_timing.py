@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from anynorm_torch.nn._swap import Swap
 from anynorm_torch.nn._twins import tensors_of
 from anynorm_torch.nn._verdicts import signature
 
@@ -30,6 +32,7 @@ class Times(NamedTuple):
     own: float
     ours: float
     shape: tuple[int, ...]  # of the first input
+    faster: bool  # by anynorm's, in three of four pairs of steps
 
     @property
     def ratio(self) -> float:
@@ -41,30 +44,25 @@ class Times(NamedTuple):
         return f"{self.ratio:.2f} times as fast on {self.shape}, {ours:.3g} instead of {own:.3g} \u00b5s a step"
 
 
-class Swap(NamedTuple):
-    """A layer, its own class, and anynorm's for it."""
-
-    module: torch.nn.Module
-    own: type[torch.nn.Module]
-    ours: type[torch.nn.Module]
-
-
-def set_class(module: torch.nn.Module, cls: type[torch.nn.Module]) -> None:
-    """Give a module another class. Keras's layers have a __setattr__ of their own."""
-    object.__setattr__(module, "__class__", cls)
-
-
 class Trial:
     """Steps of a model on a batch: forward and backward in training with gradients enabled, else forward alone.
 
-    Within a `with` block, at whose end nothing of the model has changed, and no random state.
+    Within a `with` block, at whose end nothing of the model has changed, and no random state of torch's.
     """
 
     def __init__(self, model: torch.nn.Module, batch: Any, swaps: Sequence[Swap]) -> None:
         self.step = "training" if model.training and torch.is_grad_enabled() else "inference"
-        self._model, self._swaps = model, swaps
-        self._args, self._kwargs = _arguments(batch)
-        self._unchanged = _unchanged(model, [swap.module for swap in swaps], batch)
+        self._model, self._swaps = getattr(model, "_orig_mod", model), swaps  # of torch.compile, whose own runs eagerly
+        self._arguments = _arguments(batch)
+        lazy = next((name for name, value in model.named_parameters() if torch.nn.parameter.is_lazy(value)), None)
+        if lazy is not None:
+            msg = f"accelerate: the parameter {lazy} is not initialized yet. Call the model on a batch first."
+            raise ValueError(msg)
+        values = [*model.parameters(), *model.buffers(), *_tensors_in(batch)]
+        devices = {value.device for value in values if value.device.type not in ("cpu", "meta")}
+        self._wait = partial(_wait_for, devices)
+        self._generators = _Generators(devices)
+        self._unchanged = _unchanged(model, [swap.module for swap in swaps], self._generators)
 
     def __enter__(self) -> Trial:
         self._unchanged.__enter__()
@@ -75,7 +73,7 @@ class Trial:
 
     def layers(self) -> list[Times | None]:
         """Return how long each layer takes; None of one that no step calls. Layers that are alike count as one."""
-        watch = _Watch([swap.module for swap in self._swaps])
+        watch = _Watch([swap.module for swap in self._swaps], self._wait)
         rounds: list[list[dict[int, float]]] = []
         with watch:
             self._in_turn(self._swaps, watch.of, rounds.append)
@@ -85,10 +83,13 @@ class Trial:
                 kinds.setdefault(self._kind(swap, watch), []).append(id(swap.module))
         times: dict[int, Times] = {}
         for members in kinds.values():
-            pairs = [[sum([side[one] for one in members]) for side in both] for both in rounds]
+            pairs = [[sum([side.get(one, 0.0) for one in members]) for side in both] for both in rounds]
+            pairs = [pair for pair in pairs if min(pair) > 0]  # not every step calls every layer
+            if len(pairs) < 2:
+                continue
             own = statistics.median([first for first, _ in pairs]) / len(members)
-            ratio = statistics.median([first / second for first, second in pairs])
-            times |= {one: Times(own, own / ratio, watch.shapes[one][0]) for one in members}
+            low, ratio, _ = _quartiles(pairs)
+            times |= {one: Times(own, own / ratio, watch.shapes[one][0], low > 1) for one in members}
         return [times.get(id(swap.module)) for swap in self._swaps]
 
     @staticmethod
@@ -97,56 +98,77 @@ class Trial:
         lengths = tuple([(value.shape, value.device) for value in tensors_of(module).values()])
         return signature(module), swap.ours, module.training, lengths, tuple(watch.shapes[id(module)])
 
-    def steps(self, swaps: Sequence[Swap]) -> tuple[float, float, bool]:
-        """Return the seconds of a step without and with anynorm's classes, and if that takes longer in 3 of 4 pairs."""
+    def steps(self, swaps: Sequence[Swap]) -> tuple[float, float]:
+        """Return the seconds of a step without and with anynorm's classes."""
         rounds: list[list[float]] = []
-        self._in_turn(swaps, _seconds, rounds.append)
+        self._in_turn(swaps, self._seconds, rounds.append)
         own = statistics.median([first for first, _ in rounds])
-        _, ratio, high = statistics.quantiles([first / second for first, second in rounds], n=4)
-        return own, own / ratio, high < 1
+        return own, own / _quartiles(rounds)[1]
 
-    def _in_turn(self, swaps: Sequence[Swap], measured: Callable[[Callable[[], None]], Any], take: Any) -> None:
-        """Run steps by the layers' own classes and by anynorm's in turn, and take pairs of what is measured of each."""
+    def _seconds(self, run: Callable[[], None]) -> float:
+        self._wait()
+        began = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - began
 
-        def by(ours: bool) -> Any:
-            for module, own, other in swaps:
-                set_class(module, other if ours else own)
-            self._run()  # in use a step follows another of its kind, whose code is at hand
-            return measured(self._run)
+    def _in_turn(self, swaps: Sequence[Swap], measured: Callable[[Callable[[], None]], Any], note: Any) -> None:
+        """Run steps by the layers' own classes and by anynorm's in turn, and note pairs of what is measured of each."""
+
+        def step(ours: bool) -> Any:
+            for swap in swaps:
+                swap.apply() if ours else swap.revert()
+            self._fresh()()  # in use a step follows another of its kind, whose code the caches still hold
+            return measured(self._fresh())
 
         try:
             for ours in (False, True):  # compiles
-                by(ours)
+                step(ours)
             ends, number = time.perf_counter() + _SECONDS, 0
             while number < _LEAST_ROUNDS or (time.perf_counter() < ends and number < _MOST_ROUNDS):
                 # A B, B A: the second finds in the caches what the first has left there.
-                pair = [by(False), by(True)] if number % 2 == 0 else [by(True), by(False)][::-1]
-                take(pair)
+                note([step(False), step(True)] if number % 2 == 0 else [step(True), step(False)][::-1])
                 number += 1
         finally:
-            for module, own, _ in swaps:
-                set_class(module, own)
+            for swap in swaps:
+                swap.revert()
 
-    def _run(self) -> None:
-        """Take a step, without an optimizer."""
-        if self.step == "inference":
-            with torch.no_grad():
-                self._model(*self._args, **self._kwargs)
-            return
+    def _fresh(self) -> Callable[[], None]:
+        """Return a step without an optimizer, on a copy of the batch, in the random state that all steps begin in."""
+        args, kwargs = _copied(self._arguments)
+        self._generators.restore()
         self._model.zero_grad(set_to_none=True)
-        results = [value for value in _tensors_in(self._model(*self._args, **self._kwargs)) if value.requires_grad]
-        torch.autograd.backward(results, [torch.randn_like(value) for value in results])
+
+        def run() -> None:
+            output = self._model(*args, **kwargs)
+            if self.step == "inference":
+                return
+            results = [value for value in _tensors_in(output) if value.requires_grad]
+            if not results:
+                msg = (
+                    "accelerate: nothing that the model returns requires a gradient, or no tensor is found in it. Let "
+                    "it return tensors, or tuples, lists, mappings or dataclasses of them; or time it in eval() mode."
+                )
+                raise ValueError(msg)
+            torch.autograd.backward(results, [torch.randn_like(value) for value in results])
+
+        return run
+
+
+def _quartiles(pairs: Sequence[Sequence[float]]) -> list[float]:
+    """Return the quartiles of the ratios of the first to the second."""
+    return statistics.quantiles([first / second for first, second in pairs], n=4)
 
 
 class _Watch:
     """Tells how long layers take in a step, forward and backward, by hooks that it has within a `with` block."""
 
-    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+    def __init__(self, layers: Sequence[torch.nn.Module], wait: Callable[[], None]) -> None:
         self.shapes: dict[int, list[tuple[int, ...]]] = {}  # of the inputs of those that are called
-        self._layers = layers
+        self._layers, self._wait = layers, wait
         self._seconds: dict[int, float] = {}
         self._hooks: list[Any] = []
-        self._began = 0.0
+        self._begun: list[float] = []  # of calls that have not ended
 
     def __enter__(self) -> None:
         for layer in self._layers:
@@ -159,7 +181,7 @@ class _Watch:
 
     def of(self, run: Callable[[], None]) -> dict[int, float]:
         """Return the seconds of each layer that a step calls."""
-        self._seconds = {}
+        self._seconds, self._begun = {}, []
         run()
         return self._seconds
 
@@ -178,12 +200,12 @@ class _Watch:
             node.register_hook(lambda *_: self._end(layer))
 
     def _begin(self, *_: object) -> None:
-        _wait()
-        self._began = time.perf_counter()
+        self._wait()
+        self._begun.append(time.perf_counter())
 
     def _end(self, layer: torch.nn.Module) -> None:
-        _wait()
-        self._seconds[id(layer)] += time.perf_counter() - self._began
+        self._wait()
+        self._seconds[id(layer)] += time.perf_counter() - self._begun.pop()
 
 
 def _nodes(outputs: Sequence[Tensor], sources: Sequence[Any]) -> Iterator[Node]:
@@ -198,24 +220,28 @@ def _nodes(outputs: Sequence[Tensor], sources: Sequence[Any]) -> Iterator[Node]:
         yield node
 
 
-def _seconds(run: Callable[[], None]) -> float:
-    _wait()
-    began = time.perf_counter()
-    run()
-    _wait()
-    return time.perf_counter() - began
-
-
-def _wait() -> None:
-    """Wait until an accelerator has done what it was asked for."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def _wait_for(devices: set[torch.device]) -> None:
+    """Wait until devices have done what they were asked for."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        else:
+            getattr(torch, device.type).synchronize()
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), dict(batch)
-    return (batch if isinstance(batch, tuple) else (batch,)), {}
+    return (batch if type(batch) is tuple else (batch,)), {}
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a batch: a step may write to it, and its tensors may be parts of a graph."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) in (tuple, list):
+        return type(value)([_copied(part) for part in value])
+    return {name: _copied(part) for name, part in value.items()} if type(value) is dict else value
 
 
 def _tensors_in(value: Any) -> list[Tensor]:
@@ -229,22 +255,43 @@ def _tensors_in(value: Any) -> list[Tensor]:
     return [tensor for part in value for tensor in _tensors_in(part)] if isinstance(value, tuple | list) else []
 
 
+class _Generators:
+    """The states of torch's random generators, as they were when this was made."""
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._state = torch.get_rng_state()
+        self._of_cards = {card: torch.cuda.get_rng_state(card) for card in devices if card.type == "cuda"}
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._state)
+        for card, state in self._of_cards.items():
+            torch.cuda.set_rng_state(state, card)
+
+
 @contextmanager
-def _unchanged(model: torch.nn.Module, layers: Sequence[torch.nn.Module], batch: Any) -> Iterator[None]:
-    """Put back what steps change: buffers, statistics, gradients, and the states of random generators."""
-    buffers = [*model.buffers(), *[value for layer in layers for value in tensors_of(layer).values()]]
-    saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
-    learned = [*model.parameters(), *[value for value in _tensors_in(batch) if value.requires_grad and value.is_leaf]]
-    gradients = [(value, value.grad) for value in learned]
-    cards = {value.device.index for value in [*model.parameters(), *buffers] if value.device.type == "cuda"}
-    for value in learned:
-        value.grad = None
+def _unchanged(model: torch.nn.Module, layers: Sequence[torch.nn.Module], generators: _Generators) -> Iterator[None]:
+    """Put back what steps change: buffers, norm layers' statistics, gradients, and torch's random states."""
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    tensors = [value for _, of_module in buffers for value in of_module.values() if value is not None]
+    tensors += [value for layer in layers for value in tensors_of(layer).values()]
+    saved = [(value, value.detach().clone(), _version(value)) for value in tensors]
+    gradients = [(value, value.grad) for value in model.parameters()]
     try:
-        with torch.random.fork_rng(cards):
-            yield
+        yield
     finally:
+        generators.restore()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, of_module in buffers:
+            module._buffers.update(of_module)
         with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
-        for value, gradient in gradients:
-            value.grad = gradient
+            for value, old, version in saved:
+                if _version(value) != version:  # else a graph that was made before stays valid
+                    if value.shape != old.shape:
+                        value.resize_(old.shape)
+                    value.copy_(old)
+
+
+def _version(value: Tensor) -> int | None:
+    """Return how often a tensor was written to; None of one of inference mode, which outside of it cannot be."""
+    return None if value.is_inference() else value._version

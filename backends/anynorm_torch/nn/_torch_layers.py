@@ -9,6 +9,7 @@ import torch
 
 from anynorm_torch.nn._modules import check_module
 from anynorm_torch.nn._rules import own_class
+from anynorm_torch.nn._swap import Swap
 from anynorm_torch.nn._verdicts import named_layers
 
 
@@ -49,13 +50,12 @@ def torch_layers(model: torch.nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _torch_layers(model: torch.nn.Module) -> Iterator[None]:
-    classes = [(layer, type(layer), own_class(type(layer))) for _, layer in named_layers(model)]
-    changed = [(layer, ours, own) for layer, ours, own in classes if own is not None]
-    for layer, _, own in changed:
-        object.__setattr__(layer, "__class__", own)  # Keras's layers have a __setattr__ of their own
+    classes = [(layer, own_class(type(layer)), type(layer)) for _, layer in named_layers(model)]
+    swaps = [Swap(layer, own, ours) for layer, own, ours in classes if own is not None]
+    for swap in swaps:
+        swap.revert()
     try:
         yield
     finally:
-        for layer, ours, own in changed:
-            if type(layer) is own:
-                object.__setattr__(layer, "__class__", ours)
+        for swap in swaps:
+            swap.apply()

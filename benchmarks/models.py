@@ -165,7 +165,8 @@ def _timed(item: Item, plain: Module, inputs: Inputs, seconds: float) -> Row:
     """Time a step of a model with anynorm's layers and with its own."""
     ours = copy.deepcopy(plain)
     ours.train(item.step == "training")
-    acceleration = accelerate(ours, measure=inputs) if item.way == MEASURED else accelerate(ours)
+    with torch.set_grad_enabled(item.step == "training"):
+        acceleration = accelerate(ours, measure=inputs) if item.way == MEASURED else accelerate(ours)
     # Where weights lie in memory decides about 1 %: so one model has either layers in turn. A compiled one cannot.
     other = copy.deepcopy(plain) if item.way == COMPILED else ours
     calls = [_step(item, model, inputs) for model in (ours, other)]

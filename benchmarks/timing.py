@@ -73,7 +73,7 @@ def undisturbed(ours: Call, other: Call, *, seconds: float, clock: Clock = time.
     ends = time.monotonic() + seconds
     while len(waiting) < _LEAST_ROUNDS or (time.monotonic() < ends and len(waiting) < _MOST_UNDISTURBED):
         began, before = time.monotonic(), waited()
-        _round(turns, len(waiting), clock)
+        _round(turns, len(waiting), clock, after_its_like=True)
         share = (waited() - before) / (time.monotonic() - began)
         waiting.append(share if clock is time.perf_counter else 0.0)
     quietest = sorted(range(len(waiting)), key=waiting.__getitem__)
@@ -107,10 +107,11 @@ def _in_turn(ours: Call, other: Call, repeats: list[int], rounds: int) -> Pair:
     return _pair(*[turn.seconds for turn in turns])
 
 
-def _round(turns: list[_Turn], number: int, clock: Clock = time.perf_counter) -> None:
+def _round(turns: list[_Turn], number: int, clock: Clock = time.perf_counter, *, after_its_like: bool = False) -> None:
     # A B, B A, A B: else one of the two would always find the data in the cache, where the other has left them.
     for call, repeat, taken in turns if number % 2 == 0 else reversed(turns):
-        call()  # untimed: threads of the other may still be spinning, and its own code is no longer at hand
+        if repeat > 1 or after_its_like:
+            call()  # untimed: threads of the other may still be spinning, and the caches hold the other's code
         taken.append(per_call(call, repeat, clock))
 
 

@@ -21,8 +21,8 @@ from anynorm_torch.nn._twins import method_of
 def from_size_on(ours: Any, least: int) -> type[torch.nn.Module]:
     """Return the subclass of a class of anynorm's whose layers compute input of fewer elements by their own forward."""
     own: Any = own_class(ours)
-    # Of instance norm torch's forward stays, which calls this.
     first = list(inspect.signature(getattr(own, method_of(own))).parameters)[1]
+    # Of instance norm torch's forward stays, which calls this.
     method = "_apply_instance_norm" if issubclass(ours, _InstanceNorm) else method_of(own)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -60,7 +60,7 @@ class Trial:
             raise ValueError(msg)
         values = [*model.parameters(), *model.buffers(), *_tensors_in(batch)]
         devices = {value.device for value in values if value.device.type not in ("cpu", "meta")}
-        self._wait = partial(_wait_for, devices)
+        self._now = partial(_now, devices)
         self._generators = _Generators(devices)
         self._unchanged = _unchanged(model, [swap.module for swap in swaps], self._generators)
 
@@ -73,7 +73,7 @@ class Trial:
 
     def layers(self) -> list[Times | None]:
         """Return how long each layer takes; None of one that no step calls. Layers that are alike count as one."""
-        watch = _Watch([swap.module for swap in self._swaps], self._wait)
+        watch = Watch([swap.module for swap in self._swaps], self._now)
         rounds: list[list[dict[int, float]]] = []
         with watch:
             self._in_turn(self._swaps, watch.of, rounds.append)
@@ -93,7 +93,7 @@ class Trial:
         return [times.get(id(swap.module)) for swap in self._swaps]
 
     @staticmethod
-    def _kind(swap: Swap, watch: _Watch) -> Hashable:
+    def _kind(swap: Swap, watch: Watch) -> Hashable:
         module = swap.module
         lengths = tuple([(value.shape, value.device) for value in tensors_of(module).values()])
         return signature(module), swap.ours, module.training, lengths, tuple(watch.shapes[id(module)])
@@ -106,11 +106,9 @@ class Trial:
         return own, own / _quartiles(rounds)[1]
 
     def _seconds(self, run: Callable[[], None]) -> float:
-        self._wait()
-        began = time.perf_counter()
+        began = self._now()
         run()
-        self._wait()
-        return time.perf_counter() - began
+        return self._now() - began
 
     def _in_turn(self, swaps: Sequence[Swap], measured: Callable[[Callable[[], None]], Any], note: Any) -> None:
         """Run steps by the layers' own classes and by anynorm's in turn, and note pairs of what is measured of each."""
@@ -160,27 +158,28 @@ def _quartiles(pairs: Sequence[Sequence[float]]) -> list[float]:
     return statistics.quantiles([first / second for first, second in pairs], n=4)
 
 
-class _Watch:
+class Watch:
     """Tells how long layers take in a step, forward and backward, by hooks that it has within a `with` block."""
 
-    def __init__(self, layers: Sequence[torch.nn.Module], wait: Callable[[], None]) -> None:
+    def __init__(self, layers: Sequence[torch.nn.Module], now: Callable[[], float]) -> None:
         self.shapes: dict[int, list[tuple[int, ...]]] = {}  # of the inputs of those that are called
-        self._layers, self._wait = layers, wait
+        self._layers, self._now = layers, now
         self._seconds: dict[int, float] = {}
         self._hooks: list[Any] = []
         self._begun: list[float] = []  # of calls that have not ended
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Watch:
         for layer in self._layers:
             self._hooks.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
             self._hooks.append(layer.register_forward_hook(self._after, with_kwargs=True))
+        return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def of(self, run: Callable[[], None]) -> dict[int, float]:
-        """Return the seconds of each layer that a step calls."""
+    def of(self, run: Callable[[], object]) -> dict[int, float]:
+        """Return the seconds of each layer that a step calls, by id."""
         self._seconds, self._begun = {}, []
         run()
         return self._seconds
@@ -200,12 +199,10 @@ class _Watch:
             node.register_hook(lambda *_: self._end(layer))
 
     def _begin(self, *_: object) -> None:
-        self._wait()
-        self._begun.append(time.perf_counter())
+        self._begun.append(self._now())
 
     def _end(self, layer: torch.nn.Module) -> None:
-        self._wait()
-        self._seconds[id(layer)] += time.perf_counter() - self._begun.pop()
+        self._seconds[id(layer)] += self._now() - self._begun.pop()
 
 
 def _nodes(outputs: Sequence[Tensor], sources: Sequence[Any]) -> Iterator[Node]:
@@ -220,13 +217,14 @@ def _nodes(outputs: Sequence[Tensor], sources: Sequence[Any]) -> Iterator[Node]:
         yield node
 
 
-def _wait_for(devices: set[torch.device]) -> None:
-    """Wait until devices have done what they were asked for."""
+def _now(devices: set[torch.device]) -> float:
+    """Return the time at which devices have done what they were asked for."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         else:
             getattr(torch, device.type).synchronize()
+    return time.perf_counter()
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -40,6 +40,16 @@ def library(request: pytest.FixtureRequest) -> Iterator[ArrayLibrary]:
         yield found
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Forget torch's compiled graphs: it gives up on a function that it had to compile eight times."""
+    import torch
+
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def kept(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return what gives a folder for what compilers make: one for all workers of a run, and for later runs."""

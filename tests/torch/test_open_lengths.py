@@ -12,28 +12,21 @@ import numpy as np
 import pytest
 from inputs import Case, Norm, verify
 from libraries import ArrayLibrary, each_library
+from torch_compiler import COMPILES
 
 import anynorm as an
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed")
 
-pytestmark = [
-    # Given once per process: test_compile_in_a_fresh_process says that there is none.
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
-    # torch's own, of its older half.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-]
+pytestmark = COMPILES
 
 on_torch = each_library(["torch"])
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs: torch gives up on a function that it had to compile eight times."""
-    torch.compiler.reset()
-    an.layer_norm(torch.ones(2))  # the first tensor that anynorm meets costs a graph
-    yield
-    torch.compiler.reset()
+def first_tensor(fresh_compiler: None) -> None:  # noqa: ARG001
+    """Let anynorm meet a tensor, as the first one costs a graph."""
+    an.layer_norm(torch.ones(2))
 
 
 # Norms with the axes of (N, C, H, W) of which torch leaves the length open, all of them reduced but the first.

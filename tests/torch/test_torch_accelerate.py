@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import doctest
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch_compiler import COMPILES
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -19,12 +19,7 @@ from torch.nn.utils import parametrize  # noqa: E402
 import anynorm_torch.nn  # noqa: E402
 from anynorm_torch.nn import accelerate  # noqa: E402
 
-pytestmark = [
-    # Given once per process where the compiler meets a cache; test_ways_torch.py says where there must be none.
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
-    # torch's own, when it loads its compiler.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-]
+pytestmark = COMPILES
 
 
 class Residual(nn.Module):
@@ -83,13 +78,6 @@ def model_and_input(name: str, dtype: Any = None) -> tuple[Any, Any, int]:
 
 
 each_model = pytest.mark.parametrize("name", MODELS)
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs."""
-    yield
-    torch.compiler.reset()
 
 
 def classes(model: Any) -> list[type]:

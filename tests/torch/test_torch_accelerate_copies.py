@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
 
 import pytest
+from torch_compiler import COMPILES
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -15,17 +15,7 @@ from norm_conventions import each_convention, layer_and_input  # noqa: E402
 
 from anynorm_torch.nn import accelerate  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs."""
-    yield
-    torch.compiler.reset()
+pytestmark = COMPILES
 
 
 @each_convention

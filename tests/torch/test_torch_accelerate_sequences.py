@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -87,14 +86,6 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[type]:
 
         monkeypatch.setattr(cls, "forward", forward)
     return noted
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """Forget what torch.compile has compiled, before and after a test."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def made(name: str, dtype: Any = None, training: bool = True) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch_compiler import COMPILES
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -13,18 +13,7 @@ from torch import nn  # noqa: E402
 
 import anynorm as an  # noqa: E402
 
-pytestmark = [
-    pytest.mark.feature("compiled"),
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs."""
-    yield
-    torch.compiler.reset()
+pytestmark = [pytest.mark.feature("compiled"), *COMPILES]
 
 
 def step(batch_norm: Any, x: Any, dy: Any, eps: float) -> tuple[Any, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from torch_compiler import COMPILES
 from torch_layers import SETUPS, Setup, check_states_agree, each_setup, one_of_each_kind
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -18,19 +18,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import anynorm_torch.nn  # noqa: E402
 
-pytestmark = [
-    # Given once per process where the compiler meets a cache; test_ways_torch.py says where there must be none.
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
-    # torch's own, when it loads its compiler and its exporter.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs."""
-    yield
-    torch.compiler.reset()
+pytestmark = COMPILES
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # torch's RMS norm

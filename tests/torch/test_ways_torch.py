@@ -20,28 +20,16 @@ from hostile import ARRANGEMENTS, HOSTILE, LARGE, two_values
 from inputs import FUNCTIONS, NORMS, Case, Norm, make_case, pairwise, verify
 from layouts import LAYOUTS
 from libraries import ALL_DTYPES, DTYPE_FEATURES, ArrayLibrary, each_library, nothing_known
+from torch_compiler import COMPILES
 
 import anynorm as an
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-pytestmark = [
-    # Given once per process: test_compile_in_a_fresh_process says that there is none, the others what is computed.
-    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
-    # torch's own, when it loads inductor and the rules of forward mode.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
-]
+pytestmark = COMPILES
 
 on_torch = each_library(["torch"])
 each_small_norm = pytest.mark.parametrize("norm", [pytest.param(norm, id=norm.name) for norm in SMALL_NORMS])
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs: torch gives up on a function that it had to compile eight times."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def _check_compiled(case: Case, library: ArrayLibrary, backend: Any, **options: Any) -> None:

@@ -563,3 +563,24 @@ def test_channels_last_rms_norm() -> None:
     own = model(x)
     accelerate(model)
     assert model(x).stride() == own.stride()
+
+
+class Formula(nn.Module):
+    """RMS norm written out, whose result lies in memory as its input does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(C))
+
+    def forward(self, x: Any) -> Any:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("shape", [(5, C), (2, 5, C), (2, 3, 5, C)])
+def test_result_that_follows_its_input(shape: tuple[int, ...]) -> None:
+    """Where the own result lies as a transposed input does, so does anynorm's."""
+    model = nn.Sequential(Formula())
+    x = torch.randn(shape).mT.contiguous().mT
+    own = model(x)
+    accelerate(model)
+    assert model(x).stride() == own.stride() == x.stride()

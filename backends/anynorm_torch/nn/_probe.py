@@ -224,9 +224,10 @@ class _Search:
         """Yield, for each number of axes, the order of axes in memory that results have whatever that of x."""
         for rank in rule.ranks:
             x = self._drawn(replace(site, rank=rank)).to(dtype)
-            turned = x.movedim(1, -1).contiguous().movedim(-1, 1)
+            channels = 1 if rank > 2 else 0  # which lie last, or the sets do
+            turned = x.movedim(channels, -1).contiguous().movedim(-1, channels)
             orders = [_order(self._call(self.own, given, dtype).y) for given in (x, turned)]
-            if orders[0] is not None and orders[0] == orders[1] and rank > 1:
+            if orders[0] is not None and orders[0] == orders[1]:
                 yield orders[0]
 
     def _orders(self, rule: Rule, site: _Site, compute: torch.dtype) -> Iterator[tuple[Dtypes, str]]:
